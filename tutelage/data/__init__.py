@@ -1,0 +1,1 @@
+"""Datasets, label maps, views and their geometry, streams, pseudo-label files and the procedural demo data."""

@@ -1,0 +1,1 @@
+"""The one training loop, its clock, optimizers, checkpoints and collectives."""

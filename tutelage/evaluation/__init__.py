@@ -1,0 +1,1 @@
+"""Metrics, protocols, sliding windows, intervals and comparisons."""
