@@ -1,0 +1,102 @@
+"""From the values that mask files store to train ids: one look-up table, one gather a mask.
+
+Inside the library a label is uint8: train ids 0..C-1, and 255 where nothing is known. What a file says instead
+(Cityscapes' raw ids, ADE20K's shifted ones, colours, 16-bit ids) ends at this border.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from tutelage.data.images import MaskEncoding, read_raw_mask
+from tutelage.errors import DataError
+
+IGNORE = 255
+_UNEXPECTED = 254  # a value that the table does not know; hence at most 254 classes
+
+
+def pack(colour: Sequence[int]) -> int:
+    """An RGB colour as one 24-bit integer (exact, unlike weighted sums of the channels)."""
+    red, green, blue = colour
+    return (int(red) << 16) | (int(green) << 8) | int(blue)
+
+
+def unpack(value: int) -> tuple[int, int, int]:
+    """The RGB colour of a packed 24-bit integer."""
+    return (value >> 16) & 255, (value >> 8) & 255, value & 255
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """How raw mask values become train ids.
+
+    ``table`` maps a raw value (an index, or a packed colour) to a train id or :data:`IGNORE`; ``others`` is the
+    train id of every value that is not in the table, or ``None`` to refuse such a value.
+    """
+
+    table: Mapping[int, int]
+    encoding: MaskEncoding = "index"
+    others: int | None = None
+
+    @property
+    def identity(self) -> str:
+        """The whole map as text: equal maps, equal text."""
+        return repr((sorted(self.table.items()), self.encoding, self.others))
+
+    @cached_property
+    def _lookup(self) -> np.ndarray:
+        sizes = {"rgb": 1 << 24, "index": 1 << 16, "first16": 1 << 16}
+        lookup = np.full(sizes[self.encoding], _UNEXPECTED if self.others is None else self.others, dtype=np.uint8)
+        lookup[np.fromiter(self.table.keys(), dtype=np.int64)] = np.fromiter(self.table.values(), dtype=np.uint8)
+        return lookup
+
+    def convert(self, raw: np.ndarray) -> np.ndarray:
+        """Raw values (H, W) to train ids (H, W) uint8; a value that the map does not know becomes 254."""
+        if raw.dtype != np.uint8 and (raw.min(initial=0) < 0 or raw.max(initial=0) >= len(self._lookup)):
+            raw = np.where((raw < 0) | (raw >= len(self._lookup)), len(self._lookup) - 1, raw)
+        return np.take(self._lookup, raw)
+
+    def unexpected(self, raw: np.ndarray) -> dict[int, int]:
+        """The raw values of a mask that the map does not know, with their pixel counts."""
+        values, counts = np.unique(raw[self.convert(raw) == _UNEXPECTED], return_counts=True)
+        return {int(value): int(count) for value, count in zip(values, counts, strict=True)}
+
+    def name_of(self, value: int) -> str:
+        """A raw value as a user knows it: a colour as R,G,B, an index as it is."""
+        return ",".join(map(str, unpack(value))) if self.encoding == "rgb" else str(value)
+
+    def read(self, path: Path) -> np.ndarray:
+        """Read a mask file as train ids (H, W) uint8.
+
+        Raises :class:`DataError` naming the file, the value and its pixel count where a value is not expected.
+        """
+        raw = read_raw_mask(path, self.encoding)
+        label = self.convert(raw)
+        if self.others is None and (label == _UNEXPECTED).any():
+            found = ", ".join(f"{self.name_of(v)} ({n} pixels)" for v, n in list(self.unexpected(raw).items())[:5])
+            known = ", ".join(self.name_of(value) for value in list(self.table)[:12])
+            raise DataError(
+                f"mask holds values that no class has: {path}: {found}; expected {known}",
+                "add the value under data.<name>.ids or .ignore, or set data.<name>.others: ignore",
+            )
+        return label
+
+
+def identity(classes: int, ignore: Sequence[int] = (IGNORE,)) -> LabelMap:
+    """Value i is class i; the values in ``ignore`` are not counted; any other value is refused."""
+    return LabelMap({**{i: i for i in range(classes)}, **dict.fromkeys(ignore, IGNORE)})
+
+
+def compose(label_map: LabelMap, bridge: Mapping[int, int]) -> LabelMap:
+    """``label_map`` followed by a map from its train ids to another list's (255 where a class is dropped)."""
+
+    def moved(train_id: int) -> int:
+        return IGNORE if train_id == IGNORE else bridge[train_id]
+
+    others = label_map.others if label_map.others is None else moved(label_map.others)
+    return LabelMap({raw: moved(i) for raw, i in label_map.table.items()}, label_map.encoding, others)
