@@ -1,0 +1,29 @@
+"""From settings to a net: seeded, with its first weights. The one door for other rooms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+
+import torch
+
+from tutelage.nets.segmentor import Segmentor
+from tutelage.nets.settings import NetSettings
+from tutelage.nets.weights import load_weights
+
+
+def build(settings: NetSettings, classes: int, *, seed: int | None = None, taps: Iterable[str] = ()) -> Segmentor:
+    """The net that ``settings`` describe, on the CPU, with its first weights; ``net.load_report`` says what was loaded.
+
+    With a ``seed`` the random weights are the same each time and no global generator is touched; without one they
+    come from torch's. Raises TutelageError as :class:`Segmentor` and
+    :func:`~tutelage.nets.weights.load_weights` do.
+    """
+    with nullcontext() if seed is None else torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            # Not torch.manual_seed: it would seed the generators of every accelerator, which nothing puts back.
+            torch.default_generator.manual_seed(seed)
+        net = Segmentor(settings, classes, taps)
+    if settings.weights is not None:
+        net.load_report = load_weights(net, settings.weights)
+    return net

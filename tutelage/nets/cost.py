@@ -1,0 +1,75 @@
+"""What a net costs: parameters, multiply-adds and time.
+
+Multiply-adds are what the segmentation papers print as "FLOPs" or "GFLOPs": one multiplication with its addition
+counts once (torch's counter counts both, so its number is halved). Convolutions and matrix products, attention
+included, are counted; normalisation, activations and resizing are not.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def parameters(net: nn.Module) -> int:
+    """The number of trainable and frozen values; buffers are not counted."""
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def flops(net: nn.Module, size: tuple[int, int]) -> int:
+    """Multiply-adds of one image (3, H, W), ``size`` = (H, W), as the net stands but in evaluation mode.
+
+    Computes with shapes alone: neither time nor memory depend on the size.
+    """
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    counter = FlopCounterMode(display=False)
+    try:
+        # Plain attention: the fused kernels of some devices are unknown to the counter and would count as nothing.
+        with (
+            torch.no_grad(),
+            FakeTensorMode(allow_non_fake_inputs=True),
+            sdpa_kernel(SDPBackend.MATH),
+            counter,
+        ):
+            net(torch.empty(1, 3, *size, device=_device(net)))
+    finally:
+        for module, training in modes:
+            module.training = training
+    return counter.get_total_flops() // 2
+
+
+def latency(net: nn.Module, size: tuple[int, int], *, repeats: int = 20, warm_up: int = 5) -> float:
+    """Median milliseconds for one image (3, H, W), ``size`` = (H, W), in evaluation mode on the net's own device."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    device = _device(net)
+    image = torch.rand(1, 3, *size, device=device)
+    times = []
+    try:
+        with torch.inference_mode():
+            for _ in range(warm_up + repeats):
+                _synchronise(device)
+                start = time.perf_counter()
+                net(image)
+                _synchronise(device)
+                times.append(1000 * (time.perf_counter() - start))
+    finally:
+        for module, training in modes:
+            module.training = training
+    return statistics.median(times[warm_up:])
+
+
+def _device(net: nn.Module) -> torch.device:
+    return next(net.parameters()).device
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

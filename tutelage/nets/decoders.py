@@ -1,0 +1,139 @@
+"""Decoders: from an encoder's levels to the embedding that the last 1x1 classifier reads.
+
+All but LR-ASPP are segmentation-models-pytorch's, taken out of its public model classes. Its heads are left out
+(their convolution is 1x1 or 3x3 and they enlarge the logits): here every net ends in one 1x1 classifier on the
+decoder's own grid. DeepLabV3+ and FPN resize with aligned corners inside, as that library does. Decoders with
+a global pooling branch and BatchNorm (deeplabv3, deeplabv3plus, upernet) need at least two images a batch in
+training.
+
+Dimensions: B batch, C channels, D embedding, h w a level's grid.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch import Tensor, nn
+
+import tutelage.torchvision_operators  # noqa: F401  (before segmentation_models_pytorch)
+from tutelage.nets.encoders import EncoderSpec, stand_ins
+from tutelage.nets.lraspp import LRASPP
+from tutelage.nets.settings import NetSettings
+
+import segmentation_models_pytorch as smp  # isort: skip
+
+# The stride of the embedding where it does not depend on the encoder's output stride.
+_STRIDE = {"deeplabv3plus": 4, "fpn": 4, "upernet": 4, "segformer": 4, "unet": 1, "dpt": 2, "lraspp": 8}
+
+# Decoders that drop values themselves; the others get a channel dropout at their end where one is asked for.
+_OWN_DROPOUT = {"deeplabv3", "deeplabv3plus", "pspnet", "fpn", "dpt"}
+
+
+class Decoder(nn.Module):
+    """One of segmentation-models-pytorch's decoders, fed with an encoder's levels.
+
+    ``channels`` is D, ``stride`` the embedding's; ``tail`` is what follows the decoder before the classifier.
+    """
+
+    def __init__(self, body: nn.Module, tail: nn.Module, spec: EncoderSpec, channels: int, stride: int) -> None:
+        super().__init__()
+        self.body = body
+        self.tail = tail
+        self.spec = spec
+        self.channels = channels
+        self.stride = stride
+
+    def forward(self, levels: tuple[Tensor, ...], tokens: tuple[Tensor, ...]) -> Tensor:
+        """Embedding (B, D, H / stride, W / stride) of all levels (B, C, h, w) of an image (H, W)."""
+        if self.spec.kind == "vit":
+            merged = self.body(list(levels), list(tokens) or [None] * len(levels))
+        else:
+            merged = self.body([*stand_ins(levels, self.spec.strides, self.spec.stand_ins), *levels])
+        embedding_BDhw: Tensor = self.tail(merged)
+        return embedding_BDhw
+
+
+class LightDecoder(nn.Module):
+    """LR-ASPP on the last level and the first level of stride 8."""
+
+    def __init__(self, spec: EncoderSpec, width: int, dropout: float | None) -> None:
+        super().__init__()
+        self.low_level = spec.strides.index(8)
+        self.body = LRASPP(spec.channels[-1], spec.channels[self.low_level], width)
+        self.tail: nn.Module = nn.Identity() if dropout is None else nn.Dropout2d(dropout)
+        self.channels = self.body.channels
+        self.stride = 8
+
+    def forward(self, levels: tuple[Tensor, ...], tokens: tuple[Tensor, ...]) -> Tensor:
+        """Embedding (B, D, H / 8, W / 8) of all levels (B, C, h, w) of an image (H, W)."""
+        embedding_BDhw: Tensor = self.tail(self.body(levels[-1], levels[self.low_level]))
+        return embedding_BDhw
+
+
+def make(settings: NetSettings, spec: EncoderSpec) -> tuple[nn.Module, Decoder | LightDecoder]:
+    """The bare encoder and the decoder that ``settings`` name, with random weights."""
+    arguments: dict[str, Any] = dict(spec.arguments)
+    if settings.drop_path and spec.kind != "mit":
+        arguments["drop_path_rate"] = settings.drop_path
+    if settings.decoder == "lraspp":
+        encoder = smp.encoders.get_encoder(spec.smp_name, output_stride=settings.stride, **arguments)
+        return spec.unwrap(encoder, settings.drop_path), LightDecoder(spec, settings.channels, settings.dropout)
+    model_class, own = _model(settings)
+    if spec.kind == "timm" and "encoder_output_stride" not in own:
+        arguments["output_stride"] = settings.stride
+    with warnings.catch_warnings():
+        # DPT warns of encoders without prefix tokens; its readout then is a plain projection, which is meant.
+        warnings.filterwarnings("ignore", message="Encoder does not have prefix tokens")
+        model = model_class(spec.smp_name, encoder_weights=None, classes=1, **own, **arguments)
+    tail: nn.Module = nn.Identity()
+    if settings.decoder == "dpt":
+        tail = nn.Sequential(*list(model.segmentation_head.head)[:-1])
+        for layer in tail:
+            if isinstance(layer, nn.Dropout) and settings.dropout is not None:
+                layer.p = settings.dropout
+        width = settings.channels
+    else:
+        width = model.segmentation_head[0].in_channels
+    if settings.dropout is not None and settings.decoder not in _OWN_DROPOUT:
+        tail = nn.Dropout2d(settings.dropout)
+    stride = _STRIDE.get(settings.decoder, settings.stride)
+    return spec.unwrap(model.encoder, settings.drop_path), Decoder(model.decoder, tail, spec, width, stride)
+
+
+def _model(settings: NetSettings) -> tuple[Any, dict[str, Any]]:
+    """The library's model class for a decoder and its own arguments."""
+    width = settings.channels
+    match settings.decoder:
+        case "deeplabv3" | "deeplabv3plus":
+            # Rates 6, 12, 18 belong to stride 16 and are doubled at 8 (Chen et al. 2017, section 4.1).
+            rates = (6, 12, 18) if settings.stride == 16 else (12, 24, 36)
+            dropout = 0.5 if settings.dropout is None else settings.dropout
+            return smp.DeepLabV3 if settings.decoder == "deeplabv3" else smp.DeepLabV3Plus, {
+                "encoder_output_stride": settings.stride,
+                "decoder_channels": width,
+                "decoder_atrous_rates": rates,
+                "decoder_aspp_dropout": dropout,
+            }
+        case "pspnet":
+            dropout = 0.2 if settings.dropout is None else settings.dropout
+            return smp.PSPNet, {"encoder_depth": 5, "psp_out_channels": width, "psp_dropout": dropout}
+        case "fpn":
+            dropout = 0.2 if settings.dropout is None else settings.dropout
+            return smp.FPN, {
+                "decoder_pyramid_channels": width,
+                "decoder_segmentation_channels": width // 2,
+                "decoder_dropout": dropout,
+            }
+        case "upernet":
+            return smp.UPerNet, {"decoder_channels": width}
+        case "segformer":
+            return smp.Segformer, {"decoder_segmentation_channels": width}
+        case "unet":
+            return smp.Unet, {"decoder_channels": tuple(width >> block for block in range(5))}
+        case _:
+            return smp.DPT, {
+                "encoder_output_indices": None,
+                "decoder_fusion_channels": width,
+                "decoder_intermediate_channels": (width, 2 * width, 4 * width, 4 * width),
+            }

