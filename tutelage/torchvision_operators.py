@@ -27,11 +27,9 @@ def _operators_load() -> bool:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return False
-    for library in sorted(Path(spec.origin).parent.glob("_C*.so")) + sorted(
-        Path(spec.origin).parent.glob("_C*.pyd")
-    ):
+    for library in sorted(Path(spec.origin).parent.glob("_C*.so")) + sorted(Path(spec.origin).parent.glob("_C*.pyd")):
         try:
-            torch.ops.load_library(str(library))
+            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
         except OSError:
             continue
         return True
@@ -39,8 +37,8 @@ def _operators_load() -> bool:
 
 
 # The library object must live as long as the process: its destructor takes the registration back.
-_library = torch.library.Library("torchvision", "FRAGMENT")
+_library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
 if not _operators_load():
     for _name, _schema in _SCHEMAS.items():
         if not hasattr(torch.ops.torchvision, _name):
-            _library.define(_schema)
+            _library.define(_schema)  # type: ignore[no-untyped-call]

@@ -1,0 +1,81 @@
+"""What a checkpoint holds: every tensor of the method and of its optimizers, and where the run stands.
+
+Schedules and random numbers are functions of the step and need no saving.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tutelage.engine.collectives import world
+from tutelage.engine.contract import Method
+from tutelage.errors import RunError
+
+_METHOD, _OPTIMIZER = "method", "optimizer"
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What must be equal for a resumed run to be byte-equal to an uninterrupted one."""
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "processes": world(),
+    }
+
+
+def pack(method: Method, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """All tensors of a run by one flat name each, on the CPU, in the plain memory layout."""
+    tensors = {f"{_METHOD}.{name}": value for name, value in method.learned_state().items()}
+    for name, optimizer in optimizers.items():
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors.update({f"{_OPTIMIZER}.{name}.{index}.{key}": value for key, value in state.items()})
+    # Cloned: tied parameters share memory, which the file format does not allow.
+    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+
+
+def write(path: Path, method: Method, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+    """Write the tensors of a run to a safetensors file."""
+    save_file(pack(method, optimizers), path)
+
+
+def restore(path: Path, method: Method, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+    """Put the tensors of :func:`write` back in place.
+
+    Raises :class:`RunError` when the file belongs to another method or other nets.
+    """
+    tensors = load_file(path)
+    prefix = f"{_METHOD}."
+    try:
+        method.load_learned_state({n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)})
+    except RuntimeError as error:
+        raise RunError(
+            f"checkpoint does not fit: {path} ({error})", "remove the stage's folder to train it from the start"
+        ) from None
+    for name, optimizer in optimizers.items():
+        _restore_optimizer(name, optimizer, tensors)
+
+
+def _restore_optimizer(name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    prefix = f"{_OPTIMIZER}.{name}."
+    for full_name, value in tensors.items():
+        if full_name.startswith(prefix):
+            index, _, key = full_name.removeprefix(prefix).partition(".")
+            parameter = parameters[int(index)]
+            if value.shape == parameter.shape:
+                # The parameter's memory layout (channels last): fused kernels walk both side by side.
+                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            state.setdefault(int(index), {})[key] = value
+    content = optimizer.state_dict()
+    optimizer.load_state_dict({"state": state, "param_groups": content["param_groups"]})

@@ -1,0 +1,181 @@
+"""What the engine and a method promise each other.
+
+A method is an ``nn.Module`` that holds every net it trains or consults, and all its state in buffers, so that a
+checkpoint holds it too. It says which streams it eats and how a step goes: one or more passes, each a forward and
+a backward into the nets that the pass trains. The engine does the rest, and does it the same way for every method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.data.draws import key
+from tutelage.data.views import Batch
+from tutelage.engine.optimizers import OptimizerSettings, ScheduleSettings
+from tutelage.settings import Settings
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward and backward within a step; ``trains`` names the nets that receive its gradient."""
+
+    name: str
+    trains: frozenset[str]
+
+    def __init__(self, name: str, trains: Iterable[str]) -> None:
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "trains", frozenset(trains))
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method asks of one of its streams."""
+
+    labels: bool
+    """Whether masks are read."""
+    views: tuple[str, ...]
+    """Names of the views, all of one sample."""
+    about: str = ""
+    """What the stream is, for the manual."""
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """The nets that one optimizer holds, and its settings; ``None`` means those of the recipe."""
+
+    nets: tuple[str, ...]
+    optimizer: OptimizerSettings | None = None
+    schedule: ScheduleSettings | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a method may know of the task when it is made."""
+
+    classes: int
+    """Number of classes."""
+    pixel_counts: Callable[[], Sequence[int]] = lambda: ()
+    """Counts the pixels of each class in the labelled training masks (reads them all, once)."""
+
+
+class Carry(dict[str, Tensor]):
+    """Tensors from one pass to the next; whatever is put in is detached."""
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        super().__setitem__(name, value.detach())
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Where the run stands while a pass is computed or a step is finished."""
+
+    step: int
+    total: int
+    seed: int
+    device: torch.device
+    pass_name: str = ""
+    slice: int = 0
+    """Which part of the step's batch this is: ``micro * world + rank``. A micro-batch is one more rank."""
+    slices: int = 1
+    carry: Carry = field(default_factory=Carry)
+    """Detached tensors from one pass to the next, within one micro-batch."""
+    carries: tuple[Carry, ...] = ()
+    """In ``after_step``: what the passes of each micro-batch carried."""
+    totals: Mapping[str, Tensor] = field(default_factory=dict)
+    """``method.counts`` summed over the whole step: all micro-batches of all ranks."""
+
+    @property
+    def progress(self) -> float:
+        """0 at the first step, approaching 1 at the last."""
+        return self.step / self.total
+
+    def share(self, name: str) -> Tensor:
+        """The mean of a count over the step's slices, at least one.
+
+        A sum over one slice divided by this is a term whose average over slices is the mean over the whole
+        batch, whatever the number of micro-batches and ranks.
+        """
+        return (self.totals[name] / self.slices).clamp(min=1.0 / self.slices)
+
+    @cached_property
+    def generator(self) -> torch.Generator:
+        """Random numbers for this pass on this slice."""
+        return self._generator(self.slice)
+
+    @cached_property
+    def shared_generator(self) -> torch.Generator:
+        """Random numbers that are the same on every rank and micro-batch of this pass."""
+        return self._generator(-1)
+
+    @property
+    def global_seed(self) -> int:
+        """What the global generators are seeded with before this pass (dropout, stochastic depth)."""
+        return key(self.seed, self.step, self.slice, self.pass_name, "global") % (1 << 63)
+
+    def _generator(self, part: int) -> torch.Generator:
+        generator = torch.Generator(self.device)
+        return generator.manual_seed(key(self.seed, self.step, part, self.pass_name, "draws") % (1 << 63))
+
+
+class Method(nn.Module):
+    """The base of every method; see the module's header and ``docs/adding_a_method.md``."""
+
+    Settings: ClassVar[type[Settings]] = Settings
+    version: ClassVar[int] = 1
+    """Raised when the method's results change, so that finished stages are trained anew."""
+    streams: ClassVar[Mapping[str, Needs]] = {}
+    teachers: ClassVar[tuple[str, ...]] = ()
+    """Names of nets that come trained from another stage and are only consulted."""
+
+    def train(self, mode: bool = True) -> Method:
+        """Switch to training mode; teachers stay in evaluation mode."""
+        super().train(mode)
+        for name in self.teachers:
+            self.get_submodule(name).eval()
+        return self
+
+    def passes(self, step: int) -> tuple[Pass, ...]:
+        """The passes of a step, in order."""
+        return (Pass("train", {"student"}),)
+
+    def optimizers(self) -> Mapping[str, Optimization]:
+        """The optimizers by name; ``main`` follows the recipe."""
+        return {"main": Optimization(("student",))}
+
+    def exported(self) -> Mapping[str, nn.Module]:
+        """The nets that a finished stage keeps, the one that is evaluated first."""
+        return {"student": self.get_submodule("student")}
+
+    def counts(self, batches: Mapping[str, Batch]) -> Mapping[str, Tensor]:
+        """Numbers of valid labels in one micro-batch, for terms that are means over the whole batch."""
+        return {}
+
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+        """The weighted loss terms of one pass: scalars that the engine adds up."""
+        raise NotImplementedError
+
+    def after_step(self, tick: Tick) -> None:
+        """What follows the optimizers' step: moving averages, queues."""
+
+    def learned_state(self) -> dict[str, Tensor]:
+        """All tensors of the method but those of its trained teachers, which come from their own artefacts."""
+        given = tuple(f"{name}." for name in self.teachers)
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(given)}
+
+    def load_learned_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what :meth:`learned_state` gave. Raises ``RuntimeError`` when names or shapes differ."""
+        own = self.learned_state()
+        if own.keys() != state.keys():
+            differing = sorted(own.keys() ^ state.keys())[:5]
+            raise RuntimeError(f"the checkpoint's tensors are not the method's: {', '.join(differing)}")
+        self.load_state_dict(dict(state), strict=False)
+
+    def extra_report(self) -> dict[str, Any]:
+        """What the method wants said once before training (memory of its queues, what is projected where)."""
+        return {}

@@ -1,0 +1,52 @@
+"""SIGINT and SIGTERM end a run between two steps, with a checkpoint; a second one ends it at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from tutelage.errors import TutelageError
+
+
+class StoppedError(TutelageError):
+    """The run was asked to stop and did so in good order."""
+
+    def __init__(self, signal_number: int, step: int) -> None:
+        name = signal.Signals(signal_number).name
+        super().__init__(f"stopped by {name} after step {step}", "run the same command again to go on from there")
+        self.exit_status = 128 + signal_number
+
+
+class Interruption:
+    """While active, remembers a signal instead of dying of it."""
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._release()
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.asked = number
+        self._release()  # the second signal acts as if we were not here
+
+    def _release(self) -> None:
+        while self._before:
+            number, handler = self._before.popitem()
+            signal.signal(number, handler)
+
+    def raise_if_asked(self, step: int) -> None:
+        """Raise :class:`StoppedError` if a signal came."""
+        if self.asked is not None:
+            raise StoppedError(self.asked, step)

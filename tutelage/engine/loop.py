@@ -1,0 +1,306 @@
+"""The one training loop. It reads top to bottom and never changes for a method.
+
+    one step:
+      for each micro-batch, for each pass: forward, backward into the nets of `trains` only
+      average gradients over ranks once; clip
+      every optimizer whose nets received a gradient steps once (a gated net has no gradient, not a zero one)
+      all schedules advance; method.after_step(tick)
+
+All backwards come before all optimizer steps. Everything random is a function of (seed, step, slice, pass), so a
+checkpoint holds tensors and a step number, and a resumed run goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from tutelage.data.views import Batch
+from tutelage.engine import checkpoint, collectives
+from tutelage.engine.contract import Carry, Method, Pass, Tick
+from tutelage.engine.interruption import Interruption
+from tutelage.engine.meter import Meter
+from tutelage.engine.optimizers import OptimizerSettings, ScheduleSettings, build_optimizer, set_rate
+from tutelage.engine.watch import Watch
+from tutelage.runs.checkpoints import Checkpoints
+from tutelage.settings import Settings
+
+Count = Annotated[int, Field(gt=0)]
+
+
+class FitSettings(Settings):
+    """The course of a training stage."""
+
+    steps: Count = 1000
+    """Optimizer steps."""
+    accumulate: Count = 1
+    """Micro-batches per step; each is one more process, as far as the method's terms allow."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What nets compute in; losses stay in fp32. `fp16` needs a GPU."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """The main optimizer."""
+    schedule: ScheduleSettings = ScheduleSettings()
+    """The learning rate over the stage."""
+    clip: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of each optimizer's gradient; null: no clipping."""
+    compile: bool = False
+    """Compile every net with `torch.compile` (pays off for long runs; not byte-exact against eager)."""
+    channels_last: bool = True
+    """Memory layout of nets and images; the fast one for convolutions."""
+    log_every: Count = 20
+    """Steps between two lines of the log."""
+    checkpoint_every: Count | None = None
+    """Steps between two checkpoints; null: about twenty over the stage, at least every 500 steps."""
+    keep_checkpoints: Annotated[int, Field(ge=2)] = 2
+    """How many checkpoints stay; at least two, so that a damaged one can be replaced by the one before."""
+    patience: Count | None = None
+    """Stop after so many evaluations without a better score; null: never."""
+
+    def checkpoint_rhythm(self) -> int:
+        """Steps between two checkpoints."""
+        return self.checkpoint_every or min(max(self.steps // 20, 1), 500)
+
+
+class Batches(Protocol):
+    """What the loop needs of a stream; see :class:`tutelage.data.stream.Stream`."""
+
+    batch: int
+
+    def batches(
+        self, first_step: int, steps: int, accumulate: int, rank: int, world: int, device: torch.device
+    ) -> Iterator[Batch]:
+        """The micro-batches of one rank from ``first_step`` to ``steps``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What happens around the loop; each may be left out."""
+
+    evaluate: Callable[[int], float] | None = None
+    """Score the nets after a step (number of finished steps → score, more is better)."""
+    evaluate_every: int = 0
+    keep_best: Callable[[int], None] = lambda step: None
+    """Keep the nets as they are: no earlier score was better."""
+    log: Callable[[dict[str, Any]], None] = lambda record: None
+    say: Callable[[str], None] = lambda text: None
+
+
+@dataclass
+class Progress:
+    """Where a run stands; with the tensors this is all that a checkpoint holds."""
+
+    step: int = 0
+    """Finished steps."""
+    best_score: float | None = None
+    best_step: int = 0
+    evaluations_since_best: int = 0
+
+
+def fit(
+    method: Method,
+    streams: Mapping[str, Batches],
+    settings: FitSettings,
+    *,
+    seed: int,
+    device: torch.device,
+    checkpoints: Checkpoints | None = None,
+    hooks: Hooks | None = None,
+    stop_at: int | None = None,
+) -> Progress:
+    """Train ``method`` for ``settings.steps`` steps, going on from the latest checkpoint where there is one.
+
+    ``stop_at`` ends the run early, after that many steps (a smoke run). Raises
+    :class:`~tutelage.engine.watch.NotFiniteError` when a loss term is not finite, and
+    :class:`~tutelage.engine.interruption.StoppedError` after SIGINT or SIGTERM, once a checkpoint is written.
+    """
+    hooks = hooks or Hooks()
+    nets = _prepare(method, settings, device)
+    plans = method.optimizers()
+    holds = {name: [nets[net] for net in plan.nets] for name, plan in plans.items()}
+    optimizers = {n: build_optimizer(holds[n], plan.optimizer or settings.optimizer) for n, plan in plans.items()}
+    schedules = {name: plan.schedule or settings.schedule for name, plan in plans.items()}
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+    progress = _resume(method, optimizers, checkpoints, device, hooks.say)
+    watch = Watch(None if checkpoints is None else checkpoints.folder, hooks.say)
+    meter = Meter(device, sum(stream.batch for stream in streams.values()), progress.step, settings.steps)
+    rank, world = collectives.rank(), collectives.world()
+    last = min(settings.steps, stop_at or settings.steps)
+    feeds = {
+        name: stream.batches(progress.step, last, settings.accumulate, rank, world, device)
+        for name, stream in streams.items()
+    }
+
+    def save() -> None:
+        watch.finish()
+        if checkpoints is not None and rank == 0:
+            state = {"progress": vars(progress), "scaler": scaler.state_dict(), "environment": _environment(device)}
+            checkpoints.save(progress.step, lambda path: checkpoint.write(path, method, optimizers), state)
+        collectives.barrier()
+
+    def train_step(step: int) -> None:
+        with meter.waiting():
+            micro_batches = [{name: next(feed) for name, feed in feeds.items()} for _ in range(settings.accumulate)]
+        totals = _totals(method, micro_batches)
+        passes = method.passes(step)
+        slices = settings.accumulate * world
+        carries = tuple(Carry() for _ in micro_batches)
+        for micro, (batches, carry) in enumerate(zip(micro_batches, carries, strict=True)):
+            for pass_ in passes:
+                slice_ = micro * world + rank
+                tick = Tick(step, settings.steps, seed, device, pass_.name, slice_, slices, carry, totals=totals)
+                with _training(nets, pass_):
+                    torch.manual_seed(tick.global_seed)
+                    terms = method(batches, pass_.name, tick)
+                    watch.check(terms, step, pass_.name, batches)
+                    meter.add(terms)
+                    loss = torch.stack(list(terms.values())).sum()
+                    torch.autograd.backward(scaler.scale(loss / settings.accumulate))
+        trained = {net for pass_ in passes for net in pass_.trains}
+        collectives.average_gradients(p for net in sorted(trained) for p in nets[net].parameters() if p.requires_grad)
+        for name, optimizer in optimizers.items():
+            set_rate(optimizer, schedules[name].factor(step, settings.steps))
+            parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            if parameters:
+                if settings.clip is not None:
+                    scaler.unscale_(optimizer)
+                    nn.utils.clip_grad_norm_(parameters, settings.clip)
+                scaler.step(optimizer)
+                optimizer.zero_grad(set_to_none=True)
+        scaler.update()
+        with torch.no_grad():
+            method.after_step(
+                Tick(step, settings.steps, seed, device, "after", 0, slices, carries=carries, totals=totals)
+            )
+
+    with Interruption() as interruption, _reproducible(device):
+        method.train()
+        while progress.step < last and not _out_of_patience(progress, settings):
+            train_step(progress.step)
+            progress.step += 1
+            done = progress.step == settings.steps
+            if progress.step % settings.log_every == 0 or progress.step == last:
+                rates = {name: schedules[name].factor(progress.step - 1, settings.steps) for name in schedules}
+                hooks.log(meter.record(progress.step, rates))
+            evaluates = hooks.evaluate is not None and (done or _due(progress.step, hooks.evaluate_every))
+            saves = done or _due(progress.step, settings.checkpoint_rhythm())
+            if evaluates or saves:
+                collectives.average_norm_statistics(list(nets.values()))
+            if evaluates:
+                with meter.apart():
+                    _evaluate(method, progress, hooks)
+            if saves or (interruption.asked and world == 1):
+                with meter.apart():
+                    save()
+            interruption.raise_if_asked(progress.step)
+        watch.finish()
+    for feed in feeds.values():
+        if hasattr(feed, "close"):
+            feed.close()
+    return progress
+
+
+def _prepare(method: Method, settings: FitSettings, device: torch.device) -> dict[str, nn.Module]:
+    """Move the method to its device and layout; its direct children are its nets, by name."""
+    method.to(device)
+    collectives.share_first(method)
+    nets = dict(method.named_children())
+    for net in nets.values():
+        if settings.channels_last:
+            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for module in net.modules():
+            if hasattr(module, "precision"):
+                module.precision = settings.precision  # type: ignore[assignment]
+        if settings.compile:
+            net.compile()
+    for name in method.teachers:
+        nets[name].requires_grad_(False)
+    return nets
+
+
+def _resume(
+    method: Method,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    checkpoints: Checkpoints | None,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> Progress:
+    found = None if checkpoints is None else checkpoints.latest()
+    if found is None:
+        return Progress()
+    checkpoint.restore(found.tensors, method, optimizers)
+    then, now = found.state["environment"], _environment(device)
+    if then == now:
+        say(f"resuming after step {found.step}")
+    else:
+        changed = ", ".join(f"{key} {then.get(key)} → {now[key]}" for key in now if then.get(key) != now[key])
+        say(f"resuming after step {found.step}; not byte-exact against an uninterrupted run: {changed}")
+    return Progress(**found.state["progress"])
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    return checkpoint.environment(device)
+
+
+def _totals(method: Method, micro_batches: list[dict[str, Batch]]) -> dict[str, Tensor]:
+    """The method's counts, summed over micro-batches and ranks."""
+    counts = [method.counts(batches) for batches in micro_batches]
+    names = sorted(counts[0])
+    if not names:
+        return {}
+    summed = torch.stack([torch.stack([count[name].double() for name in names]) for count in counts]).sum(0)
+    return dict(zip(names, collectives.sum_over_ranks(summed).float(), strict=True))
+
+
+@contextmanager
+def _training(nets: Mapping[str, nn.Module], pass_: Pass) -> Iterator[None]:
+    """Let only the nets of a pass gather gradients; frozen parameters stay frozen."""
+    held = [p for name, net in nets.items() if name not in pass_.trains for p in net.parameters() if p.requires_grad]
+    for parameter in held:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in held:
+            parameter.requires_grad_(True)
+
+
+def _evaluate(method: Method, progress: Progress, hooks: Hooks) -> None:
+    assert hooks.evaluate is not None
+    method.eval()
+    score = hooks.evaluate(progress.step)
+    method.train()
+    if progress.best_score is None or score > progress.best_score:
+        progress.best_score, progress.best_step, progress.evaluations_since_best = score, progress.step, 0
+        # Before the checkpoint that says so: a kill in between repeats the steps and writes the same nets again.
+        hooks.keep_best(progress.step)
+    else:
+        progress.evaluations_since_best += 1
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _out_of_patience(progress: Progress, settings: FitSettings) -> bool:
+    return settings.patience is not None and progress.evaluations_since_best >= settings.patience
+
+
+@contextmanager
+def _reproducible(device: torch.device) -> Iterator[None]:
+    """Deterministic algorithms while training; on GPUs operations that have none warn and go on."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]

@@ -1,0 +1,102 @@
+"""Optimizers and their rates: what may be set, which parameters go in which group, how the rate moves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from tutelage.settings import Settings
+
+
+class OptimizerSettings(Settings):
+    """An optimizer. The default suits fine-tuning a pretrained encoder."""
+
+    kind: Literal["sgd", "adamw", "adam"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate of decoders, heads and everything else that is no encoder."""
+    encoder_lr_ratio: Annotated[float, Field(gt=0)] = 1.0
+    """The encoder's rate divided by `lr`; below 1 for a pretrained encoder."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """For `sgd`."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """For `adamw` and `adam`."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    decay_norm_and_bias: bool = False
+    """Whether weight decay also acts on normalisation parameters and biases."""
+
+
+class ScheduleSettings(Settings):
+    """How the learning rate moves over a stage."""
+
+    kind: Literal["poly", "cosine", "constant"] = "poly"
+    power: Annotated[float, Field(gt=0)] = 0.9
+    """For `poly`: rate x (1 - step/steps)^power."""
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the rate rises linearly to its value."""
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 1e-3
+    """Where the rise starts, as a share of the rate."""
+    floor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Smallest share of the rate, at the end."""
+
+    def factor(self, step: int, total: int) -> float:
+        """The rate at a zero-based step, as a share of the full one."""
+        if step < self.warmup:
+            return self.warmup_ratio + (1.0 - self.warmup_ratio) * step / self.warmup
+        done = min((step - self.warmup) / max(total - self.warmup, 1), 1.0)
+        if self.kind == "constant":
+            return 1.0
+        left = (1.0 - done) ** self.power if self.kind == "poly" else 0.5 * (1.0 + math.cos(math.pi * done))
+        return self.floor + (1.0 - self.floor) * left
+
+
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+def parameter_groups(nets: Sequence[nn.Module], settings: OptimizerSettings) -> list[dict[str, Any]]:
+    """Trainable parameters by learning rate and weight decay; each group remembers its full rate as ``base_lr``."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    seen: set[int] = set()
+    for net in nets:
+        for name, module, parameter_name, parameter in _owned(net):
+            if not parameter.requires_grad or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            in_encoder = name.split(".")[0] == "encoder"
+            # LayerNorm2d and their like are recognised by name: libraries define their own.
+            plain_norm = isinstance(module, _NORMS) or "norm" in type(module).__name__.lower()
+            decays = settings.decay_norm_and_bias or not (plain_norm or parameter_name == "bias" or parameter.ndim < 2)
+            groups.setdefault((in_encoder, decays), []).append(parameter)
+    result = []
+    for (in_encoder, decays), parameters in sorted(groups.items()):
+        rate = settings.lr * (settings.encoder_lr_ratio if in_encoder else 1.0)
+        decay = settings.weight_decay if decays else 0.0
+        result.append({"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay})
+    return result
+
+
+def _owned(net: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+    for name, module in net.named_modules():
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            yield name, module, parameter_name, parameter
+
+
+def build_optimizer(nets: Sequence[nn.Module], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """An optimizer over the trainable parameters of ``nets``."""
+    groups = parameter_groups(nets, settings)
+    if settings.kind == "sgd":
+        # Not fused: torch's fused SGD fails on a group in which some parameters had their first gradient later
+        # than others, which is what a net that is trained from some step on looks like.
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, foreach=True)
+    kind = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
+    return kind(groups, lr=settings.lr, betas=settings.betas, fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's rate to ``factor`` times its full one."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor

@@ -1,0 +1,133 @@
+"""AdvEnt: adversarial entropy minimisation between a labelled source and an unlabelled target.
+
+    segment:       L = CE(source) + a CE_aux(source) + l BCE(D(I(target)), source) + m Ent(target) [+ auxiliary level]
+    discriminate:  L = 1/2 BCE(D(I(source)), source) + 1/2 BCE(D(I(target)), target), on detached maps
+
+I is the weighted self-information map of the softmax (AdvEnt) or the softmax itself (AdaptSegNet, output space); with
+l = 0 and m > 0 it is MinEnt. Each level (main, auxiliary) has a discriminator of its own. All logits are brought to
+the size of the image first. Source: ADVENT (CVPR 2019), AdaptSegNet (CVPR 2018).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.data.views import Batch, View
+from tutelage.engine.contract import Facts, Method, Needs, Optimization, Pass, Tick
+from tutelage.engine.optimizers import OptimizerSettings, ScheduleSettings
+from tutelage.losses.adversarial import SOURCE, TARGET, domain_loss, entropy, self_information
+from tutelage.losses.resize import ResizeRule, resize_logits
+from tutelage.methods.supervised import TaskLoss, TaskSettings, Weight
+from tutelage.nets.discriminators import OutputDiscriminator
+from tutelage.nets.segmentor import Prediction, Segmentor
+from tutelage.settings import Settings
+
+
+class AdvEntSettings(Settings):
+    """AdvEnt, and its relatives MinEnt and AdaptSegNet."""
+
+    maps: Literal["self_information", "softmax"] = "self_information"
+    """What the discriminators see: self-information (AdvEnt) or probabilities (AdaptSegNet)."""
+    adversarial: Weight = 0.001
+    """l: weight of the adversarial term of the main logits."""
+    adversarial_auxiliary: Weight = 0.0002
+    """The same for the auxiliary logits, where the net has them."""
+    entropy: Weight = 0.0
+    """m: weight of the entropy of the target's main logits (MinEnt: 0.001, with adversarial 0)."""
+    entropy_auxiliary: Weight = 0.0
+    """The same for the auxiliary logits (MinEnt: 0.0002)."""
+    loss: Literal["bce", "least_squares"] = "bce"
+    """The discriminators' loss."""
+    critic_optimizer: OptimizerSettings = OptimizerSettings(kind="adam", lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0)
+    """The discriminators' optimizer."""
+    critic_schedule: ScheduleSettings = ScheduleSettings(kind="poly", power=0.9)
+    """The discriminators' learning rate over the stage."""
+    task: TaskSettings = TaskSettings(auxiliary=0.1)
+    """The loss on the source's labels."""
+
+
+class AdvEnt(Method):
+    """Labels of one domain, images of another: predictions on the target shall look as sure as on the source."""
+
+    Settings = AdvEntSettings
+    streams = {
+        "source": Needs(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
+        "target": Needs(labels=False, views=("weak",), about="images of the domain that matters, without masks"),
+    }
+
+    def __init__(self, nets: Mapping[str, Segmentor], settings: AdvEntSettings, facts: Facts) -> None:
+        super().__init__()
+        self.student = nets["student"]
+        self.task = TaskLoss(settings.task, facts)
+        self.critics = nn.ModuleDict({"main": OutputDiscriminator(facts.classes)})
+        self.weights = {"main": (settings.adversarial, settings.entropy)}
+        if self.student.auxiliary is not None:
+            self.critics["auxiliary"] = OutputDiscriminator(facts.classes)
+            self.weights["auxiliary"] = (settings.adversarial_auxiliary, settings.entropy_auxiliary)
+        self.settings = settings
+
+    def passes(self, step: int) -> tuple[Pass, ...]:
+        """The net first, then the discriminators on what it said."""
+        segment = Pass("segment", {"student"})
+        return (segment, Pass("discriminate", {"critics"})) if self._adversarial() else (segment,)
+
+    def optimizers(self) -> Mapping[str, Optimization]:
+        """The recipe's for the net, one of their own for the discriminators."""
+        critic = Optimization(("critics",), self.settings.critic_optimizer, self.settings.critic_schedule)
+        return {"main": Optimization(("student",)), "critic": critic}
+
+    def counts(self, batches: Mapping[str, Batch]) -> Mapping[str, Tensor]:
+        """The weight of the source's valid labels."""
+        return {"source": self.task.counts(batches["source"]["weak"].label)}
+
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+        """One pass over a source and a target batch."""
+        if pass_name == "segment":
+            return self._segment(batches["source"]["weak"], batches["target"]["weak"], tick)
+        return self._discriminate(tick)
+
+    def _segment(self, source: View, target: View, tick: Tick) -> dict[str, Tensor]:
+        on_source, on_target = self.student(source.image), self.student(target.image)
+        terms: dict[str, Tensor] = self.task(on_source, self.student.stride, source.label, tick.share("source"))
+        source_logits, target_logits = self._levels(on_source, source), self._levels(on_target, target)
+        for level, critic in self.critics.items():
+            adversarial, minimised = self.weights[level]
+            if adversarial:
+                tick.carry[f"source_{level}"] = source_logits[level]
+                tick.carry[f"target_{level}"] = target_logits[level]
+                # The net wants its target maps to be taken for the source's.
+                scores = critic(self._maps(target_logits[level]))
+                terms[f"adversarial_{level}"] = adversarial * domain_loss(scores, SOURCE, self.settings.loss)
+            if minimised:
+                terms[f"entropy_{level}"] = minimised * entropy(target_logits[level])
+        return terms
+
+    def _discriminate(self, tick: Tick) -> dict[str, Tensor]:
+        terms = {}
+        for level, critic in self.critics.items():
+            for side, domain in (("source", SOURCE), ("target", TARGET)):
+                logits = tick.carry.get(f"{side}_{level}")
+                if logits is not None:
+                    scores = critic(self._maps(logits))
+                    terms[f"critic_{level}_{side}"] = 0.5 * domain_loss(scores, domain, self.settings.loss)
+        return terms
+
+    def _adversarial(self) -> bool:
+        return any(adversarial for adversarial, _ in self.weights.values())
+
+    def _levels(self, prediction: Prediction, view: View) -> dict[str, Tensor]:
+        size = (view.image.shape[2], view.image.shape[3])
+        rule: ResizeRule = self.settings.task.resize
+        levels = {"main": resize_logits(prediction.logits, size, rule, self.student.stride)}
+        if prediction.auxiliary is not None:
+            levels["auxiliary"] = resize_logits(
+                prediction.auxiliary, size, "corners" if rule == "corners" else "centers", self.student.stride
+            )
+        return levels
+
+    def _maps(self, logits: Tensor) -> Tensor:
+        return self_information(logits) if self.settings.maps == "self_information" else torch.softmax(logits, 1)

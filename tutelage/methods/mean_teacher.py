@@ -1,0 +1,101 @@
+"""Mean Teacher for segmentation: a moving average of the student judges unlabelled images.
+
+    L = CE(p_S(x_l), y) + w * MSE(softmax p_S, softmax p_T) over labelled and unlabelled images together
+
+The mean runs over all images, classes and pixels at full size. Both nets see the same images. The teacher forwards
+in batch-statistics mode with statistics of its own; its parameters follow the student's by a moving average after
+every step (averaging at the start of step i + 1, as published, is averaging at the end of step i).
+Source: the NeurIPS 2017 method in the segmentation form of the CPS repository.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from tutelage.data.views import Batch
+from tutelage.engine.contract import Facts, Method, Needs, Tick
+from tutelage.losses.distillation import probability_mse
+from tutelage.losses.resize import resize_logits
+from tutelage.methods.ema import average, decay_at, twin
+from tutelage.methods.supervised import TaskLoss, TaskSettings, Weight
+from tutelage.nets.segmentor import Segmentor
+from tutelage.settings import Settings
+
+
+class MeanTeacherSettings(Settings):
+    """Mean Teacher."""
+
+    weight: Weight = 100.0
+    """w: weight of the consistency term."""
+    ramp_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the weight rises as exp(-5 (1 - t)^2); 0 (published): from the start."""
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay of the moving average."""
+    ramp_decay: bool = False
+    """Whether early averages forget faster: min(1 - 1/(step + 1), decay)."""
+    task: TaskSettings = TaskSettings()
+    """The loss on labels."""
+
+
+class MeanTeacher(Method):
+    """Few labels and many images: the student agrees with its own average."""
+
+    Settings = MeanTeacherSettings
+    streams = {
+        "labeled": Needs(labels=True, views=("weak",), about="images with masks"),
+        "unlabeled": Needs(labels=False, views=("weak",), about="images without masks"),
+    }
+
+    def __init__(self, nets: Mapping[str, Segmentor], settings: MeanTeacherSettings, facts: Facts) -> None:
+        super().__init__()
+        self.student = nets["student"]
+        self.ema = twin(self.student)
+        self.task = TaskLoss(settings.task, facts)
+        self.settings = settings
+        self.ema.mode(norm="batch", dropout=False)
+
+    def exported(self) -> Mapping[str, nn.Module]:
+        """The student, and its average beside it."""
+        return {"student": self.student, "ema": self.ema}
+
+    def counts(self, batches: Mapping[str, Batch]) -> Mapping[str, Tensor]:
+        """The weight of the valid labels."""
+        return {"labeled": self.task.counts(batches["labeled"]["weak"].label)}
+
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+        """One labelled and one unlabelled batch, each seen by both nets."""
+        labeled, unlabeled = batches["labeled"]["weak"], batches["unlabeled"]["weak"]
+        with torch.no_grad():
+            taught = [self._full(self.ema, self.ema(view.image).logits, view.image) for view in (labeled, unlabeled)]
+        prediction = self.student(labeled.image)
+        logits = [
+            self._full(self.student, prediction.logits, labeled.image),
+            self._full(self.student, self.student(unlabeled.image).logits, unlabeled.image),
+        ]
+        terms: dict[str, Tensor] = self.task(prediction, self.student.stride, labeled.label, tick.share("labeled"))
+        # A mean over the pooled elements, so that the two batches may differ in size.
+        sizes = [part.numel() for part in logits]
+        parts = [
+            probability_mse(mine, theirs) * (size / sum(sizes))
+            for mine, theirs, size in zip(logits, taught, sizes, strict=True)
+        ]
+        terms["consistency"] = self._weight(tick.step) * torch.stack(parts).sum()
+        return terms
+
+    def after_step(self, tick: Tick) -> None:
+        """The average follows."""
+        average(self.ema, self.student, decay_at(tick.step + 1, self.settings.decay, self.settings.ramp_decay))
+
+    def _full(self, net: Segmentor, logits: Tensor, image: Tensor) -> Tensor:
+        size = (image.shape[2], image.shape[3])
+        return resize_logits(logits, size, self.settings.task.resize, net.stride)
+
+    def _weight(self, step: int) -> float:
+        done = min(step / self.settings.ramp_steps, 1.0) if self.settings.ramp_steps else 1.0
+        return self.settings.weight * math.exp(-5.0 * (1.0 - done) ** 2)
