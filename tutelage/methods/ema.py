@@ -8,7 +8,6 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-
 Net = TypeVar("Net", bound=nn.Module)
 
 

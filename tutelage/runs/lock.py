@@ -1,0 +1,62 @@
+"""One process per artefact: a lock that a dead process cannot keep."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tutelage.errors import RunError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextmanager
+def locked(path: Path, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+    """Hold the lock file ``path`` while the block runs.
+
+    The system releases the lock when its holder dies, however it dies; a file that is left over is recognised as
+    stale, said, and taken over. Raises :class:`RunError` naming the holder when another process is alive in it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held open as long as the lock
+    except OSError as error:
+        raise RunError(
+            f"cannot write to the run folder: {path.parent} ({error.strerror})",
+            "choose another folder with out=..., or change its permissions",
+        ) from None
+    with file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(
+                    f"another process works in {path.parent}: {_holder(path)}",
+                    "wait for it, stop it, or choose another folder with out=...",
+                ) from None
+        if path.stat().st_size:
+            say(f"taking over the lock of a process that is gone ({_holder(path)})")
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.ctime()}))
+        file.flush()
+        try:
+            yield
+        finally:
+            # Emptied, not removed: a file that is left over with content is what tells a stale lock.
+            file.truncate(0)
+
+
+def _holder(path: Path) -> str:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return f"pid {content['pid']} on {content['host']} since {content['since']}"
+    except (OSError, ValueError, KeyError):
+        return "holder unknown"

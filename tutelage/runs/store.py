@@ -1,0 +1,180 @@
+"""The run folder: artefacts by content address.
+
+    <out>/<stage>-<key>/          one artefact
+        artefact.json             written last: the artefact is finished, these are its files and checksums
+        stage.yaml                the stage's resolved settings
+        log.jsonl                 the course of training (times and all; not part of the artefact's content)
+        checkpoints/              while training
+        nets/ scores/ labels/     what the stage made
+    <out>/recipes/<name>-<key>.yaml   resolved recipes, by which `tutelage clean` knows what is still referred to
+    <out>/report.html             the newest report
+
+A key is a hash of everything that decides the content: settings, seed, the keys of inputs, the data's fingerprint,
+the method's version. Equal key, equal content: a finished artefact is found again under any stage name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from tutelage.errors import RunError
+from tutelage.runs.atomic import remove_partials, sha256, write_json, write_text
+from tutelage.runs.checkpoints import Checkpoints
+from tutelage.runs.lock import locked
+
+KEY_LENGTH = 12
+FORMAT = 1
+
+
+def content_key(content: Any) -> str:
+    """A short hash of JSON-like content; equal content gives equal keys, whatever the order of its keys."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+class Artefact:
+    """The folder of one stage's result; the only object that knows its file names."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder = folder
+        self.key = key
+
+    def __repr__(self) -> str:
+        return f"Artefact({str(self.folder)!r})"
+
+    @property
+    def log(self) -> Path:
+        """The course of training, a JSON object a line."""
+        return self.folder / "log.jsonl"
+
+    @property
+    def labels(self) -> Path:
+        """Folder of an `annotate` stage's maps."""
+        return self.folder / "labels"
+
+    @property
+    def report(self) -> Path:
+        """The page of a `report` stage."""
+        return self.folder / "report.html"
+
+    def net(self, name: str) -> Path:
+        """Weights of one net, as the finished stage hands them on."""
+        return self.folder / "nets" / f"{name}.safetensors"
+
+    def best_net(self, name: str) -> Path:
+        """Weights of one net at its best evaluation so far."""
+        return self.folder / "checkpoints" / f"best-{name}.safetensors"
+
+    def score(self, name: str) -> Path:
+        """Scores of one evaluated net (JSON); per-image counts stand beside it."""
+        return self.folder / "scores" / f"{name}.json"
+
+    def counts(self, name: str) -> Path:
+        """Per-image counts of one evaluated net (npz)."""
+        return self.folder / "scores" / f"{name}.npz"
+
+    def checkpoints(self, keep: int, say: Callable[[str], None]) -> Checkpoints:
+        """The checkpoints of a training stage."""
+        return Checkpoints(self.folder / "checkpoints", keep, say)
+
+    def lock(self, say: Callable[[str], None]) -> AbstractContextManager[None]:
+        """Hold this artefact's lock; raises :class:`RunError` when another process works on it."""
+        return locked(self.folder / "lock", say)
+
+    def begin(self, settings: str) -> None:
+        """Make the folder and say in it what it will hold."""
+        remove_partials(self.folder)
+        write_text(self.folder / "stage.yaml", settings)
+
+    def finish(self, kind: str, files: Iterable[Path], facts: dict[str, Any]) -> None:
+        """Declare the artefact finished: ``files`` with their checksums, and facts worth knowing of it."""
+        listed = {path.relative_to(self.folder).as_posix(): sha256(path) for path in sorted(files)}
+        content = {"format": FORMAT, "kind": kind, "key": self.key, "files": listed, "facts": facts}
+        write_json(self.folder / "artefact.json", content)
+
+    def manifest(self) -> dict[str, Any] | None:
+        """What :meth:`finish` wrote, or ``None`` for an unfinished artefact."""
+        try:
+            content = json.loads((self.folder / "artefact.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return content if isinstance(content, dict) and content.get("format") == FORMAT else None
+
+    def facts(self) -> dict[str, Any]:
+        """The facts that :meth:`finish` noted. Raises :class:`RunError` for an unfinished artefact."""
+        manifest = self.manifest()
+        if manifest is None:
+            raise RunError(f"artefact is not finished: {self.folder}", "run the recipe that makes it")
+        return dict(manifest["facts"])
+
+    def fault(self) -> str | None:
+        """Why a finished artefact cannot be used (a file is gone or was changed), or ``None``."""
+        manifest = self.manifest()
+        if manifest is None:
+            return "it is not finished"
+        for name, expected in manifest["files"].items():
+            path = self.folder / name
+            if not path.is_file():
+                return f"{name} is gone"
+            if sha256(path) != expected:
+                return f"{name} was changed after it was made"
+        return None
+
+    def reopen(self) -> None:
+        """Take back that the artefact is finished."""
+        (self.folder / "artefact.json").unlink(missing_ok=True)
+
+
+class Store:
+    """The artefacts of one run folder."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def artefact(self, stage: str, key: str) -> Artefact:
+        """The artefact with ``key``: the folder that exists under any stage's name, or a new one's place."""
+        for folder in sorted(self.out.glob(f"*-{key}")):
+            if folder.is_dir():
+                return Artefact(folder, key)
+        return Artefact(self.out / f"{stage}-{key}", key)
+
+    def artefacts(self) -> list[Artefact]:
+        """Everything that looks like an artefact of ours."""
+        folders = (path for path in self.out.glob(f"*-{'?' * KEY_LENGTH}") if (path / "stage.yaml").is_file())
+        return [Artefact(folder, folder.name[-KEY_LENGTH:]) for folder in sorted(folders)]
+
+    def remember(self, name: str, resolved: str, keys: Iterable[str]) -> Path:
+        """Keep a fully resolved recipe and the artefacts that it refers to."""
+        keys = sorted(keys)
+        path = self.out / "recipes" / f"{name}-{content_key([resolved, keys])}.yaml"
+        write_text(path, resolved)
+        write_json(path.with_suffix(".keys.json"), keys)
+        return path
+
+    def unreferenced(self) -> list[Artefact]:
+        """Artefacts that no remembered recipe refers to."""
+        known: set[str] = set()
+        for path in (self.out / "recipes").glob("*.keys.json"):
+            known.update(json.loads(path.read_text(encoding="utf-8")))
+        return [artefact for artefact in self.artefacts() if artefact.key not in known]
+
+    def forget(self, recipe: Path) -> None:
+        """Remove a remembered recipe, so that its artefacts may be cleaned."""
+        recipe.unlink(missing_ok=True)
+        recipe.with_suffix(".keys.json").unlink(missing_ok=True)
+
+    def recipes(self) -> list[Path]:
+        """The remembered recipes, oldest first."""
+        return sorted((self.out / "recipes").glob("*.yaml"), key=lambda path: path.stat().st_mtime)
+
+    def remove(self, artefact: Artefact) -> int:
+        """Remove an artefact; returns the bytes that it took."""
+        size = sum(path.stat().st_size for path in artefact.folder.rglob("*") if path.is_file())
+        shutil.rmtree(artefact.folder)
+        return size
