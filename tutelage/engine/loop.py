@@ -88,6 +88,8 @@ class Hooks:
     evaluate_every: int = 0
     keep_best: Callable[[int], None] = lambda step: None
     """Keep the nets as they are: no earlier score was better."""
+    begin: Callable[[int], None] = lambda step: None
+    """The run begins, or goes on, after so many finished steps."""
     log: Callable[[dict[str, Any]], None] = lambda record: None
     say: Callable[[str], None] = lambda text: None
 
@@ -180,6 +182,7 @@ def fit(
             )
 
     with Interruption() as interruption, _reproducible(device):
+        hooks.begin(progress.step)
         method.train()
         while progress.step < last and not _out_of_patience(progress, settings):
             train_step(progress.step)

@@ -68,6 +68,7 @@ class Meter:
             "rate": {name: round(rate, 6) for name, rate in rates.items()},
             "images_per_s": round(self.images_per_step * steps / spent, 2),
             "data_wait": round(self._waited / spent, 4),
+            "spent_s": round(spent, 3),
             "memory_mib": round(peak_memory(self.device), 1),
             "eta_s": round((self.total - step) * spent / max(steps, 1), 1),
         }

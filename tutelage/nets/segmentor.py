@@ -11,8 +11,8 @@ Dimensions: B batch, K classes, D embedding, C channels, H W the image, h w a ma
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
@@ -214,6 +214,18 @@ class Segmentor(nn.Module):
         """
         self._modes = self._modes.freeze(self, affine, statistics)
         return self.train(self.training)
+
+    @contextmanager
+    def inferring(self, precision: Precision = "fp32") -> Iterator[Segmentor]:
+        """The net for inference: evaluation mode whatever was declared, in ``precision``; then everything as before."""
+        before = self._modes, self.precision, self.training
+        self._modes = self._modes.declare(None, None)
+        self.precision = precision
+        try:
+            yield self.eval()
+        finally:
+            self._modes, self.precision, training = before
+            self.train(training)
 
 
 class _Tap:

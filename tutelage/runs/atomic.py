@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,7 @@ def writing(path: Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The ending stays: libraries choose the file format by it.
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{PARTIAL}{path.suffix}")
+    partial = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}{PARTIAL}{path.suffix}")
     try:
         yield partial
         with open(partial, "rb+") as file:

@@ -67,13 +67,6 @@ class Checkpoints:
         """The steps that have a checkpoint, ascending."""
         return sorted(int(path.stem.rpartition("-")[2]) for path in self.folder.glob("checkpoint-*.json"))
 
-    def clear(self) -> None:
-        """Remove all checkpoints (the stage is finished)."""
-        for step in self.steps():
-            self._state(step).unlink(missing_ok=True)
-        for path in self.folder.glob("checkpoint-*.safetensors"):
-            path.unlink(missing_ok=True)
-
     def _tensors(self, step: int) -> Path:
         return self.folder / f"checkpoint-{step:09d}.safetensors"
 

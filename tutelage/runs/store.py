@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import RunError
-from tutelage.runs.atomic import remove_partials, sha256, write_json, write_text
+from tutelage.runs.atomic import remove_partials, sha256, write_bytes, write_json, write_text
 from tutelage.runs.checkpoints import Checkpoints
 from tutelage.runs.lock import locked
 
@@ -63,6 +63,11 @@ class Artefact:
         """The page of a `report` stage."""
         return self.folder / "report.html"
 
+    @property
+    def times(self) -> Path:
+        """How long the stage took (no part of its content)."""
+        return self.folder / "times.json"
+
     def net(self, name: str) -> Path:
         """Weights of one net, as the finished stage hands them on."""
         return self.folder / "nets" / f"{name}.safetensors"
@@ -82,6 +87,10 @@ class Artefact:
     def checkpoints(self, keep: int, say: Callable[[str], None]) -> Checkpoints:
         """The checkpoints of a training stage."""
         return Checkpoints(self.folder / "checkpoints", keep, say)
+
+    def clear_checkpoints(self) -> None:
+        """Remove the checkpoints of a finished stage."""
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
     def lock(self, say: Callable[[str], None]) -> AbstractContextManager[None]:
         """Hold this artefact's lock; raises :class:`RunError` when another process works on it."""
@@ -148,6 +157,17 @@ class Store:
         """Everything that looks like an artefact of ours."""
         folders = (path for path in self.out.glob(f"*-{'?' * KEY_LENGTH}") if (path / "stage.yaml").is_file())
         return [Artefact(folder, folder.name[-KEY_LENGTH:]) for folder in sorted(folders)]
+
+    @property
+    def report(self) -> Path:
+        """Where the newest report is put for a user to find."""
+        return self.out / "report.html"
+
+    def publish_report(self, artefact: Artefact) -> None:
+        """Copy a finished report to :attr:`report`."""
+        content = artefact.report.read_bytes()
+        if not self.report.is_file() or self.report.read_bytes() != content:
+            write_bytes(self.report, content)
 
     def remember(self, name: str, resolved: str, keys: Iterable[str]) -> Path:
         """Keep a fully resolved recipe and the artefacts that it refers to."""

@@ -1,0 +1,229 @@
+"""The confusion matrix against torchmetrics and against counting by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import tutelage.torchvision_operators  # noqa: F401  (before torchmetrics, which imports torchvision)
+from tutelage.errors import TutelageError
+from tutelage.evaluation import confusion as room
+from tutelage.evaluation.boundary import BoundaryIoU
+from tutelage.evaluation.calibration import Calibration
+from tutelage.evaluation.confusion import Confusion, confusion_of, counts_of, per_image_counts
+from tutelage.evaluation.counting import histogram, histogram_on_device
+
+INTEGERS = [torch.uint8, torch.int16, torch.int32, torch.int64]
+
+
+def maps(seed: int, shape: tuple[int, ...], num_classes: int, ignored: float = 0.2) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    prediction = torch.randint(0, num_classes, shape, generator=generator)
+    label = torch.where(
+        torch.rand(shape, generator=generator) < 0.5,
+        prediction,
+        torch.randint(0, num_classes, shape, generator=generator),
+    )
+    return prediction, label.masked_fill(torch.rand(shape, generator=generator) < ignored, 255)
+
+
+def by_hand(prediction: Tensor, label: Tensor, num_classes: int) -> np.ndarray:
+    matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
+    keep = label.numpy() != 255
+    np.add.at(matrix, (label.numpy()[keep], prediction.numpy()[keep]), 1)
+    return matrix
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("label_dtype", INTEGERS)
+def test_types_and_torchmetrics(dtype: torch.dtype, label_dtype: torch.dtype) -> None:
+    from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
+
+    reference = MulticlassConfusionMatrix(7, ignore_index=255, validate_args=False)
+    jaccard = MulticlassJaccardIndex(7, ignore_index=255, validate_args=False)
+    confusion = Confusion(7)
+    for seed in range(2):
+        prediction, label = maps(seed, (2, 33, 41), 6)  # class 6 is absent
+        reference.update(prediction, label)
+        jaccard.update(prediction, label)
+        confusion.update(prediction.to(dtype), label.to(label_dtype))
+    assert torch.equal(confusion.matrix, reference.compute())
+    scores = confusion.scores()
+    assert scores.miou == pytest.approx(jaccard.compute().item(), abs=1e-6)
+    assert scores.miou_all == pytest.approx(scores.miou * 6 / 7)
+    assert scores.absent == 1
+    assert math.isnan(scores.iou[6])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    shape=st.lists(st.integers(0, 9), min_size=2, max_size=3),
+    num_classes=st.sampled_from([1, 2, 5, 87, 88, 89, 180, 254, 255]),
+    dtype=st.sampled_from([torch.uint8, torch.int64]),
+)
+def test_counts_by_hand(seed: int, shape: list[int], num_classes: int, dtype: torch.dtype) -> None:
+    prediction, label = maps(seed, tuple(shape), num_classes)
+    expected = by_hand(prediction, label, num_classes)
+    np.testing.assert_array_equal(confusion_of(prediction.to(dtype), label.to(dtype), num_classes), expected)
+    matrix, faults = room._count_on_device(prediction.to(dtype), label.to(dtype), num_classes)
+    np.testing.assert_array_equal(matrix, expected)
+    assert faults.tolist() == [room._NO_FAULT, room._NO_FAULT]
+
+
+def test_histogram_without_waiting() -> None:
+    for size, bins in ((0, 3), (5, 3), (100_000, 7), (50_000, 5000)):
+        index = torch.randint(0, bins, (size,), generator=torch.Generator().manual_seed(size))
+        weight = torch.rand(size, generator=torch.Generator().manual_seed(1))
+        assert torch.equal(histogram_on_device(index, bins), torch.bincount(index, minlength=bins))
+        assert torch.equal(histogram(index, bins), torch.bincount(index, minlength=bins))
+        expected = torch.bincount(index, weight.double(), minlength=bins).double()
+        torch.testing.assert_close(histogram_on_device(index, bins, weight), expected)
+        torch.testing.assert_close(histogram(index, bins, weight), expected)
+
+
+def test_scores_of_a_small_matrix() -> None:
+    confusion = Confusion(4)
+    confusion.add(torch.tensor([[6, 2, 0, 0], [1, 3, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]))
+    scores = confusion.scores()
+    np.testing.assert_allclose(scores.iou, [6 / 9, 3 / 6, np.nan, np.nan])
+    np.testing.assert_allclose(scores.accuracy, [6 / 8, 3 / 4, np.nan, np.nan])
+    np.testing.assert_allclose(scores.precision, [6 / 7, 3 / 5, np.nan, np.nan])
+    assert (scores.absent, scores.pixels) == (2, 12)
+    assert scores.miou == pytest.approx((6 / 9 + 3 / 6) / 2)
+    assert scores.miou_all == pytest.approx((6 / 9 + 3 / 6) / 4)
+    assert scores.pixel_accuracy == pytest.approx(9 / 12)
+    assert scores.mean_accuracy == pytest.approx(0.75)
+    assert scores.frequency_weighted_iou == pytest.approx(8 / 12 * 6 / 9 + 4 / 12 * 3 / 6)
+
+
+def test_nothing_labelled() -> None:
+    confusion = Confusion(3)
+    confusion.update(torch.zeros(1, 1, dtype=torch.uint8), torch.full((1, 1), 255, dtype=torch.uint8))
+    scores = confusion.scores()
+    assert scores.absent == 3
+    assert scores.miou_all == 0
+    assert math.isnan(scores.miou)
+    assert math.isnan(scores.pixel_accuracy)
+    assert math.isnan(scores.frequency_weighted_iou)
+
+
+@pytest.mark.parametrize("value", [3, 254, 256, 511, -1, -1000, 2**31])
+@pytest.mark.parametrize("which", ["prediction", "label"])
+def test_a_wrong_id_is_named(value: int, which: str) -> None:
+    prediction, label = maps(0, (5, 5), 3)
+    (prediction if which == "prediction" else label)[2, 2] = value
+    if which == "prediction":
+        label[2, 2] = 1
+    with pytest.raises(TutelageError, match=rf"{which} holds the value {value},"):
+        confusion_of(prediction, label, 3)
+    if 0 <= value < 255:
+        with pytest.raises(TutelageError, match=rf"{which} holds the value {value},"):
+            Confusion(3).update(prediction.to(torch.uint8), label.to(torch.uint8))
+    _, faults = room._count_on_device(prediction, label, 3)
+    assert faults[int(which == "label")] == value
+
+
+def test_a_prediction_of_255_is_wrong_even_where_ignored() -> None:
+    with pytest.raises(TutelageError, match="prediction holds the value 255"):
+        confusion_of(torch.full((2, 2), 255), torch.full((2, 2), 255), 3)
+
+
+def test_a_wrong_id_found_on_a_device_is_reported_at_reading() -> None:
+    confusion = Confusion(3)
+    confusion._faults = torch.tensor([room._NO_FAULT, 7])
+    with pytest.raises(TutelageError, match="label holds the value 7"):
+        confusion.scores()
+    with pytest.raises(TutelageError, match="label holds the value 7"):
+        confusion.all_reduce()
+
+
+@pytest.mark.parametrize(
+    ("prediction", "label"),
+    [
+        (torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.int64)),
+        (torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.bool)),
+        (torch.zeros(2, 3, dtype=torch.int64), torch.zeros(3, 2, dtype=torch.int64)),
+        (torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)),
+    ],
+)
+def test_what_is_no_map(prediction: Tensor, label: Tensor) -> None:
+    with pytest.raises(TutelageError):
+        confusion_of(prediction, label, 3)
+
+
+def test_class_counts() -> None:
+    for number in (0, 256):
+        with pytest.raises(TutelageError, match="cannot be counted"):
+            Confusion(number)
+    with pytest.raises(TutelageError, match="cannot be added"):
+        Confusion(3).merge(Confusion(4))
+
+
+def test_images_add_up_and_inputs_stay() -> None:
+    prediction, label = maps(3, (5, 17, 19), 6)
+    copies = prediction.clone(), label.clone()
+    counts = per_image_counts(prediction, label, 6)
+    assert counts.shape == (5, 6, 3)
+    assert torch.equal(counts.sum(0), counts_of(confusion_of(prediction, label, 6)))
+    assert torch.equal(counts[2], per_image_counts(prediction[2], label[2], 6))
+    assert per_image_counts(prediction[:0], label[:0], 6).shape == (0, 6, 3)
+    first, second = Confusion(6), Confusion(6)
+    first.update(prediction[:4], label[:4])
+    second.update(prediction[4:], label[4:])  # an uneven last batch
+    first.merge(second)
+    assert torch.equal(first.matrix, confusion_of(prediction, label, 6))
+    assert torch.equal(prediction, copies[0])
+    assert torch.equal(label, copies[1])
+    transposed = confusion_of(prediction.transpose(1, 2), label.transpose(1, 2), 6)
+    assert torch.equal(transposed, first.matrix)
+
+
+def streams(seed: int) -> tuple[Confusion, BoundaryIoU, Calibration]:
+    """All streaming metrics after one image of a rank."""
+    prediction, label = maps(seed, (2, 20 + seed, 30), 5)
+    metrics = Confusion(5), BoundaryIoU(5), Calibration()
+    metrics[0].update(prediction, label)
+    metrics[1].update(prediction, label)
+    generator = torch.Generator().manual_seed(seed)
+    metrics[2].update(torch.randn(*label.shape[:1], 5, *label.shape[1:], generator=generator), label)
+    return metrics
+
+
+def meet(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    confusion, boundary, calibration = (metric.all_reduce() for metric in streams(rank))
+    state = (confusion.matrix, boundary.counts, calibration.table, calibration.likelihood)
+    torch.save(state, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_sums_over_ranks(tmp_path: Path) -> None:
+    mp.spawn(meet, (str(tmp_path),), nprocs=2)
+    expected = streams(0)
+    for ours, other in zip(expected, streams(1), strict=True):
+        ours.merge(other)  # type: ignore[attr-defined]
+    for rank in range(2):
+        matrix, counts, table, likelihood = torch.load(tmp_path / f"{rank}.pt")
+        assert torch.equal(matrix, expected[0].matrix)
+        assert torch.equal(counts, expected[1].counts)
+        torch.testing.assert_close(table, expected[2].table, rtol=1e-12, atol=0)
+        torch.testing.assert_close(likelihood, expected[2].likelihood, rtol=1e-12, atol=0)
+
+
+def test_without_a_process_group_the_sum_is_a_copy() -> None:
+    confusion = streams(0)[0]
+    total = confusion.all_reduce()
+    assert torch.equal(total.matrix, confusion.matrix)
+    total.add(torch.ones(5, 5, dtype=torch.int64))
+    assert not torch.equal(total.matrix, confusion.matrix)

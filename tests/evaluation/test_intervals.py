@@ -1,0 +1,136 @@
+"""Bootstrap intervals: what must hold for any draw, and what the draws are for."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from tutelage.errors import TutelageError
+from tutelage.evaluation.intervals import bootstrap_miou, miou_of_counts, paired_bootstrap
+
+
+def counts_of_images(seed: int, images: int = 40, quality: float = 0.7, classes: int = 4) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    truth = generator.integers(50, 500, (images, classes))
+    hit = generator.binomial(truth, np.clip(generator.normal(quality, 0.1, (images, 1)), 0.05, 0.95))
+    wrong = generator.binomial(truth, 0.2)
+    return np.stack([hit, wrong, truth - hit], axis=-1)
+
+
+def test_miou_of_counts() -> None:
+    counts = np.array([[[6, 1, 2], [3, 2, 1], [0, 0, 0]], [[0, 0, 0], [0, 0, 0], [0, 0, 0]]])
+    scores = miou_of_counts(counts)
+    assert scores[0] == pytest.approx((6 / 9 + 3 / 6) / 2)
+    assert math.isnan(scores[1])
+
+
+def test_interval_is_the_plain_bootstrap() -> None:
+    counts = counts_of_images(0)
+    interval = bootstrap_miou(counts, seed=3)
+    assert interval == bootstrap_miou(counts, seed=3)
+    assert interval != bootstrap_miou(counts, seed=4)
+    assert interval.low < interval.estimate < interval.high
+    assert interval.estimate == pytest.approx(miou_of_counts(counts.sum(0)).item())
+    generator = np.random.default_rng(9)
+    drawn = [miou_of_counts(counts[generator.integers(0, 40, 40)].sum(0)).item() for _ in range(2000)]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=0.15 * (high - low))
+    assert interval.reliable
+    assert interval.groups == 40
+
+
+def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = counts_of_images(0)
+    expected = bootstrap_miou(counts, resamples=500)
+    monkeypatch.setattr("tutelage.evaluation.intervals._CHUNK", 97 * 40)
+    assert bootstrap_miou(counts, resamples=500) == expected
+
+
+def test_blocks_widen_the_interval_of_alike_images() -> None:
+    counts = np.repeat(counts_of_images(1, images=10), 20, axis=0)
+    blocks = np.repeat([f"sequence {number}" for number in range(10)], 20)
+    alone, blocked = bootstrap_miou(counts), bootstrap_miou(counts, blocks)
+    assert blocked.groups == 10
+    assert blocked.estimate == pytest.approx(alone.estimate)
+    assert blocked.high - blocked.low > 3 * (alone.high - alone.low)
+    shuffled = np.random.default_rng(0).permutation(len(counts))
+    assert bootstrap_miou(counts[shuffled], blocks[shuffled]) == blocked
+
+
+def test_few_blocks_are_flagged() -> None:
+    counts = counts_of_images(0)
+    interval = bootstrap_miou(counts, np.arange(40) % 4)
+    assert not interval.reliable
+    assert "only 4 blocks" in interval.reason
+    assert "only 1 image:" in bootstrap_miou(counts[:1]).reason
+    assert bootstrap_miou(counts, np.arange(40) % 5).reliable
+    assert not paired_bootstrap(counts, counts, np.arange(40) % 2).reliable
+
+
+def test_nothing_labelled() -> None:
+    interval = bootstrap_miou(np.zeros((6, 3, 3), dtype=np.int64), resamples=50)
+    assert math.isnan(interval.estimate)
+    assert math.isnan(interval.low)
+
+
+def test_gain_of_the_better_net() -> None:
+    hard = counts_of_images(0)
+    better = hard.copy()
+    found = better[..., 2] // 5
+    better[..., 0] += found
+    better[..., 2] -= found
+    gain = paired_bootstrap(hard, better)
+    assert gain == paired_bootstrap(hard, better)
+    assert 0 < gain.low < gain.gain < gain.high
+    assert gain.p_value == pytest.approx(2 / 2001)
+    back = paired_bootstrap(better, hard)
+    assert back.gain == pytest.approx(-gain.gain)
+    assert back.p_value == gain.p_value
+    # Paired draws cancel what is hard for both.
+    alone = bootstrap_miou(hard)
+    assert gain.high - gain.low < 0.5 * (alone.high - alone.low)
+
+
+def test_no_gain() -> None:
+    gain = paired_bootstrap(counts_of_images(0), counts_of_images(0))
+    assert (gain.gain, gain.low, gain.high, gain.p_value) == (0, 0, 0, 1)
+    unlike = paired_bootstrap(counts_of_images(0), counts_of_images(1))
+    assert unlike.low < 0 < unlike.high
+    assert unlike.p_value > 0.05
+
+
+def test_p_values_of_equals_are_uniform() -> None:
+    values = [
+        paired_bootstrap(counts_of_images(2 * number), counts_of_images(2 * number + 1), resamples=200).p_value
+        for number in range(100)
+    ]
+    assert 0 <= np.mean(np.array(values) < 0.1) <= 0.2
+    assert 0.3 < np.mean(values) < 0.7
+
+
+def test_seeds_are_drawn_too() -> None:
+    runs_a = [counts_of_images(0, quality=quality) for quality in (0.60, 0.65, 0.70)]
+    runs_b = [counts_of_images(0, quality=quality) for quality in (0.62, 0.72)]
+    gain = paired_bootstrap(runs_a, runs_b)
+    assert gain.seeds == (3, 2)
+    means = [np.mean([miou_of_counts(run.sum(0)) for run in runs]) for runs in (runs_a, runs_b)]
+    assert gain.gain == pytest.approx(means[1] - means[0])
+    one_each = paired_bootstrap(runs_a[1], runs_b[0])
+    assert gain.high - gain.low > one_each.high - one_each.low
+    assert paired_bootstrap(np.stack(runs_a), np.stack(runs_b)) == gain
+    assert paired_bootstrap([runs_a[1]], [runs_b[0]]) == one_each
+
+
+def test_what_does_not_fit() -> None:
+    counts = counts_of_images(0)
+    with pytest.raises(TutelageError, match="block ids"):
+        bootstrap_miou(counts, np.arange(3))
+    with pytest.raises(TutelageError, match="same images"):
+        paired_bootstrap(counts, counts[:-1])
+    for wrong in (counts[0], counts[:0], counts.astype(float)):
+        with pytest.raises(TutelageError, match="Per-image counts"):
+            bootstrap_miou(wrong)
+    with pytest.raises(TutelageError, match="no run"):
+        paired_bootstrap([], [counts])

@@ -1,0 +1,1 @@
+"""Labelling strategies: run nets over images and write maps."""

@@ -1,0 +1,82 @@
+"""The pseudo-label format: what a net said of images, as files that a stream reads like masks.
+
+A folder with ``labels/NAME.png`` (8-bit grey, train ids, 255 = not labelled), ``confidence/NAME.png`` (8-bit, 255 =
+certain) and ``pseudo_labels.json``: format version, class names, the key of the net that made them, the policy with
+its thresholds, and the samples in order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tutelage.data.dataset import Dataset
+from tutelage.data.labels import identity
+from tutelage.errors import DataError
+from tutelage.runs.atomic import write_json, writing
+
+FORMAT = 1
+MANIFEST = "pseudo_labels.json"
+
+
+@dataclass(frozen=True)
+class PseudoLabelFolder:
+    """Where the maps of one ``annotate`` stage lie."""
+
+    root: Path
+
+    def label(self, name: str) -> Path:
+        """Label map of the sample ``name``."""
+        return self.root / "labels" / f"{name}.png"
+
+    def confidence(self, name: str) -> Path:
+        """Confidence map of the sample ``name``."""
+        return self.root / "confidence" / f"{name}.png"
+
+    def write(self, name: str, label_HW: np.ndarray, confidence_HW: np.ndarray) -> None:
+        """Write both maps of a sample, the label last: where it is, the confidence is too."""
+        write_grey(self.confidence(name), confidence_HW)
+        write_grey(self.label(name), label_HW)
+
+    def has(self, name: str) -> bool:
+        """Whether a sample is done."""
+        return self.label(name).is_file() and self.confidence(name).is_file()
+
+    def finish(self, classes: Sequence[str], facts: dict[str, Any], names: Sequence[str]) -> list[Path]:
+        """Write the manifest; returns every file of the folder."""
+        write_json(self.root / MANIFEST, {"format": FORMAT, "classes": list(classes), "samples": list(names), **facts})
+        maps = [path for name in names for path in (self.label(name), self.confidence(name))]
+        return [self.root / MANIFEST, *maps]
+
+
+def write_grey(path: Path, values_HW: np.ndarray) -> None:
+    """Write (H, W) uint8 as an 8-bit grey PNG, atomically."""
+    with writing(path) as partial:
+        Image.fromarray(values_HW).save(partial, format="PNG", compress_level=3)
+
+
+def with_pseudo_labels(dataset: Dataset, root: Path) -> Dataset:
+    """The samples of ``dataset`` that have maps in ``root``, labelled by them; their own masks are forgotten.
+
+    Raises :class:`DataError` for a folder of another format, or made for other classes.
+    """
+    folder = PseudoLabelFolder(root)
+    try:
+        manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"pseudo labels cannot be read: {root} ({error})", "run the annotate stage again") from None
+    if manifest.get("format") != FORMAT or tuple(manifest["classes"]) != dataset.classes.names:
+        raise DataError(f"pseudo labels in {root} were made for other classes", "run the annotate stage again")
+    known = set(manifest["samples"])
+    samples = tuple(
+        replace(sample, label=folder.label(sample.name), confidence=folder.confidence(sample.name))
+        for sample in dataset.samples
+        if sample.name in known
+    )
+    return replace(dataset, samples=samples, label_map=identity(len(dataset.classes)))

@@ -1,0 +1,168 @@
+"""Calibration: does a net that says 80 % is sure prove right in 80 % of the pixels?
+
+Expected calibration error after Naeini et al., AAAI 2015, and Guo et al., ICML 2017: pixels are put into 15 bins
+of equal width by the confidence of their prediction, (0, 1/15], ..., (14/15, 1]; the error is the mean gap between
+confidence and accuracy over the bins, weighted by the bins' sizes.
+
+Letters: B images, C classes, H x W pixels, N labelled pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tutelage.errors import TutelageError
+from tutelage.evaluation.bands import rows_of_band
+from tutelage.evaluation.counting import IGNORE, histogram, sum_over_ranks
+
+_LOG_TEMPERATURE_LIMIT = math.log(100.0)
+
+
+@dataclass(frozen=True)
+class CalibrationScores:
+    """What the bins say. Per-bin values are NaN for an empty bin, all values for no labelled pixel at all."""
+
+    error: float
+    """Expected calibration error, in 0..1."""
+    largest_gap: float
+    """Largest gap between confidence and accuracy of any bin that is not empty."""
+    confidence: NDArray[np.float64]
+    """(bins,) mean confidence: the horizontal axis of the reliability curve."""
+    accuracy: NDArray[np.float64]
+    """(bins,) share of right pixels: its vertical axis."""
+    count: NDArray[np.float64]
+    """(bins,) pixels."""
+    negative_log_likelihood: float
+    """Mean of -log p(true class) in nats; NaN if only confidences were counted."""
+
+
+class Calibration:
+    """Streaming reliability statistics: (bins, 3) float64 sums of confidence, right pixels and pixels."""
+
+    def __init__(self, bins: int = 15, device: torch.device | str = "cpu") -> None:
+        if bins < 1:
+            raise TutelageError(f"Confidences cannot be put into {bins} bins.", "The usual number is 15.")
+        self.bins = bins
+        self.table = torch.zeros((bins, 3), dtype=torch.float64, device=device)
+        self.likelihood = torch.zeros(2, dtype=torch.float64, device=device)
+        """Sum of -log p(true class), and over how many pixels."""
+
+    def update(self, logits: Tensor, label: Tensor) -> None:
+        """Count logits (B, C, H, W), or log probabilities, against a label (B, H, W), 255 = ignored.
+
+        Labels must be below C; :class:`~tutelage.evaluation.confusion.Confusion` reports those that are not.
+        """
+        if logits.ndim != 4 or logits.shape[:1] + logits.shape[2:] != label.shape:
+            raise TutelageError(
+                f"Logits of shape {tuple(logits.shape)} do not fit a label of shape {tuple(label.shape)}.",
+                "Give logits (B, C, H, W) at the size of the label (B, H, W).",
+            )
+        if not label.numel():
+            return
+        step = rows_of_band(logits, logits.shape[3])
+        for start in range(0, logits.shape[2], step):
+            self._update(logits[:, :, start : start + step].detach().float(), label[:, start : start + step].long())
+
+    def _update(self, logits_BCHW: Tensor, label_BHW: Tensor) -> None:
+        valid_BHW = label_BHW != IGNORE
+        highest_BHW, prediction_BHW = logits_BCHW.max(dim=1)
+        total_BHW = logits_BCHW.logsumexp(dim=1)
+        self._count((highest_BHW - total_BHW).exp(), prediction_BHW == label_BHW, valid_BHW)
+        true_class = label_BHW.clamp(0, logits_BCHW.shape[1] - 1)[:, None]
+        surprise = total_BHW - logits_BCHW.gather(1, true_class)[:, 0]
+        surprise = torch.where(valid_BHW, surprise, 0.0).double()
+        self.likelihood += torch.stack([surprise.sum(), valid_BHW.sum().double()]).to(self.likelihood.device)
+
+    def update_confidence(self, confidence: Tensor, prediction: Tensor, label: Tensor) -> None:
+        """Count stored predictions: confidence in 0..1, or uint8 in 0..255, and class ids, all of the label's shape."""
+        if not label.shape == prediction.shape == confidence.shape:
+            raise TutelageError(
+                f"Confidence {tuple(confidence.shape)}, prediction {tuple(prediction.shape)} and label "
+                f"{tuple(label.shape)} differ in shape.",
+                "Give all three at the size of the label.",
+            )
+        share = confidence.double() / 255 if confidence.dtype == torch.uint8 else confidence
+        self._count(share, prediction.long() == label.long(), label != IGNORE)
+
+    def _count(self, confidence: Tensor, right: Tensor, valid: Tensor) -> None:
+        place = (confidence * self.bins).ceil().long().sub_(1).clamp_(0, self.bins - 1)
+        place = torch.where(valid, place, self.bins)
+        columns = [histogram(place, self.bins + 1, weight) for weight in (confidence, right, None)]
+        table = torch.stack([column[: self.bins].double() for column in columns], dim=1)
+        self.table += table.to(self.table.device)
+
+    def merge(self, other: Calibration) -> None:
+        """Add what another one, with as many bins, has counted."""
+        if other.bins != self.bins:
+            raise TutelageError(f"{other.bins} bins cannot be added to {self.bins} bins.", "Count both alike.")
+        self.table += other.table.to(self.table.device)
+        self.likelihood += other.likelihood.to(self.likelihood.device)
+
+    def all_reduce(self) -> Calibration:
+        """The sum over all ranks as a new object; a copy without a process group. Every rank must call it."""
+        total = Calibration(self.bins, self.table.device)
+        total.table, total.likelihood = sum_over_ranks(self.table), sum_over_ranks(self.likelihood)
+        return total
+
+    def scores(self) -> CalibrationScores:
+        """The scores of everything counted so far."""
+        confidence, right, count = self.table.cpu().numpy().T
+        gap = np.abs(confidence - right)
+        pixels = count.sum()
+        confidence, right, gap_of_bin = (
+            np.divide(part, count, out=np.full_like(count, np.nan), where=count > 0)
+            for part in (confidence, right, gap)
+        )
+        surprise, scored = self.likelihood.tolist()
+        return CalibrationScores(
+            error=float(gap.sum() / pixels) if pixels else float("nan"),
+            largest_gap=float(np.nanmax(gap_of_bin)) if pixels else float("nan"),
+            confidence=confidence,
+            accuracy=right,
+            count=count.copy(),
+            negative_log_likelihood=surprise / scored if scored else float("nan"),
+        )
+
+
+def fit_temperature(logits: Tensor, label: Tensor, steps: int = 50) -> float:
+    """The temperature T that makes softmax(logits / T) most likely (Guo et al., ICML 2017, section 4.2).
+
+    ``logits``: (B, C, H, W) with ``label`` (B, H, W), or (N, C) with (N,); 255 = ignored. Newton's steps on log T,
+    kept inside a bracket; T is within 0.01 and 100, near which it ends for a net that is always or never right.
+    A :class:`TutelageError` if no pixel is labelled.
+    """
+    classes = logits.shape[1]
+    flat = logits.detach().movedim(1, -1).reshape(-1, classes)
+    label = label.flatten().long()
+    valid = label != IGNORE
+    logits_NC, label_N = flat[valid].double(), label[valid]
+    if not label_N.numel():
+        raise TutelageError("No pixel is labelled, so no temperature can be fitted.", "Give images with labels.")
+    logits_NC = logits_NC - logits_NC.gather(1, label_N[:, None])
+    low, high = -_LOG_TEMPERATURE_LIMIT, _LOG_TEMPERATURE_LIMIT
+    log_temperature = 0.0
+    for _ in range(steps):
+        sharpness = math.exp(-log_temperature)
+        share_NC = (logits_NC * sharpness).softmax(dim=1)
+        mean_N = (share_NC * logits_NC).sum(dim=1)
+        variance = (share_NC * (logits_NC - mean_N[:, None]).square()).sum(dim=1).mean().item()
+        # The likelihood is convex in 1 / T, so that the sign of the slope says on which side of T the best one is.
+        slope = -sharpness * mean_N.mean().item()
+        curvature = sharpness**2 * variance - slope
+        if slope > 0:
+            high = log_temperature
+        else:
+            low = log_temperature
+        proposal = log_temperature - slope / curvature if curvature > 0 else math.nan
+        if not low < proposal < high:
+            proposal = (low + high) / 2
+        if abs(proposal - log_temperature) < 1e-7:
+            break
+        log_temperature = proposal
+    return math.exp(log_temperature)

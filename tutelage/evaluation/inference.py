@@ -1,0 +1,224 @@
+"""Running a net over an image as a protocol says.
+
+All ways lead through :func:`score_bands`: a view of the image for each scale and flip; the net over the view, whole
+or in windows; its scores brought to the size of the image; the mean over the views. It goes from the top of the
+image to the bottom in bands of rows, so that an image of 10,000 x 10,000 pixels needs one row of windows' scores,
+and not those of all its pixels.
+
+A net normalises its input itself. It is run as it is handed over: put it into evaluation mode, and wrap it for
+mixed precision, before.
+
+Letters: B images, K classes, H x W pixels, h x w the grid of the net's logits, n rows of a band.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tutelage.errors import TutelageError
+from tutelage.evaluation.bands import Bands, RowReader, mirrored, rows_of_band, stretched
+from tutelage.evaluation.protocol import Protocol
+from tutelage.evaluation.views import Image, View, image_size
+from tutelage.evaluation.windows import coverage, grid, padded_size, taper
+from tutelage.losses.resize import ResizeRule, resize_logits
+
+_LARGEST_CLASS_COUNT = 255
+
+
+class HasLogits(typing.Protocol):
+    """What a net returns."""
+
+    @property
+    def logits(self) -> Tensor:
+        """(B, K, h, w) with h = ceil(H / stride)."""
+        ...
+
+
+class Net(typing.Protocol):
+    """What can be run: float RGB (B, 3, H, W) in 0..1 in, logits out."""
+
+    @property
+    def stride(self) -> int:
+        """Pixels between two logits."""
+        ...
+
+    def __call__(self, image: Tensor, /) -> HasLogits:
+        """Run the net."""
+        ...
+
+
+def gives_probabilities(protocol: Protocol) -> bool:
+    """Whether :func:`score_bands` yields probabilities; logits otherwise."""
+    return protocol.averages and protocol.blend == "probabilities"
+
+
+@torch.no_grad()
+def score_bands(
+    net: Net, image: Image, protocol: Protocol, device: torch.device | str | None = None, at_once: int = 1
+) -> Bands:
+    """Yield first row and scores (B, K, n, W) of an image, from the top to the bottom, at the image's size.
+
+    ``image``: floats (B, 3, H, W) in 0..1 (run where it is), or bytes (H, W, 3), also memory-mapped, run on
+    ``device``; ``at_once``: windows in one call of the net. What the scores are says :func:`gives_probabilities`.
+    A yielded band is the caller's to change. A :class:`TutelageError` if the image is none.
+    """
+    size = image_size(image)
+    readers = []
+    for view_size in protocol.input_sizes(*size):
+        for flip in (False, True)[: 1 + protocol.flip]:
+            view = View(image, view_size, flip, protocol.antialias, protocol.fill, device)
+            bands = (_whole_bands if protocol.kind == "whole" else sliding_bands)(net, view, protocol, at_once)
+            if flip:
+                bands = mirrored(bands)
+            if view_size != size:
+                rule: ResizeRule = "corners" if protocol.resize == "corners" else "centers"
+                bands = stretched(RowReader(bands).take, view_size, size, rule)
+            readers.append(RowReader(bands))
+    to_probabilities = protocol.kind == "whole" and gives_probabilities(protocol)
+    step = rows_of_band(readers[0].take(0, 1), size[1])
+    for start in range(0, size[0], step):
+        stop = min(start + step, size[0])
+        total: Tensor | None = None
+        for reader in readers:
+            scores = reader.take(start, stop)
+            scores = scores.softmax(dim=1) if to_probabilities else scores
+            total = scores if total is None else total.add_(scores)
+        if total is not None:
+            yield start, total.div_(len(readers))
+
+
+@torch.no_grad()
+def _whole_bands(net: Net, view: View, protocol: Protocol, at_once: int = 1) -> Bands:
+    """Bands of logits, at the size of the view, of a net that sees all of it."""
+    logits_BKhw = net(view.whole()).logits.float()
+    source = (int(logits_BKhw.shape[2]), int(logits_BKhw.shape[3]))
+    return stretched(
+        lambda start, stop: logits_BKhw[:, :, start:stop],
+        source,
+        (view.height, view.width),
+        protocol.resize,
+        net.stride,
+    )
+
+
+@torch.no_grad()
+def sliding_bands(net: Net, view: View, protocol: Protocol, at_once: int = 1) -> Bands:
+    """Yield bands (first row, (B, K, n, W)) of the windows' weighted mean, at the size of the view.
+
+    A row is yielded as soon as no window to come covers it; only rows that are still covered are kept.
+    """
+    height, width = padded_size(view.height, view.width, protocol)
+    top, left = (height - view.height) // 2, (width - view.width) // 2
+    rows, columns = grid(height, width, protocol)
+    row_weight = torch.from_numpy(coverage(height, rows, protocol.weighting)).float()
+    column_weight = torch.from_numpy(coverage(width, columns, protocol.weighting)).float()
+    total: Tensor | None = None
+    for index, (start, stop) in enumerate(rows):
+        for group in _groups(columns, at_once):
+            windows = [view.crop(start - top, begin - left, stop - start, end - begin) for begin, end in group]
+            for (begin, end), scores in zip(group, _window_scores(net, windows, protocol), strict=True):
+                if total is None:
+                    shape = (*scores.shape[:2], max(last - first for first, last in rows), width)
+                    total = scores.new_zeros(shape)
+                    row_weight, column_weight = row_weight.to(total.device), column_weight.to(total.device)
+                total[:, :, : stop - start, begin:end] += scores
+        assert total is not None
+        done = rows[index + 1][0] if index + 1 < len(rows) else height
+        first, last = max(start, top), min(done, top + view.height)
+        step = rows_of_band(total, width)
+        for row in range(first, last, step):
+            end = min(row + step, last)
+            scores = total[:, :, row - start : end - start, left : left + view.width] / row_weight[row:end, None]
+            yield row - top, scores.div_(column_weight[left : left + view.width])
+        _move_up(total, done - start)
+
+
+def _window_scores(net: Net, windows: list[Tensor], protocol: Protocol) -> Iterator[Tensor]:
+    """Weighted scores (B, K, h, w) of windows (B, 3, h, w) of one size, from one call of the net."""
+    height, width = windows[0].shape[-2:]
+    scores = resize_logits(net(torch.cat(windows)).logits.float(), (height, width), protocol.resize, net.stride)
+    if protocol.blend == "probabilities":
+        scores = scores.softmax(dim=1)
+    if protocol.weighting != "uniform":
+        down, across = (torch.from_numpy(taper(length, protocol.weighting)).to(scores) for length in (height, width))
+        scores = scores * (down[:, None] * across)
+    yield from scores.chunk(len(windows))
+
+
+def _groups(columns: list[tuple[int, int]], at_once: int) -> Iterator[list[tuple[int, int]]]:
+    """Neighbouring windows of one width, at most ``at_once`` of them."""
+    group: list[tuple[int, int]] = []
+    for begin, end in columns:
+        if group and (len(group) >= at_once or group[0][1] - group[0][0] != end - begin):
+            yield group
+            group = []
+        group.append((begin, end))
+    if group:
+        yield group
+
+
+def _move_up(total: Tensor, step: int) -> None:
+    """Let go of the first ``step`` rows, move the others up in place, and start the new ones at 0."""
+    height = total.shape[2]
+    # In pieces of at most a step, because a copy must not overlap what it reads.
+    for start in range(0, height - step, step):
+        stop = min(start + step, height - step)
+        total[:, :, start:stop] = total[:, :, start + step : stop + step]
+    total[:, :, max(0, height - step) :] = 0
+
+
+@torch.no_grad()
+def predict_logits(net: Net, image: Tensor, protocol: Protocol, at_once: int = 1) -> Tensor:
+    """Float RGB (B, 3, H, W) in 0..1 -> (B, K, H, W) float32, whose softmax are the class probabilities.
+
+    Where the protocol averages probabilities these are the logarithms of the means. ``at_once``: windows of each
+    image in one call of the net. A :class:`TutelageError` if the image is none.
+    """
+    height, width = image_size(image)
+    logits: Tensor | None = None
+    for start, scores in score_bands(net, image, protocol, at_once=at_once):
+        if logits is None:
+            logits = scores.new_empty((*scores.shape[:2], height, width))
+        if gives_probabilities(protocol):
+            scores = scores.clamp_min_(torch.finfo(scores.dtype).tiny).log_()
+        logits[:, :, start : start + scores.shape[2]] = scores
+    assert logits is not None
+    return logits
+
+
+@torch.no_grad()
+def predict_labels(
+    net: Net,
+    image: NDArray[np.uint8],
+    protocol: Protocol,
+    device: torch.device | str = "cpu",
+    confidence: bool = False,
+    at_once: int = 1,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Bytes (H, W, 3), also memory-mapped -> class ids (H, W) uint8, and with ``confidence`` the winner's
+    probability (H, W) in 0..255, rounded.
+
+    Holds the two maps, and scores only of the rows under work. A :class:`TutelageError` if the image is none or the
+    net has more than 255 classes.
+    """
+    labels = np.empty(image_size(image), dtype=np.uint8)
+    sureness = np.empty_like(labels) if confidence else None
+    for start, scores in score_bands(net, image, protocol, device, at_once):
+        if scores.shape[1] > _LARGEST_CLASS_COUNT:
+            raise TutelageError(
+                f"A net of {scores.shape[1]} classes does not fit a label map of bytes.",
+                "Use predict_logits, or a net of at most 255 classes.",
+            )
+        rows = slice(start, start + scores.shape[2])
+        highest, best = scores[0].max(dim=0)
+        labels[rows] = best.to(torch.uint8).cpu().numpy()
+        if sureness is not None:
+            share = highest if gives_probabilities(protocol) else (highest - scores[0].logsumexp(dim=0)).exp()
+            sureness[rows] = share.mul(255).round_().to(torch.uint8).cpu().numpy()
+    return labels, sureness

@@ -1,0 +1,150 @@
+"""A protocol: everything between an image and its class map that can change a score.
+
+Two scores are comparable only if they were made by one protocol. So it has a short name of its own
+(:meth:`Protocol.key`), which is stored beside every score, and :func:`require_same` refuses the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from tutelage.errors import TutelageError
+from tutelage.losses.resize import ResizeRule
+from tutelage.settings import Settings
+
+_SLIDING_ONLY = ("window", "stride", "overlap", "border", "weighting", "fill")
+
+
+class Protocol(Settings):
+    """How a net is run over an image when it is scored or used."""
+
+    kind: Literal["whole", "sliding"] = "whole"
+    """The whole image at once, or windows that overlap and are averaged."""
+    window: tuple[PositiveInt, PositiveInt] | None = None
+    """Height and width of a window in pixels."""
+    stride: tuple[PositiveInt, PositiveInt] | None = None
+    """Steps between windows in pixels, down and across. Give this or ``overlap``."""
+    overlap: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of a window that its neighbour covers too; the step is rounded. Default: a third."""
+    border: Literal["shifted", "truncated"] = "shifted"
+    """The last window of a row: moved back into the image, or cut off at its border. Nets that need one size need
+    ``shifted``, which also pads images smaller than the window, equally on both sides."""
+    fill: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """RGB in 0..1 of that padding. Default: ImageNet's mean, which is the zero of codes that pad after normalising."""
+    weighting: Literal["uniform", "gaussian"] = "uniform"
+    """Weight of a pixel by its place in the window: all alike, or less towards the border (a Gaussian with a
+    standard deviation of an eighth of the window)."""
+    blend: Literal["probabilities", "logits"] = "probabilities"
+    """What is averaged over windows, scales and flips."""
+    scales: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1.0,)
+    """Sizes of the image, as factors, over which the prediction is averaged."""
+    flip: bool = False
+    """Whether each scale is averaged with its mirror image."""
+    resize: ResizeRule = "grid"
+    """How logits are brought to the size of the net's input: by exactly the stride and cropped (``grid``), or
+    stretched with ``centers`` or ``corners`` aligned. From there to the size of the label, ``grid`` stretches as
+    ``centers`` does."""
+    size: tuple[PositiveInt, PositiveInt] | None = None
+    """Height and width to which the image is brought before the net (before ``scales``). Default: its own. The
+    prediction is always brought back to the size of the image."""
+    multiple: PositiveInt = 1
+    """Both sides of the net's input are rounded to the nearest multiple of this, as patch transformers need."""
+    antialias: bool = True
+    """Whether the image is smoothed when it is made smaller."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What the net computes in; averaging and scores stay in fp32."""
+
+    @model_validator(mode="after")
+    def _means_something(self) -> Protocol:
+        given = sorted(name for name in _SLIDING_ONLY if name in self.model_fields_set)
+        if self.kind == "whole" and given:
+            raise ValueError(f"{', '.join(given)} would have no effect with kind 'whole'; write kind: sliding")
+        if self.kind == "sliding" and self.window is None:
+            raise ValueError("kind 'sliding' needs a window, e.g. window: [512, 512]")
+        if self.stride is not None and self.overlap is not None:
+            raise ValueError("stride and overlap say the same thing; give one of them")
+        if self.window and self.stride and any(s > w for s, w in zip(self.stride, self.window, strict=True)):
+            raise ValueError(f"stride {list(self.stride)} leaves gaps between windows of {list(self.window)}")
+        return self
+
+    def steps(self) -> tuple[int, int]:
+        """Pixels between neighbouring windows, down and across, of a sliding protocol."""
+        if self.window is None:
+            raise ValueError("a protocol of kind 'whole' has no windows")
+        if self.stride is not None:
+            return self.stride
+        share = 1 - (1 / 3 if self.overlap is None else self.overlap)
+        return max(1, round(self.window[0] * share)), max(1, round(self.window[1] * share))
+
+    def input_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Height and width of the net's input for an image of that size, one for each scale."""
+        base = self.size or (height, width)
+        return [(self._rounded(base[0] * scale), self._rounded(base[1] * scale)) for scale in self.scales]
+
+    def _rounded(self, length: float) -> int:
+        return max(1, int(length / self.multiple + 0.5)) * self.multiple
+
+    @property
+    def averages(self) -> bool:
+        """Whether several predictions are averaged, so that ``blend`` matters."""
+        return self.kind == "sliding" or self.flip or len(self.scales) > 1
+
+    def canonical(self) -> dict[str, Any]:
+        """What matters, and nothing else: settings without effect are left out, an overlap is a stride."""
+        values = self.model_dump(mode="json", exclude={"overlap", "stride"})
+        if self.kind == "sliding":
+            values["stride"] = list(self.steps())
+        idle = set(_SLIDING_ONLY) if self.kind == "whole" else {"fill"} if self.border == "truncated" else set()
+        if not self.averages:
+            idle.add("blend")
+        if self.size is None and self.multiple == 1 and min(self.scales) >= 1:
+            idle.add("antialias")
+        for name in idle:
+            values.pop(name, None)
+        return values
+
+    def key(self) -> str:
+        """Twelve hexadecimal digits, equal for two protocols exactly if :meth:`canonical` is."""
+        text = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def describe(self) -> str:
+        """One line for a reader, with everything that is not a default."""
+        parts = ["whole image"]
+        if self.window is not None:
+            (height, width), (down, across) = self.window, self.steps()
+            parts = [f"windows of {height}x{width} every {down}x{across} ({self.border} at the border)"]
+            if self.weighting != "uniform":
+                parts.append(f"{self.weighting} weights")
+        if self.size is not None:
+            parts.append(f"input {self.size[0]}x{self.size[1]}")
+        if self.multiple != 1:
+            parts.append(f"sides multiples of {self.multiple}")
+        if self.scales != (1.0,):
+            parts.append("scales " + " ".join(f"{scale:g}" for scale in self.scales))
+        if self.flip:
+            parts.append("flipped too")
+        if self.averages:
+            parts.append(f"mean of {self.blend}")
+        if not self.antialias:
+            parts.append("no antialiasing")
+        return ", ".join([*parts, f"resize rule {self.resize}", self.precision])
+
+
+def require_same(a: Protocol, b: Protocol) -> None:
+    """Refuse to compare scores of two protocols: a :class:`TutelageError` that names what differs."""
+    ours, theirs = a.canonical(), b.canonical()
+    differing = [
+        f"{name} ({ours.get(name, 'none')} and {theirs.get(name, 'none')})"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]
+    if differing:
+        raise TutelageError(
+            f"Scores of two evaluation protocols cannot be compared; they differ in {', '.join(differing)}.",
+            "Evaluate both runs with one protocol.",
+        )

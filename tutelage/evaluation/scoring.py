@@ -1,0 +1,229 @@
+"""Scoring a net on a data set: one pass over the images, every figure streamed.
+
+What is kept per image is its true positives, false positives and false negatives by class: enough to draw intervals
+over images or blocks, and to compare two nets on the same images.
+"""
+
+# Legend: B images, K classes, H W pixels, N images of the data set.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tutelage.data.dataset import Dataset
+from tutelage.engine import collectives
+from tutelage.errors import DataError, RunError
+from tutelage.evaluation.boundary import BoundaryIoU
+from tutelage.evaluation.calibration import Calibration
+from tutelage.evaluation.confusion import Confusion, confusion_of, counts_of
+from tutelage.evaluation.inference import Net, predict_logits
+from tutelage.evaluation.intervals import bootstrap_miou
+from tutelage.evaluation.protocol import Protocol
+from tutelage.runs.atomic import write_json, writing
+
+_PIXELS_AT_ONCE = 1 << 20
+_AHEAD = 8
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that one pass over a data set gave."""
+
+    confusion: Confusion
+    counts_NK3: NDArray[np.int64]
+    names: tuple[str, ...]
+    groups: tuple[str, ...]
+    boundary: BoundaryIoU | None = None
+    calibration: Calibration | None = None
+
+    @property
+    def miou(self) -> float:
+        """Mean IoU over the classes that occur."""
+        return self.confusion.scores().miou
+
+
+def evaluate(
+    net: Net,
+    dataset: Dataset,
+    protocol: Protocol,
+    *,
+    device: torch.device,
+    boundary: bool = False,
+    calibration: bool = False,
+    indices: Sequence[int] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Score ``net`` (in evaluation mode) on the labelled ``dataset``, or on the samples at ``indices`` of it.
+
+    With several processes each takes its share, and all get the exact whole. Raises :class:`DataError` for files
+    that cannot be read and for images whose mask has another size.
+    """
+    if not dataset.labeled:
+        raise DataError(f"data set {dataset.name!r} has images without masks", "evaluate on labelled data")
+    chosen = list(range(len(dataset))) if indices is None else list(indices)
+    mine = chosen[collectives.rank() :: collectives.world()]
+    classes = len(dataset.classes)
+    confusion = Confusion(classes, device)
+    edges = BoundaryIoU(classes, device=device) if boundary else None
+    reliability = Calibration(device=device) if calibration else None
+    counts = []
+    done = 0
+    for image_BHW3, label_BHW in _batches(dataset, mine):
+        image = image_BHW3.to(device).permute(0, 3, 1, 2).float().div_(255.0)
+        label = label_BHW.to(device)
+        logits_BKHW = predict_logits(net, image, protocol)
+        prediction = logits_BKHW.argmax(1)
+        for one, truth in zip(prediction, label, strict=True):
+            matrix = confusion_of(one, truth, classes)
+            confusion.add(matrix)
+            counts.append(counts_of(matrix))
+        if edges is not None:
+            edges.update(prediction, label)
+        if reliability is not None:
+            reliability.update(logits_BKHW, label)
+        done += len(image)
+        progress(min(done * collectives.world(), len(chosen)), len(chosen))
+    own = torch.stack(counts) if counts else torch.zeros((0, classes, 3), dtype=torch.int64, device=device)
+    order = torch.tensor([chosen.index(i) for i in mine], dtype=torch.int64, device=device)
+    places, gathered = collectives.gather_rows(order), collectives.gather_rows(own)
+    counts_NK3 = gathered[places.argsort()].cpu().numpy()
+    return Evaluation(
+        confusion.all_reduce(),
+        counts_NK3,
+        tuple(dataset.samples[i].name for i in chosen),
+        tuple(dataset.samples[i].group for i in chosen),
+        None if edges is None else edges.all_reduce(),
+        None if reliability is None else reliability.all_reduce(),
+    )
+
+
+def _batches(dataset: Dataset, indices: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images (B, H, W, 3) and labels (B, H, W), read ahead; neighbours of one size share a batch."""
+
+    def read(index: int) -> tuple[np.ndarray, np.ndarray]:
+        image, label = dataset.image(index), dataset.label(index)
+        if image.shape[:2] != label.shape:
+            sample = dataset.samples[index]
+            raise DataError(
+                f"image and mask differ in size: {sample.image} is {image.shape[1]}x{image.shape[0]}, "
+                f"{sample.label} is {label.shape[1]}x{label.shape[0]}",
+                "run `tutelage check`; it lists all such pairs and likely reasons",
+            )
+        return image, label
+
+    waiting: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def flush() -> tuple[Tensor, Tensor]:
+        images, labels = zip(*waiting, strict=True)
+        waiting.clear()
+        return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels))
+
+    with ThreadPoolExecutor(1) as pool:
+        pending = [pool.submit(read, index) for index in indices[:_AHEAD]]
+        for number in range(len(indices)):
+            image, label = pending.pop(0).result()
+            if number + _AHEAD < len(indices):
+                pending.append(pool.submit(read, indices[number + _AHEAD]))
+            if waiting and (label.shape != waiting[0][1].shape or (len(waiting) + 1) * label.size > _PIXELS_AT_ONCE):
+                yield flush()
+            waiting.append((image, label))
+        if waiting:
+            yield flush()
+
+
+def summary(evaluation: Evaluation, dataset: Dataset, protocol: Protocol) -> dict[str, Any]:
+    """All figures as JSON-able values, with the identity of the numbers: protocol and data."""
+    scores = evaluation.confusion.scores()
+    interval = bootstrap_miou(evaluation.counts_NK3, blocks_of(evaluation.groups))
+    result: dict[str, Any] = {
+        "protocol": {"key": protocol.key(), "text": protocol.describe(), "settings": protocol.canonical()},
+        "data": {"name": dataset.name, "fingerprint": dataset.fingerprint, "images": len(evaluation.names)},
+        "classes": list(dataset.classes.names),
+        "palette": [list(colour) for colour in dataset.classes.palette],
+        "miou": scores.miou,
+        "miou_all": scores.miou_all,
+        "absent": scores.absent,
+        "miou_interval": {
+            "low": interval.low,
+            "high": interval.high,
+            "over": "blocks" if blocks_of(evaluation.groups) is not None else "images",
+            "groups": interval.groups,
+            "reliable": interval.reliable,
+            "reason": interval.reason,
+        },
+        "pixel_accuracy": scores.pixel_accuracy,
+        "mean_accuracy": scores.mean_accuracy,
+        "frequency_weighted_iou": scores.frequency_weighted_iou,
+        "iou": _listed(scores.iou),
+        "accuracy": _listed(scores.accuracy),
+        "precision": _listed(scores.precision),
+        "confusion": evaluation.confusion.matrix.cpu().tolist(),
+    }
+    if evaluation.boundary is not None:
+        edges = evaluation.boundary.scores()
+        result["boundary"] = {"miou": edges.miou, "iou": _listed(edges.iou)}
+    if evaluation.calibration is not None:
+        reliability = evaluation.calibration.scores()
+        result["calibration"] = {
+            "error": reliability.error,
+            "confidence": _listed(reliability.confidence),
+            "accuracy": _listed(reliability.accuracy),
+            "count": _listed(reliability.count),
+            "negative_log_likelihood": reliability.negative_log_likelihood,
+        }
+    return {name: _plain(value) for name, value in result.items()}
+
+
+def blocks_of(groups: Sequence[str]) -> list[str] | None:
+    """Block names for the bootstrap where the images belong to at least two groups, else ``None``."""
+    return list(groups) if len(set(groups)) > 1 else None
+
+
+def write_evaluation(score: Path, counts: Path, content: dict[str, Any], evaluation: Evaluation) -> None:
+    """Write the figures as JSON and the per-image counts as npz; equal content gives equal bytes."""
+    with writing(counts) as partial, open(partial, "wb") as file:
+        np.savez_compressed(
+            file,
+            counts=evaluation.counts_NK3.astype(np.int64),
+            names=np.array(evaluation.names),
+            groups=np.array(evaluation.groups),
+        )
+    write_json(score, content)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Per-image counts as :func:`write_evaluation` stored them."""
+
+    counts_NK3: NDArray[np.int64]
+    names: tuple[str, ...]
+    groups: tuple[str, ...]
+
+
+def read_counts(path: Path) -> Counts:
+    """Read per-image counts. Raises :class:`RunError` for a file that is gone or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return Counts(content["counts"], tuple(map(str, content["names"])), tuple(map(str, content["groups"])))
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"per-image counts cannot be read: {path} ({error})", "run the evaluation again") from None
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: what does not exist is null."""
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def _listed(values: NDArray[np.float64]) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]

@@ -1,0 +1,45 @@
+"""Bringing logits back to the size of the image: three rules, of which a net is trained with one.
+
+Published codes differ here, and a score changes by some tenths with the rule, so that it is a setting of every
+method and protocol and never hidden.
+
+Letters: B images, K classes, h x w the grid of the logits, H x W the image.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+ResizeRule = Literal["grid", "centers", "corners"]
+"""How logits (h, w) lie on an image (H, W).
+
+``grid``: each logit covers stride x stride pixels from the top left; bilinear by exactly that factor, then cropped.
+Exact for nets that pad the image at the bottom and at the right to a multiple of their stride.
+``centers``: the grid is stretched over the image by its pixels' outer edges (``align_corners=False``).
+``corners``: the grid's corner pixels lie on the image's corner pixels (``align_corners=True``).
+"""
+
+
+def resize_logits(logits_BKhw: Tensor, size: tuple[int, int], rule: ResizeRule, stride: int) -> Tensor:
+    """Bilinear: (B, K, h, w) -> (B, K, H, W) for ``size`` (H, W).
+
+    ``stride`` is how many pixels lie between two logits; only the rule ``grid`` needs it. ValueError if the grid
+    does not reach over the image, or for an unknown rule.
+    """
+    if rule == "corners":
+        return F.interpolate(logits_BKhw, size, mode="bilinear", align_corners=True)
+    if rule == "centers":
+        return F.interpolate(logits_BKhw, size, mode="bilinear", align_corners=False)
+    if rule != "grid":
+        raise ValueError(f"unknown resize rule {rule!r}; known are grid, centers, corners")
+    height, width = size
+    if logits_BKhw.shape[-2] * stride < height or logits_BKhw.shape[-1] * stride < width:
+        raise ValueError(
+            f"logits {tuple(logits_BKhw.shape[-2:])} at stride {stride} do not reach over {height} x {width} pixels"
+        )
+    if stride != 1:
+        logits_BKhw = F.interpolate(logits_BKhw, scale_factor=float(stride), mode="bilinear", align_corners=False)
+    return logits_BKhw[..., :height, :width]

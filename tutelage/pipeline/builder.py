@@ -1,0 +1,192 @@
+"""Builds what stages work with: data sets, nets, streams, methods, by the names that a recipe gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from tutelage.data.dataset import Classes, Dataset, describe_bridge
+from tutelage.data.draws import key as draw_key
+from tutelage.data.opening import open_data, task_classes
+from tutelage.data.pseudo_labels import with_pseudo_labels
+from tutelage.data.statistics import read_statistics
+from tutelage.data.stream import LoaderSettings, Stream, ViewSettings
+from tutelage.engine.contract import Facts, Method
+from tutelage.errors import RecipeError, RunError
+from tutelage.nets.build import build
+from tutelage.nets.checkpoints import read_tensors
+from tutelage.nets.segmentor import Segmentor
+from tutelage.nets.storage import check_classes, load_segmentor
+from tutelage.nets.weights import fill
+from tutelage.recipe.reading import Read, method_settings
+from tutelage.recipe.references import WEIGHT_SUFFIXES, roles
+from tutelage.recipe.schema import AnnotateStage, TrainStage, find_method
+from tutelage.runs.store import Artefact
+
+Say = Callable[[str], None]
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that a recipe names. Raises :class:`RunError` for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"device {name!r} cannot be used: {reason}", "set run.device=auto or cpu") from None
+    return device
+
+
+class Builder:
+    """Everything by name; data sets are opened when first asked for, and once."""
+
+    def __init__(self, read: Read, say: Say = lambda text: None) -> None:
+        self.recipe = read.recipe
+        self.base = read.base
+        self.say = say
+        self.artefacts: dict[str, Artefact] = {}
+        """Stage name → its artefact, finished or not."""
+        self._opened: dict[str, Mapping[str, Dataset]] = {}
+        self._bridged: dict[str, Dataset] = {}
+
+    # Data
+
+    @cached_property
+    def classes(self) -> Classes:
+        """The task's classes: the recipe's, or those of its first data set."""
+        name = next(iter(self.recipe.data))
+        splits = self._splits(name)
+        return task_classes(self.recipe.classes, splits[next(iter(splits))])
+
+    def dataset(self, reference: str) -> Dataset:
+        """The data set that ``name/split`` or ``name`` means, in the task's classes; or an annotate stage's.
+
+        Raises :class:`RecipeError` for a split that does not exist and :class:`DataError` for what is on the disk.
+        """
+        stage = self.recipe.stages.get(reference)
+        if isinstance(stage, AnnotateStage):
+            return with_pseudo_labels(self.dataset(stage.data), self.artefacts[reference].labels)
+        if reference not in self._bridged:
+            name, _, split = reference.partition("/")
+            splits = self._splits(name)
+            if not split:
+                if len(splits) != 1:
+                    raise RecipeError(
+                        f"data set {name!r} has several splits: {', '.join(splits)}", f"write {name}/<split>"
+                    )
+                split = next(iter(splits))
+            if split not in splits:
+                raise RecipeError(f"data set {name!r} has no split {split!r}", f"it has: {', '.join(splits)}")
+            dataset = splits[split]
+            mapping = self.recipe.data[name].bridge
+            for line in describe_bridge(dataset, self.classes, mapping):
+                self.say(line)
+            self._bridged[reference] = dataset.bridged(self.classes, mapping)
+        return self._bridged[reference]
+
+    def data_key(self, reference: str) -> str:
+        """What identifies a data set's content: its fingerprint, or the key of the stage that makes it."""
+        stage = self.recipe.stages.get(reference)
+        if isinstance(stage, AnnotateStage):
+            return f"stage:{self.artefacts[reference].key}"
+        return self.dataset(reference).fingerprint
+
+    def _splits(self, name: str) -> Mapping[str, Dataset]:
+        if name not in self._opened:
+            self._opened[name] = open_data(self.recipe.data[name], self.base, self.say)
+        return self._opened[name]
+
+    # Nets
+
+    def new_net(self, name: str, seed: int) -> Segmentor:
+        """A net of the recipe with its first weights; which is a function of the name and the seed."""
+        settings = self.recipe.nets[name]
+        if settings.weights is not None and settings.weights.endswith(WEIGHT_SUFFIXES):
+            settings = settings.model_copy(update={"weights": str(self.base / settings.weights)})
+        net = build(settings, len(self.classes), seed=draw_key(seed, "net", name) % (1 << 62))
+        if net.load_report is not None:
+            self.say(f"net {name}: {net.load_report}")
+        return net
+
+    def trained_net(self, reference: str) -> Segmentor:
+        """The net of a finished stage (``stage`` or ``stage.net``). Raises when its classes are not the task's."""
+        path = self.net_path(reference)
+        net, metadata = load_segmentor(path)
+        check_classes(metadata, self.classes.names, "this recipe's task")
+        return net
+
+    def net_path(self, reference: str) -> Path:
+        """The weight file that a reference means. Raises :class:`RecipeError` for a net that the stage has not."""
+        stage, _, net = reference.partition(".")
+        artefact = self.artefacts[stage]
+        path = artefact.net(net or "student")
+        if not path.is_file():
+            known = sorted(found.stem for found in path.parent.glob("*.safetensors"))
+            raise RecipeError(
+                f"stage {stage!r} has no net {net or 'student'!r}", f"it has: {', '.join(known) or 'none yet'}"
+            )
+        return path
+
+    def nets(self, stage: TrainStage, seed: int) -> dict[str, Segmentor]:
+        """The nets of a training stage by role: new ones, started as ``init`` says, and trained inputs."""
+        result = {role: self.new_net(name, seed) for role, name in roles(self.recipe, stage).items()}
+        for target, source in stage.init.items():
+            role, _, part = target.partition(".")
+            path = self.base / source if source.endswith(WEIGHT_SUFFIXES) else self.net_path(source)
+            if part not in ("", "encoder"):
+                raise RecipeError(f"init target {target!r} is no net and no encoder", f"write {role} or {role}.encoder")
+            tensors, _ = read_tensors(path)
+            if part:
+                tensors = {name: value for name, value in tensors.items() if _of_encoder(name)} or tensors
+            report = fill(result[role], tensors, str(path))
+            self.say(f"net {role} starts from {path.name}: {report}")
+        result.update({role: self.trained_net(reference) for role, reference in stage.inputs.items()})
+        return result
+
+    # Training
+
+    def streams(self, stage: TrainStage, seed: int) -> dict[str, Stream]:
+        """The streams of a training stage."""
+        run = self.recipe.run
+        loader = LoaderSettings(run.workers, run.ahead, run.cache, run.cache_folder, run.on_unreadable)
+        needs = find_method(stage.method.name).streams
+        return {
+            name: Stream(
+                name=name,
+                datasets=[self.dataset(reference) for reference in listed(settings.data)],
+                seed=seed,
+                batch=settings.batch,
+                views={view: settings.views.get(view, ViewSettings()) for view in needs[name].views},
+                augment=settings.augment,
+                labels=needs[name].labels,
+                loader=loader,
+                repeat=settings.repeat or (),
+                draws_of=settings.draws_of,
+            )
+            for name, settings in stage.streams.items()
+        }
+
+    def method(self, stage: TrainStage, nets: Mapping[str, Segmentor], streams: Mapping[str, Stream]) -> Method:
+        """The method of a training stage, holding its nets."""
+
+        def pixel_counts() -> Sequence[int]:
+            labeled = [dataset for stream in streams.values() if stream.labels for dataset in stream.datasets]
+            totals = [read_statistics(dataset).class_pixels() for dataset in labeled]
+            return [int(sum(counts[index] for counts in totals)) for index in range(len(self.classes))]
+
+        kind = find_method(stage.method.name)
+        return kind(nets, method_settings(stage), Facts(len(self.classes), pixel_counts))
+
+
+def _of_encoder(name: str) -> bool:
+    return "encoder." in name and not name.startswith(("decoder.", "classifier.", "auxiliary."))
+
+
+def listed(data: str | list[str]) -> list[str]:
+    """One name or several, as a list."""
+    return [data] if isinstance(data, str) else list(data)

@@ -1,0 +1,103 @@
+"""The content address of every stage: a hash of all that decides what it makes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tutelage.pipeline.builder import Builder, listed
+from tutelage.recipe.reading import method_settings
+from tutelage.recipe.references import WEIGHT_SUFFIXES, roles
+from tutelage.recipe.schema import AnnotateStage, EvaluateStage, ReportStage, Stage, TrainStage, find_method
+from tutelage.runs.atomic import sha256
+from tutelage.runs.store import Store, content_key
+
+# What a training stage may be told without changing what it makes.
+_IDLE = {"kind", "method", "nets", "inputs", "init", "streams", "evaluate", "seed", "log_every", "checkpoint_every"}
+_IDLE |= {"keep_checkpoints"}
+
+
+def assign_artefacts(builder: Builder, store: Store) -> None:
+    """Give every stage of the recipe its artefact, in order: a key needs the keys of the stages before."""
+    for name, stage in builder.recipe.stages.items():
+        builder.artefacts[name] = store.artefact(name, content_key(stage_content(builder, stage)))
+
+
+def seed_of(builder: Builder, stage: TrainStage) -> int:
+    """The seed of a training stage: its own, or the recipe's."""
+    return builder.recipe.seed if stage.seed is None else stage.seed
+
+
+def stage_content(builder: Builder, stage: Stage) -> dict[str, Any]:
+    """Everything that decides what a stage makes, as JSON-like values."""
+    content: dict[str, Any] = {"kind": stage.kind, "classes": list(builder.classes.names)}
+    if isinstance(stage, TrainStage):
+        content.update(_train(builder, stage))
+    elif isinstance(stage, AnnotateStage):
+        content.update(
+            net=net_key(builder, stage.net),
+            data=builder.data_key(stage.data),
+            protocol=stage.protocol.key(),
+            policy=stage.policy,
+            level={"threshold": stage.threshold, "class_balanced": stage.portion}.get(stage.policy),
+        )
+    elif isinstance(stage, EvaluateStage):
+        content.update(
+            nets={label: net_key(builder, reference) for label, reference in stage.named().items()},
+            data=builder.data_key(stage.data),
+            protocol=stage.protocol.key(),
+            boundary=stage.boundary,
+            calibration=stage.calibration,
+        )
+    elif isinstance(stage, ReportStage):
+        content.update(stage.model_dump(mode="json"), scores=builder.artefacts[stage.scores].key)
+    return content
+
+
+def _train(builder: Builder, stage: TrainStage) -> dict[str, Any]:
+    method = find_method(stage.method.name)
+    course = {name: value for name, value in stage.model_dump(mode="json").items() if name not in _IDLE}
+    streams = {}
+    for name, settings in stage.streams.items():
+        streams[name] = settings.model_dump(mode="json", exclude={"data"})
+        streams[name]["data"] = [builder.data_key(reference) for reference in listed(settings.data)]
+    evaluation = None
+    if stage.evaluate is not None:
+        evaluation = stage.evaluate.model_dump(mode="json", exclude={"data", "protocol"})
+        evaluation["data"] = builder.data_key(stage.evaluate.data)
+        evaluation["protocol"] = stage.evaluate.protocol.key()
+    return {
+        "method": {
+            "name": stage.method.name,
+            "version": method.version,
+            "settings": method_settings(stage).model_dump(mode="json"),
+        },
+        "nets": {role: _net_settings(builder, name) for role, name in roles(builder.recipe, stage).items()},
+        "inputs": {role: net_key(builder, reference) for role, reference in stage.inputs.items()},
+        "init": {target: _source_key(builder, source) for target, source in stage.init.items()},
+        "streams": streams,
+        "evaluate": evaluation,
+        "seed": seed_of(builder, stage),
+        "course": course,
+    }
+
+
+def _net_settings(builder: Builder, name: str) -> dict[str, Any]:
+    settings = builder.recipe.nets[name]
+    content = settings.model_dump(mode="json")
+    content["name"] = name  # the first random weights are drawn by it
+    if settings.weights is not None and settings.weights.endswith(WEIGHT_SUFFIXES):
+        content["weights"] = _source_key(builder, settings.weights)
+    return content
+
+
+def net_key(builder: Builder, reference: str) -> str:
+    """What identifies one net of a stage: the stage's key and the net's name."""
+    stage, _, net = reference.partition(".")
+    return f"{builder.artefacts[stage].key}.{net or 'student'}"
+
+
+def _source_key(builder: Builder, source: str) -> str:
+    if not source.endswith(WEIGHT_SUFFIXES):
+        return net_key(builder, source)
+    path = builder.base / source
+    return sha256(path) if path.is_file() else f"missing:{source}"

@@ -1,0 +1,171 @@
+"""Running a recipe: every stage in order, skipped when its artefact is there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tutelage.engine import collectives
+from tutelage.engine.interruption import StoppedError
+from tutelage.errors import RunError, TutelageError
+from tutelage.pipeline.builder import Builder, resolve_device
+from tutelage.pipeline.display import Display
+from tutelage.pipeline.keys import assign_artefacts
+from tutelage.pipeline.stages import make
+from tutelage.recipe.reading import Read, resolved
+from tutelage.recipe.schema import RunSettings
+from tutelage.runs.store import Artefact, Store
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The finished artefacts of a recipe, by stage."""
+
+    out: Path
+    artefacts: dict[str, Artefact]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a run would do with one stage."""
+
+    stage: str
+    kind: str
+    artefact: Artefact
+    runs: bool
+    why: str
+
+
+def run(read: Read, *, only: Sequence[str] = (), quiet: bool = False) -> Outcome:
+    """Run all stages of a recipe, or those named in ``only``.
+
+    Raises :class:`TutelageError` for anything that the user can mend; what was finished stays finished.
+    """
+    device = resolve_device(read.recipe.run.device)
+    joined = collectives.join(device)
+    if device.type == "cuda" and joined:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    _set_threads(read.recipe.run)
+    display = Display(quiet)
+    try:
+        return _run(read, only, device, display)
+    finally:
+        collectives.leave()
+
+
+def _run(read: Read, only: Sequence[str], device: torch.device, display: Display) -> Outcome:
+    recipe = read.recipe
+    store = Store(Path(recipe.out_folder()))
+    builder = Builder(read, display.say)
+    assign_artefacts(builder, store)
+    _check_names(only, list(recipe.stages))
+    if collectives.rank() == 0:
+        _writable(store)
+        store.remember(recipe.name, resolved(recipe), (artefact.key for artefact in builder.artefacts.values()))
+    for name in only or recipe.stages:
+        artefact = builder.artefacts[name]
+        fault = artefact.fault()
+        if fault is None:
+            display.say(f"{name}: done ({artefact.folder.name})")
+            continue
+        if artefact.manifest() is not None:
+            display.say(f"{name}: {fault}; it is made again")
+        display.say(f"{name}: {recipe.stages[name].kind} → {artefact.folder}")
+        if collectives.rank() == 0:
+            with artefact.lock(display.say):
+                artefact.reopen()
+                artefact.begin(resolved(recipe))
+                _make(builder, name, device, display)
+        else:
+            _make(builder, name, device, display)
+    if collectives.rank() == 0:
+        _publish_report(builder, store)
+    return Outcome(store.out, builder.artefacts)
+
+
+def _make(builder: Builder, name: str, device: torch.device, display: Display) -> None:
+    """Make one artefact; what the machine lacks becomes an error with a remedy."""
+    try:
+        make(builder, name, device, display)
+    except StoppedError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise _out_of_memory(name, str(error)) from error
+    except MemoryError as error:
+        raise _out_of_memory(name, str(error)) from error
+    except RuntimeError as error:
+        text = str(error)
+        if "can't allocate memory" in text or "out of memory" in text.lower():
+            raise _out_of_memory(name, text) from error
+        if "Expected more than 1 value per channel" in text:
+            raise TutelageError(
+                f"stage {name!r}: batch norm cannot train on one value per channel (a batch, or micro-batch, of one)",
+                "use a batch of at least two images per micro-batch and process",
+            ) from error
+        raise
+    except OSError as error:
+        if error.errno in (28, 122, 27):  # no space, quota, file too large
+            raise RunError(
+                f"stage {name!r}: the disk is full ({error.strerror}): {error.filename or builder.artefacts[name].folder}",
+                "free some space (`tutelage clean` removes what no recipe refers to) and run the same command again",
+            ) from error
+        raise
+
+
+def _out_of_memory(name: str, text: str) -> RunError:
+    return RunError(
+        f"stage {name!r}: out of memory ({text.splitlines()[0] if text else 'no details'})",
+        "make the batch or the crop smaller, use accumulate: 2 or more, or precision: bf16",
+    )
+
+
+def plan(read: Read) -> list[Planned]:
+    """What :func:`run` would do, and why. Reads the data's lists and fingerprints; makes nothing."""
+    builder = Builder(read)
+    assign_artefacts(builder, Store(Path(read.recipe.out_folder())))
+    result = []
+    for name, stage in read.recipe.stages.items():
+        artefact = builder.artefacts[name]
+        fault = artefact.fault()
+        why = "done" if fault is None else fault
+        if fault is not None and artefact.manifest() is None:
+            steps = artefact.checkpoints(2, lambda text: None).steps()
+            started = artefact.folder.is_dir()
+            why = f"goes on after step {steps[-1]}" if steps else "was begun" if started else "is new"
+        result.append(Planned(name, stage.kind, artefact, fault is not None, why))
+    return result
+
+
+def _check_names(only: Sequence[str], known: Sequence[str]) -> None:
+    unknown = [name for name in only if name not in known]
+    if unknown:
+        raise RunError(f"no stage {unknown[0]!r} in the recipe", f"stages: {', '.join(known)}")
+
+
+def _set_threads(run_settings: RunSettings) -> None:
+    if run_settings.threads is not None:
+        torch.set_num_threads(run_settings.threads)
+
+
+def _writable(store: Store) -> None:
+    try:
+        store.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"run folder cannot be made: {store.out} ({error.strerror})", "choose another with out=..."
+        ) from None
+    if not os.access(store.out, os.W_OK):
+        raise RunError(f"run folder may not be written to: {store.out}", "choose another with out=...")
+
+
+def _publish_report(builder: Builder, store: Store) -> None:
+    """Put the newest report where a user looks first."""
+    for name, stage in builder.recipe.stages.items():
+        artefact = builder.artefacts[name]
+        if stage.kind == "report" and artefact.fault() is None:
+            store.publish_report(artefact)

@@ -1,0 +1,230 @@
+"""Making one artefact: what each kind of stage does once its inputs are there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tutelage.annotate.pseudo_labels import annotate
+from tutelage.data.checks import format_findings, poisons
+from tutelage.data.dataset import Dataset
+from tutelage.engine import collectives
+from tutelage.engine.contract import Method
+from tutelage.engine.log import TrainingLog, read_log
+from tutelage.engine.loop import Hooks, Progress, fit
+from tutelage.engine.meter import peak_memory
+from tutelage.errors import DataError
+from tutelage.evaluation.scoring import evaluate, summary, write_evaluation
+from tutelage.nets.segmentor import Segmentor
+from tutelage.nets.storage import save_segmentor
+from tutelage.pipeline.builder import Builder, listed
+from tutelage.pipeline.display import Display
+from tutelage.pipeline.keys import net_key, seed_of
+from tutelage.pipeline.reporting import report_content
+from tutelage.recipe.schema import AnnotateStage, EvaluateStage, ReportStage, TrainStage
+from tutelage.report.page import render
+from tutelage.runs.atomic import write_bytes, write_json, write_text
+from tutelage.runs.store import Artefact
+
+
+def make(builder: Builder, name: str, device: torch.device, display: Display) -> None:
+    """Make the artefact of stage ``name``; its inputs are finished, and this process holds its lock."""
+    stage, artefact = builder.recipe.stages[name], builder.artefacts[name]
+    started = time.monotonic()
+    if isinstance(stage, TrainStage):
+        train(builder, stage, artefact, device, display)
+    elif isinstance(stage, AnnotateStage):
+        _annotate(builder, stage, artefact, device, display)
+    elif isinstance(stage, EvaluateStage):
+        _evaluate(builder, stage, artefact, device, display)
+    elif isinstance(stage, ReportStage):
+        _report(builder, stage, artefact, device, display)
+    if collectives.rank() == 0:
+        _note_times(artefact, time.monotonic() - started, device)
+    collectives.barrier()
+
+
+def train(builder: Builder, stage: TrainStage, artefact: Artefact, device: torch.device, display: Display) -> None:
+    """Train a stage's nets, from where an earlier run was interrupted, and write the chosen weights."""
+    if collectives.rank() == 0:
+        refuse_poison(builder, stage)
+    collectives.barrier()
+    seed = seed_of(builder, stage)
+    nets, streams = builder.nets(stage, seed), builder.streams(stage, seed)
+    method = builder.method(stage, nets, streams)
+    for title, text in method.extra_report().items():
+        display.say(f"{title}: {text}")
+    trackers = builder.recipe.run.trackers if collectives.rank() == 0 else ()
+    config = {"method": stage.method.name, "seed": seed, "steps": stage.steps, "key": artefact.key}
+    path = artefact.log if collectives.rank() == 0 else None
+    log = TrainingLog(path, display.training, trackers, artefact.folder.name, config)
+
+    def score(step: int) -> float:
+        scores = _score_nets(builder, method, stage, device)
+        log.record({"step": step, "evaluation": scores})
+        return float(next(iter(scores.values()))["miou"])
+
+    def keep_best(step: int) -> None:
+        if collectives.rank() == 0:
+            _save_nets(builder, method, artefact.best_net)
+
+    hooks = Hooks(
+        evaluate=None if stage.evaluate is None else score,
+        evaluate_every=0 if stage.evaluate is None else stage.evaluate.every or max(stage.steps // 5, 1),
+        keep_best=keep_best,
+        begin=log.begin,
+        log=log.record,
+        say=display.say,
+    )
+    checkpoints = artefact.checkpoints(stage.keep_checkpoints, display.say)
+    with log:
+        progress = fit(method, streams, stage, seed=seed, device=device, checkpoints=checkpoints, hooks=hooks)
+    if collectives.rank() == 0:
+        _finish_training(builder, stage, artefact, method, progress)
+
+
+def refuse_poison(builder: Builder, stage: TrainStage) -> None:
+    """Raise :class:`DataError` with all findings when a mask of the stage would poison training."""
+    references = [name for settings in stage.streams.values() for name in listed(settings.data)]
+    if stage.evaluate is not None:
+        references.append(stage.evaluate.data)
+    plain = [name for name in dict.fromkeys(references) if name not in builder.recipe.stages]
+    datasets = [builder.dataset(name) for name in plain]
+    findings = [finding for dataset in datasets if dataset.labeled for finding in poisons(dataset)]
+    if findings:
+        raise DataError(
+            "these data would poison training:\n" + format_findings(findings),
+            "mend them, or take the files out of the list; `tutelage check` tells more",
+        )
+
+
+def _score_nets(builder: Builder, method: Method, stage: TrainStage, device: torch.device) -> dict[str, dict[str, Any]]:
+    """mIoU and IoU by class of every net that the method exports, the first of which is compared."""
+    assert stage.evaluate is not None
+    dataset = builder.dataset(stage.evaluate.data)
+    protocol = stage.evaluate.protocol
+    indices = evenly(len(dataset), stage.evaluate.images)
+    result = {}
+    for name, net in method.exported().items():
+        assert isinstance(net, Segmentor)
+        with net.inferring(protocol.precision):
+            scores = evaluate(net, dataset, protocol, device=device, indices=indices).confusion.scores()
+        iou = [None if value != value else round(float(value), 5) for value in scores.iou]
+        result[name] = {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy, "iou": iou}
+    return result
+
+
+def evenly(length: int, count: int | None) -> list[int] | None:
+    """``count`` indices spread evenly over ``length``; ``None``: all."""
+    return None if count is None or count >= length else [i * length // count for i in range(count)]
+
+
+def _save_nets(builder: Builder, method: Method, place: Callable[[str], Path]) -> None:
+    for name, net in method.exported().items():
+        assert isinstance(net, Segmentor)
+        save_segmentor(net, place(name), classes=builder.classes.names, palette=builder.classes.palette)
+
+
+def _finish_training(
+    builder: Builder, stage: TrainStage, artefact: Artefact, method: Method, progress: Progress
+) -> None:
+    """Write the chosen weights, declare the artefact finished, let go of its checkpoints."""
+    names = list(method.exported())
+    best = stage.keep == "best" and progress.best_score is not None
+    if best:
+        for name in names:
+            write_bytes(artefact.net(name), artefact.best_net(name).read_bytes())
+    else:
+        _save_nets(builder, method, artefact.net)
+    facts = {
+        "nets": names,
+        "steps": progress.step,
+        "kept": "best" if best else "last",
+        "score": progress.best_score,
+        "best_step": progress.best_step,
+    }
+    artefact.finish("train", [artefact.net(name) for name in names], facts)
+    artefact.clear_checkpoints()
+
+
+def _annotate(
+    builder: Builder, stage: AnnotateStage, artefact: Artefact, device: torch.device, display: Display
+) -> None:
+    dataset = builder.dataset(stage.data).without_labels()
+    net = _ready(builder.trained_net(stage.net), device)
+    producer = net_key(builder, stage.net)
+    with display.bar("annotate", len(dataset)) as progress, net.inferring(stage.protocol.precision):
+        files = annotate(
+            net,
+            dataset,
+            artefact.labels,
+            device=device,
+            protocol=stage.protocol,
+            policy=stage.policy,
+            threshold=stage.threshold,
+            portion=stage.portion,
+            producer=producer,
+            progress=progress,
+        )
+    if collectives.rank() == 0:
+        artefact.finish("annotate", files, {"images": len(dataset), "producer": producer})
+
+
+def _evaluate(
+    builder: Builder, stage: EvaluateStage, artefact: Artefact, device: torch.device, display: Display
+) -> None:
+    dataset = builder.dataset(stage.data)
+    files: list[Path] = []
+    facts: dict[str, Any] = {}
+    for label, reference in stage.named().items():
+        net = _ready(builder.trained_net(reference), device)
+        with display.bar(f"evaluate {label}", len(dataset)) as progress, net.inferring(stage.protocol.precision):
+            outcome = evaluate(
+                net,
+                dataset,
+                stage.protocol,
+                device=device,
+                boundary=stage.boundary,
+                calibration=stage.calibration,
+                progress=progress,
+            )
+        content = {**summary(outcome, dataset, stage.protocol), "net": net_key(builder, reference)}
+        if collectives.rank() == 0:
+            write_evaluation(artefact.score(label), artefact.counts(label), content, outcome)
+        files += [artefact.score(label), artefact.counts(label)]
+        facts[label] = content["miou"]
+        interval = content["miou_interval"]
+        display.say(
+            f"  {label}: mIoU {100 * content['miou']:.2f} [{100 * interval['low']:.2f}, {100 * interval['high']:.2f}] "
+            f"on {stage.data} ({len(dataset)} images)"
+        )
+    if collectives.rank() == 0:
+        artefact.finish("evaluate", files, {"miou": facts, "protocol": stage.protocol.key()})
+
+
+def _report(builder: Builder, stage: ReportStage, artefact: Artefact, device: torch.device, display: Display) -> None:
+    if collectives.rank() == 0:
+        write_text(artefact.report, render(report_content(builder, stage, device)))
+        artefact.finish("report", [artefact.report], {})
+        display.say(f"  report: {artefact.report}")
+
+
+def _ready(net: Segmentor, device: torch.device) -> Segmentor:
+    moved: Segmentor = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
+
+
+def _note_times(artefact: Artefact, seconds: float, device: torch.device) -> None:
+    """Write how long it took. Times are no content: they stand outside the files whose checksums are kept."""
+    times = {"seconds": round(seconds, 2), "peak_memory_mib": round(peak_memory(device), 1)}
+    if artefact.log.is_file():
+        records = [record for record in read_log(artefact.log) if "spent_s" in record]
+        spent = sum(record["spent_s"] for record in records)
+        waited = sum(record["data_wait"] * record["spent_s"] for record in records)
+        times["training_seconds"] = round(spent, 2)
+        times["data_wait"] = round(waited / spent, 4) if spent else 0.0
+    write_json(artefact.times, times)
