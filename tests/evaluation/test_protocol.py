@@ -19,14 +19,15 @@ def protocol(**values: Any) -> Protocol:
 
 
 def test_key_is_stable_and_says_what_matters() -> None:
-    assert protocol().key() == "ad191791c12a"
-    assert protocol(**SLIDING).key() == "e05d75a3c6d7"
+    assert protocol().key() == "3825d7157d61"
+    assert protocol(**SLIDING).key() == "7a4da18c8caa"
     assert protocol(**SLIDING).key() == protocol(**SLIDING, stride=[534, 534]).key()
     assert protocol(**SLIDING).key() == protocol(**SLIDING, overlap=1 / 3).key()
     assert protocol().key() == protocol(blend="logits").key()
     assert protocol(flip=True).key() != protocol(flip=True, blend="logits").key()
     others = [
         protocol(resize="corners"),
+        protocol(precision="bf16"),
         protocol(size=[512, 1024]),
         protocol(scales=[0.5, 1.0]),
         protocol(flip=True),
@@ -67,13 +68,13 @@ def test_different_protocols_are_not_compared() -> None:
 
 
 def test_description_is_one_line() -> None:
-    assert protocol().describe() == "whole image, resize rule grid"
+    assert protocol().describe() == "whole image, resize rule grid, fp32"
     full = protocol(
         **SLIDING, weighting="gaussian", scales=[0.5, 1], flip=True, size=[512, 1024], multiple=14, antialias=False
     ).describe()
     assert full == (
         "windows of 801x801 every 534x534 (shifted at the border), gaussian weights, input 512x1024, "
-        "sides multiples of 14, scales 0.5 1, flipped too, mean of probabilities, no antialiasing, resize rule grid"
+        "sides multiples of 14, scales 0.5 1, flipped too, mean of probabilities, no antialiasing, resize rule grid, fp32"
     )
 
 

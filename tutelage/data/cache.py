@@ -30,7 +30,9 @@ class ImageCache:
         """Mask ``index`` of ``dataset`` as train ids, (H, W) uint8."""
         path = dataset.samples[index].label
         assert path is not None
-        return self._get(path, dataset.label_map.identity, lambda: dataset.label(index))
+        # A mask that is brought to its image's size depends on that image, too.
+        salt = f"{dataset.label_map.identity} {dataset.samples[index].image if dataset.resize_labels else ''}"
+        return self._get(path, salt, lambda: dataset.label(index))
 
     def confidence(self, dataset: Dataset, index: int) -> np.ndarray:
         """Confidence map ``index`` of a pseudo-labelled ``dataset``, (H, W) uint8."""
@@ -49,6 +51,8 @@ class ImageCache:
         return self._mapped(path, salt, make)
 
     def _mapped(self, path: Path, salt: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        if not path.is_file():
+            return make()  # which says what is wrong
         state = path.stat()
         name = hashlib.blake2b(
             f"{path.resolve()}\x1f{salt}\x1f{state.st_size}\x1f{state.st_mtime_ns}".encode(), digest_size=16

@@ -80,7 +80,7 @@ def _matrices(colour_B6: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     matrices = np.empty((len(colour_B6), 3, 3))
     weights = np.empty((len(colour_B6), 3))
     for i, (brightness, contrast, saturation, hue, greyed, _) in enumerate(colour_B6):
-        angle = 2.0 * math.pi * hue
+        angle = -2.0 * math.pi * hue  # from red over green to blue the YIQ plane is gone through backwards
         turn = np.eye(3)
         turn[1:, 1:] = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
         saturate = saturation * np.eye(3) + (1.0 - saturation) * grey
@@ -119,6 +119,8 @@ def blur(image_B3HW: Tensor, sigma_B: np.ndarray) -> Tensor:
         return image_B3HW
     distance = np.arange(-radius, radius + 1)
     kernel = np.exp(-0.5 * (distance / sigma_B[:, None]) ** 2)
+    # Each image has its own width: what it becomes must not depend on the others in its batch.
+    kernel[np.abs(distance) > np.ceil(3.0 * sigma_B[:, None])] = 0.0
     kernel = np.repeat(kernel / kernel.sum(1, keepdims=True), channels, axis=0)
     weight = torch.as_tensor(kernel, dtype=image_B3HW.dtype, device=image_B3HW.device)
     planes = image_B3HW.reshape(1, batch * channels, height, width)

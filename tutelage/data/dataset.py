@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.data.images import read_image
-from tutelage.data.labels import IGNORE, LabelMap, compose
+from tutelage.data.images import image_size, read_image
+from tutelage.data.labels import IGNORE, LabelMap, compose, resized
 from tutelage.errors import DataError
 
 _SAMPLED = 1 << 16
@@ -37,7 +37,8 @@ class Classes:
             )
         if not 1 <= len(self.names) <= 254:
             raise DataError(f"{len(self.names)} classes", "a data set has 1 to 254 classes (255 means ignore)")
-        twice = sorted({name for name in self.names if self.names.count(name) > 1})
+        alike = [plain(name) for name in self.names]  # lists of classes are matched by plain names
+        twice = sorted({name for name in self.names if alike.count(plain(name)) > 1})
         if twice:
             raise DataError(f"class name given twice: {', '.join(twice)}", "give every class its own name")
 
@@ -76,6 +77,8 @@ class Dataset:
     samples: tuple[Sample, ...]
     classes: Classes
     label_map: LabelMap
+    resize_labels: bool = False
+    """Whether a mask of another size than its image is brought to the image's (GTA5 has a few); else it is a fault."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -94,7 +97,8 @@ class Dataset:
         path = self.samples[index].label
         if path is None:
             raise DataError(f"{self.name}: {self.samples[index].image} has no mask", "use it as unlabelled data")
-        return self.label_map.read(path)
+        label = self.label_map.read(path)
+        return resized(label, image_size(self.samples[index].image)) if self.resize_labels else label
 
     def without_labels(self) -> Dataset:
         """The same images, with no trace of their masks."""
@@ -120,6 +124,8 @@ class Dataset:
             repr((self.classes.names, sorted(self.label_map.table.items()), self.label_map.encoding)).encode()
         )
         digest.update(repr(self.label_map.others).encode())
+        if self.resize_labels:
+            digest.update(b"labels resized")
         for sample in self.samples:
             digest.update(f"\n{sample.name}\x1f{sample.group}\x1f".encode())
             for path in (sample.image, sample.label, sample.confidence):

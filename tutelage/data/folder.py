@@ -154,7 +154,7 @@ def grouping(pattern: str | None) -> Callable[[str], str]:
 
     def group(name: str) -> str:
         found = compiled.search(name)
-        return found.group(1) if found else ""
+        return found.group(1) or "" if found else ""
 
     return group
 

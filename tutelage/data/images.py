@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from tutelage.errors import DataError
 
@@ -31,7 +32,8 @@ def opened(path: Path, what: str = "image") -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             # A large image is legitimate here; one that is beyond Pillow's hard limit still raises.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            # Given a path, Pillow maps a plain TIFF into memory, and garbles it where it is stored on its side.
+            with open(path, "rb") as file, Image.open(file) as image:
                 yield image
     except FileNotFoundError:
         raise DataError(f"{what} not found: {path}", "check the path, the list file and the root folder") from None
@@ -61,7 +63,7 @@ def read_image(path: Path) -> np.ndarray:
         if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey: keep its upper eight bits
             deep = np.asarray(image)
             grey = (deep.astype(np.float64) / 257.0).round() if deep.max(initial=0) > 255 else deep
-            return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+            return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
         return np.asarray(image.convert("RGB"))
 
 
@@ -69,25 +71,50 @@ def image_size(path: Path) -> tuple[int, int]:
     """The upright (height, width) of an image, read from its header alone."""
     with opened(path) as image:
         width, height = image.size
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        if isinstance(image, TiffImageFile):  # some versions of Pillow turn this size already: take the stored one
+            width, height = image.tag_v2[256], image.tag_v2[257]
+        # Pillow decodes a whole PNG in search of a late orientation; looking through its chunks costs nothing.
+        plain = image.format == "PNG" and "Raw profile type exif" not in image.info and not _has_exif_chunk(path)
+        turned = not plain and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)
+
+
+def _has_exif_chunk(png: Path) -> bool:
+    with open(png, "rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind == b"eXIf":
+                return True
+            file.seek(length + 4, 1)
+    return False
 
 
 def read_raw_mask(path: Path, encoding: MaskEncoding = "index") -> np.ndarray:
     """Read a mask as (H, W) integers: stored values (``index``), packed 24-bit colours (``rgb``), or the first
     channel of a 16-bit three-channel PNG (``first16``, SYNTHIA).
 
-    Raises :class:`DataError` for unreadable files and for a colour image that is read by index.
+    Raises :class:`DataError` for unreadable files, and for a mask of colours or fractions that is read by index.
     """
     if encoding == "first16":
         return _read_first16(path)
     with opened(path, "mask") as image:
+        tiles = getattr(image, "tile", ())
+        if encoding == "index" and len(image.getbands()) > 1 and any(";16" in str(tile[3]) for tile in tiles):
+            raise DataError(  # Pillow would keep the upper eight bits of each value: every id would become 0
+                f"mask has several channels of 16 bits, which cannot be read as class indices: {path}",
+                "write it as a grey PNG (8 or 16 bits)",
+            )
         image.load()
         image = ImageOps.exif_transpose(image)
         if encoding == "rgb":
             colours = np.asarray(image.convert("RGB")).astype(np.uint32)
             return (colours[..., 0] << 16) | (colours[..., 1] << 8) | colours[..., 2]
         values = np.asarray(image)
+    if values.dtype.kind == "f":
+        if not (values == np.rint(values)).all():
+            raise DataError(f"mask holds fractions, not class indices: {path}", "write it as an 8-bit grey PNG")
+        values = values.astype(np.int64)
     if values.ndim == 2:
         return values.astype(np.uint8) if values.dtype == bool else values
     if values.shape[2] in (2, 4):  # an alpha channel says nothing about classes
@@ -112,4 +139,4 @@ def _read_first16(path: Path) -> np.ndarray:
     values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if values is None:
         raise DataError(f"mask is damaged or cut short: {path}", "replace the file or take it out of the list")
-    return np.asarray(values[..., -1] if values.ndim == 3 else values)  # OpenCV keeps blue first: red is last
+    return np.asarray(values[..., 2] if values.ndim == 3 else values)  # OpenCV's order is blue, green, red

@@ -18,6 +18,7 @@ from tutelage.errors import DataError
 
 IGNORE = 255
 _UNEXPECTED = 254  # a value that the table does not know; hence at most 254 classes
+_SIZES: dict[MaskEncoding, int] = {"rgb": 1 << 24, "index": 1 << 16, "first16": 1 << 16}
 
 
 def pack(colour: Sequence[int]) -> int:
@@ -43,6 +44,14 @@ class LabelMap:
     encoding: MaskEncoding = "index"
     others: int | None = None
 
+    def __post_init__(self) -> None:
+        beyond = [value for value in self.table if value >= _SIZES[self.encoding]]
+        if beyond:
+            raise DataError(
+                f"mask value {beyond[0]} is beyond what a mask can store",
+                f"values are 0 to {_SIZES[self.encoding] - 1}",
+            )
+
     @property
     def identity(self) -> str:
         """The whole map as text: equal maps, equal text."""
@@ -50,8 +59,7 @@ class LabelMap:
 
     @cached_property
     def _lookup(self) -> np.ndarray:
-        sizes = {"rgb": 1 << 24, "index": 1 << 16, "first16": 1 << 16}
-        lookup = np.full(sizes[self.encoding], _UNEXPECTED if self.others is None else self.others, dtype=np.uint8)
+        lookup = np.full(_SIZES[self.encoding], _UNEXPECTED if self.others is None else self.others, dtype=np.uint8)
         lookup[np.fromiter(self.table.keys(), dtype=np.int64)] = np.fromiter(self.table.values(), dtype=np.uint8)
         return lookup
 
@@ -85,6 +93,17 @@ class LabelMap:
                 "add the value under data.<name>.ids or .ignore, or set data.<name>.others: ignore",
             )
         return label
+
+
+def resized(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A label (H, W) brought to ``size`` (height, width): each pixel takes the value of the nearest one."""
+    if label.shape == size:
+        return label
+    rows, columns = (
+        (2 * np.arange(length) + 1) * stored // (2 * length) for length, stored in zip(size, label.shape, strict=True)
+    )
+    result: np.ndarray = np.take(np.take(label, rows, axis=0), columns, axis=1)
+    return result
 
 
 def identity(classes: int, ignore: Sequence[int] = (IGNORE,)) -> LabelMap:

@@ -22,23 +22,34 @@ def read_list(path: Path, root: Path, group: Callable[[str], str], labels: bool 
     Raises :class:`DataError` naming the list, the line and the first missing file, and for an empty list or a
     name that occurs twice.
     """
+    samples = []
+    for where, image, label in read_entries(path, root):
+        image_path = _find(image, root, where)
+        label_path = _find(label, root, where) if label is not None and labels else None
+        samples.append(sample(image_path, label_path, root, group))
+    return unique(samples, str(path))
+
+
+def read_entries(path: Path, root: Path) -> list[tuple[str, str, str | None]]:
+    """The entries of a list file as it writes them: where it stands (file:line), image, and label if it has one.
+
+    Raises :class:`DataError` for a list that is missing, unreadable or empty. ``root`` is only looked at to tell
+    the blank between two names from a blank inside one.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise DataError(f"list file not found: {path}", "make it with `tutelage split`, or mend the recipe") from None
     except (UnicodeDecodeError, OSError) as error:
         raise DataError(f"list file cannot be read: {path} ({error})", "it must be a UTF-8 text file") from None
-    samples = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        image, label = _split(line.strip(), root)
-        image_path = _find(image, root, f"{path}:{number}")
-        label_path = _find(label, root, f"{path}:{number}") if label is not None and labels else None
-        samples.append(sample(image_path, label_path, root, group))
-    if not samples:
+    entries = [
+        (f"{path}:{number}", *_split(line.strip(), root))
+        for number, line in enumerate(lines, 1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
+    if not entries:
         raise DataError(f"list file names no image: {path}", "add lines of the form `IMAGE LABEL`")
-    return unique(samples, str(path))
+    return entries
 
 
 def write_list(path: Path, samples: Iterable[Sample], root: Path) -> None:
@@ -77,16 +88,20 @@ def _split(line: str, root: Path) -> tuple[str, str | None]:
     if "\t" in line:
         image, _, label = line.partition("\t")
         return image.strip(), label.strip() or None
-    parts = line.split(" ")
-    if len(parts) <= 2:
-        return parts[0], parts[1] if len(parts) == 2 else None
-    if _candidate(line, root).is_file():  # one image whose name holds blanks
+    words = line.split()
+    if len(words) == 1:
         return line, None
+    if len(words) == 2 and locate(words[0], root) is not None:
+        return words[0], words[1]
+    # One image whose name holds blanks; where its folders hold some too, the tail of a foreign path could be a label's.
+    if _candidate(line, root).is_file() or (" " not in line.rpartition("/")[0] and locate(line, root) is not None):
+        return line, None
+    parts = line.split(" ")
     for cut in range(1, len(parts)):
-        image, label = " ".join(parts[:cut]), " ".join(parts[cut:])
-        if _candidate(image, root).is_file() and _candidate(label, root).is_file():
+        image, label = " ".join(parts[:cut]).strip(), " ".join(parts[cut:]).strip()
+        if image and label and locate(image, root) is not None and locate(label, root) is not None:
             return image, label
-    return line, None
+    return (words[0], words[1]) if len(words) == 2 else (line, None)
 
 
 def _candidate(name: str, root: Path) -> Path:
@@ -94,14 +109,24 @@ def _candidate(name: str, root: Path) -> Path:
     return path if path.is_absolute() else root / path
 
 
-def _find(name: str, root: Path, where: str) -> Path:
+def locate(name: str, root: Path) -> Path | None:
+    """The file that a list's entry means: under ``root``, or, for a path from another machine, by its tail there."""
     path = _candidate(name, root)
     if path.exists():
         return path
-    if path.is_absolute():  # a list from another machine: try the path's tail under our root
+    if path.is_absolute():
         parts = path.parts
         for start in range(1, len(parts)):
             tail = root.joinpath(*parts[start:])
             if tail.is_file():
                 return tail
-    raise DataError(f"{where}: file not found: {path}", f"check the line and the root folder {root}")
+    return None
+
+
+def _find(name: str, root: Path, where: str) -> Path:
+    path = locate(name, root)
+    if path is None:
+        raise DataError(
+            f"{where}: file not found: {_candidate(name, root)}", f"check the line and the root folder {root}"
+        )
+    return path

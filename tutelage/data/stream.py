@@ -100,6 +100,11 @@ class Stream:
         if not self.labels:
             self.datasets = [dataset.without_labels() for dataset in self.datasets]
         repeats = self.repeat or [1] * len(self.datasets)
+        if len(repeats) != len(self.datasets):
+            raise DataError(
+                f"stream {self.name!r}: {len(repeats)} numbers under repeat for {len(self.datasets)} data sets",
+                "give one number for each data set",
+            )
         pairs = [
             np.tile(np.stack([np.full(len(d), i), np.arange(len(d))], 1), (r, 1))
             for i, (d, r) in enumerate(zip(self.datasets, repeats, strict=True))
@@ -183,6 +188,13 @@ class Stream:
                     f"stream {self.name!r}: images of different sizes cannot share a batch ({sorted(shapes)[:2]} ...)",
                     "set augment.crop for the stream, or batch: 1",
                 )
+            if len({tuple(part[2]) for part in parts}) > 1:
+                unshared = " or a ".join(sorted(_unshared(parts)))
+                raise DataError(
+                    f"stream {self.name!r}: some samples have a {unshared}, others do not "
+                    f"({', '.join(item['sample'] for item in items)})",
+                    "pool only data sets that have the same maps, or use the images as unlabelled data",
+                )
             cuts[name] = RawView(
                 torch.from_numpy(np.stack([part[0] for part in parts])),
                 torch.from_numpy(np.stack([part[1] for part in parts])),
@@ -247,12 +259,33 @@ class Stream:
             batch_sampler=[list(positions) for positions in plan],
             num_workers=self.loader.workers,
             prefetch_factor=self.loader.ahead,
-            collate_fn=self.collate,
+            collate_fn=self._collate_or_fault,
             pin_memory=device.type == "cuda",
             # The loader draws a base seed; a generator of its own keeps it away from the global one.
             generator=torch.Generator().manual_seed(0),
         )
-        yield from loader
+        for ready in loader:
+            if isinstance(ready, DataError):
+                raise ready
+            yield ready
+
+    def _collate_or_fault(self, items: Sequence[dict | DataError]) -> RawBatch | DataError:
+        """In a worker a fault is a result: raised there, its message would arrive wrapped into a traceback."""
+        samples = []
+        for item in items:
+            if isinstance(item, DataError):
+                return item
+            samples.append(item)
+        try:
+            return self.collate(samples)
+        except DataError as fault:
+            return fault
+
+
+def _unshared(parts: Sequence[tuple]) -> set[str]:
+    """The names of maps that only some of the parts have."""
+    names = [set(part[2]) for part in parts]
+    return set.union(*names) - set.intersection(*names)
 
 
 class _Positions(TorchDataset):
@@ -261,5 +294,8 @@ class _Positions(TorchDataset):
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
 
-    def __getitem__(self, position: int) -> dict[str, object]:
-        return self.stream.load(position)
+    def __getitem__(self, position: int) -> dict[str, object] | DataError:
+        try:
+            return self.stream.load(position)
+        except DataError as fault:
+            return fault

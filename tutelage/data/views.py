@@ -147,8 +147,8 @@ def warp(
     extent_y, extent_x = geometry.source[:, 0, None, None], geometry.source[:, 1, None, None]
     inside = (source_x >= 0) & (source_x < extent_x) & (source_y >= 0) & (source_y < extent_y)
     if mode == "nearest":
-        row = (source_y * (rows / extent_y)).floor().long().clamp_(0, rows - 1)
-        column = (source_x * (columns / extent_x)).floor().long().clamp_(0, columns - 1)
+        row = (source_y * rows / extent_y).floor().long().clamp_(0, rows - 1)
+        column = (source_x * columns / extent_x).floor().long().clamp_(0, columns - 1)
         index = (row * columns + column).flatten(1)[:, None].expand(-1, planes.shape[1], -1)
         result = planes.flatten(2).gather(2, index).view(*planes.shape[:2], height, width)
     elif mode == "bilinear":

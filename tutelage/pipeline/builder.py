@@ -116,28 +116,39 @@ class Builder:
     def trained_net(self, reference: str) -> Segmentor:
         """The net of a finished stage (``stage`` or ``stage.net``). Raises when its classes are not the task's."""
         path = self.net_path(reference)
+        assert path is not None
         net, metadata = load_segmentor(path)
         check_classes(metadata, self.classes.names, "this recipe's task")
         return net
 
-    def net_path(self, reference: str) -> Path:
-        """The weight file that a reference means. Raises :class:`RecipeError` for a net that the stage has not."""
+    def net_path(self, reference: str, missing_ok: bool = False) -> Path | None:
+        """The weight file that a reference means.
+
+        Where it is not there: ``None`` if it may be missing, else a :class:`RecipeError` that lists what is.
+        """
         stage, _, net = reference.partition(".")
         artefact = self.artefacts[stage]
         path = artefact.net(net or "student")
         if not path.is_file():
+            if missing_ok:
+                return None
             known = sorted(found.stem for found in path.parent.glob("*.safetensors"))
             raise RecipeError(
                 f"stage {stage!r} has no net {net or 'student'!r}", f"it has: {', '.join(known) or 'none yet'}"
             )
         return path
 
-    def nets(self, stage: TrainStage, seed: int) -> dict[str, Segmentor]:
-        """The nets of a training stage by role: new ones, started as ``init`` says, and trained inputs."""
+    def nets(self, stage: TrainStage, seed: int, stand_ins: bool = False) -> dict[str, Segmentor]:
+        """The nets of a training stage by role: new ones, started as ``init`` says, and trained inputs.
+
+        With ``stand_ins`` (a trial of a stage whose inputs are not made yet) untrained nets take their places.
+        """
         result = {role: self.new_net(name, seed) for role, name in roles(self.recipe, stage).items()}
         for target, source in stage.init.items():
             role, _, part = target.partition(".")
-            path = self.base / source if source.endswith(WEIGHT_SUFFIXES) else self.net_path(source)
+            path = self.base / source if source.endswith(WEIGHT_SUFFIXES) else self.net_path(source, stand_ins)
+            if path is None:
+                continue
             if part not in ("", "encoder"):
                 raise RecipeError(f"init target {target!r} is no net and no encoder", f"write {role} or {role}.encoder")
             tensors, _ = read_tensors(path)
@@ -145,8 +156,18 @@ class Builder:
                 tensors = {name: value for name, value in tensors.items() if _of_encoder(name)} or tensors
             report = fill(result[role], tensors, str(path))
             self.say(f"net {role} starts from {path.name}: {report}")
-        result.update({role: self.trained_net(reference) for role, reference in stage.inputs.items()})
+        for role, reference in stage.inputs.items():
+            trained = self.net_path(reference, stand_ins) is not None
+            result[role] = self.trained_net(reference) if trained else self._stand_in(reference)
         return result
+
+    def _stand_in(self, reference: str) -> Segmentor:
+        stage = self.recipe.stages[reference.partition(".")[0]]
+        assert isinstance(stage, TrainStage)
+        chosen = roles(self.recipe, stage)
+        name = chosen.get(reference.partition(".")[2], chosen.get("student", next(iter(chosen.values()))))
+        settings = self.recipe.nets[name].model_copy(update={"weights": None})
+        return build(settings, len(self.classes), seed=0)
 
     # Training
 

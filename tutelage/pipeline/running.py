@@ -110,8 +110,9 @@ def _make(builder: Builder, name: str, device: torch.device, display: Display) -
         raise
     except OSError as error:
         if error.errno in (28, 122, 27):  # no space, quota, file too large
+            place = error.filename or builder.artefacts[name].folder
             raise RunError(
-                f"stage {name!r}: the disk is full ({error.strerror}): {error.filename or builder.artefacts[name].folder}",
+                f"stage {name!r}: the disk is full ({error.strerror}): {place}",
                 "free some space (`tutelage clean` removes what no recipe refers to) and run the same command again",
             ) from error
         raise

@@ -11,7 +11,6 @@ import torch
 
 from tutelage.annotate.pseudo_labels import annotate
 from tutelage.data.checks import format_findings, poisons
-from tutelage.data.dataset import Dataset
 from tutelage.engine import collectives
 from tutelage.engine.contract import Method
 from tutelage.engine.log import TrainingLog, read_log

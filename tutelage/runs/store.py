@@ -135,6 +135,10 @@ class Artefact:
                 return f"{name} was changed after it was made"
         return None
 
+    def size(self) -> int:
+        """Bytes on the disk."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
     def reopen(self) -> None:
         """Take back that the artefact is finished."""
         (self.folder / "artefact.json").unlink(missing_ok=True)
@@ -177,12 +181,12 @@ class Store:
         write_json(path.with_suffix(".keys.json"), keys)
         return path
 
-    def unreferenced(self) -> list[Artefact]:
-        """Artefacts that no remembered recipe refers to."""
+    def referenced(self, recipes: Iterable[Path]) -> set[str]:
+        """The keys of all artefacts that remembered recipes refer to."""
         known: set[str] = set()
-        for path in (self.out / "recipes").glob("*.keys.json"):
-            known.update(json.loads(path.read_text(encoding="utf-8")))
-        return [artefact for artefact in self.artefacts() if artefact.key not in known]
+        for path in recipes:
+            known.update(json.loads(path.with_suffix(".keys.json").read_text(encoding="utf-8")))
+        return known
 
     def forget(self, recipe: Path) -> None:
         """Remove a remembered recipe, so that its artefacts may be cleaned."""
@@ -194,7 +198,8 @@ class Store:
         return sorted((self.out / "recipes").glob("*.yaml"), key=lambda path: path.stat().st_mtime)
 
     def remove(self, artefact: Artefact) -> int:
-        """Remove an artefact; returns the bytes that it took."""
-        size = sum(path.stat().st_size for path in artefact.folder.rglob("*") if path.is_file())
-        shutil.rmtree(artefact.folder)
+        """Remove an artefact; returns the bytes that it took. Raises :class:`RunError` while a process works on it."""
+        size = artefact.size()
+        with artefact.lock(lambda text: None):
+            shutil.rmtree(artefact.folder)
         return size

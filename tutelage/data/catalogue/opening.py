@@ -1,0 +1,182 @@
+"""Opening a public data set where its user unpacked it.
+
+A split's files are looked for when the split is first asked for; opening a data set only looks which splits are
+there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from pydantic import model_validator
+
+from tutelage.data.catalogue.facts import expected_counts, fact
+from tutelage.data.catalogue.files import Files, missing
+from tutelage.data.catalogue.layouts import KINDS, Layout, variants
+from tutelage.data.dataset import Dataset
+from tutelage.errors import DataError
+from tutelage.settings import Settings
+
+Kind = Literal[
+    "cityscapes",
+    "gta5",
+    "synthia",
+    "voc_aug",
+    "camvid",
+    "ade20k",
+    "coco_stuff",
+    "potsdam",
+    "vaihingen",
+    "city_osm_paris",
+    "city_osm_chicago",
+    "loveda",
+    "dark_zurich",
+    "acdc",
+]
+
+
+class CatalogueSettings(Settings):
+    """A public data set in the layout of its official archives."""
+
+    kind: Kind
+    """Which data set."""
+    root: str
+    """Folder into which its archives were unpacked; relative to the recipe."""
+    variant: str | None = None
+    """Which packaging, label files, bands or condition; null: the usual one. cityscapes: ids, train_ids; voc_aug: aug
+    (all masks of train_aug from SegmentationClassAug), voc (VOC's own where there is one); camvid: segnet, original,
+    tsic; coco_stuff: 171, 182; potsdam: irrg, rgb, irrg_tiles, rgb_tiles; vaihingen: irrg, irrg_tiles,
+    irrg_tiles_official; city_osm_*: clips, images; loveda: all, urban, rural; dark_zurich (of train): night, twilight,
+    day, all; acdc: all, fog, night, rain, snow."""
+    splits: dict[str, str] = {}
+    """More splits, or others in place of the official ones: split name → list file, relative to `root`."""
+    group: str | None = None
+    """Regular expression whose first group, found in the image's name, is its sequence or tile; null: the usual."""
+    bridge: dict[str, str | None] = {}
+    """Class of this data → class of the task (several may merge), or null to ignore it."""
+
+    @model_validator(mode="after")
+    def _known_variant(self) -> CatalogueSettings:
+        if self.variant is not None and self.variant not in variants(self.kind):
+            raise ValueError(f"{self.kind} has no variant {self.variant!r}; it has {', '.join(variants(self.kind))}")
+        return self
+
+
+class MissingSplitError(DataError, KeyError):
+    """A split is asked for that the data set does not have, or whose files are not there."""
+
+
+class Splits(Mapping[str, Dataset]):
+    """The splits of a data set that are there; each is opened when it is first asked for.
+
+    Asking for another one raises :class:`MissingSplitError`, which says what of it was not found.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        variant: str,
+        makers: Mapping[str, Callable[[], Dataset]],
+        absent: Mapping[str, MissingSplitError],
+    ) -> None:
+        self.kind, self.variant = kind, variant
+        self._makers, self._absent = makers, absent
+        self._opened: dict[str, Dataset] = {}
+
+    def __getitem__(self, name: str) -> Dataset:
+        if name not in self._makers:
+            raise self._absent.get(name) or MissingSplitError(
+                f"{fact(self.kind, 'title')} has no split {name!r}",
+                f"there are {', '.join(self)}; add your own list under data.<name>.splits",
+            )
+        if name not in self._opened:
+            self._opened[name] = self._makers[name]()
+        return self._opened[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+def open_catalogue(settings: CatalogueSettings, base: Path) -> Splits:
+    """The splits of a public data set; ``base`` is the recipe's folder.
+
+    Raises :class:`DataError` when nothing of the data set is under its root, or an own list is not there; opening a
+    split raises it for the first missing image or mask.
+    """
+    root = (base / settings.root).resolve()
+    if not root.is_dir():
+        raise DataError(f"data folder not found: {root}", "mend data.<name>.root (relative to the recipe's folder)")
+    variant = settings.variant or variants(settings.kind)[0]
+    found = _find_layout(root, KINDS[settings.kind][variant])
+    if found is None and not settings.splits:
+        raise _nothing_found(settings.kind, variant, root)
+    layout, home = found or (KINDS[settings.kind][variant][0], root)
+    files = Files(settings.kind, layout, home, root, settings.group)
+    makers: dict[str, Callable[[], Dataset]] = {}
+    absent = {}
+    for name, sources in layout.splits.items():
+        lacking = missing(home, sources)
+        if lacking is None:
+            makers[name] = partial(files.dataset, name, sources)
+        else:
+            absent[name] = MissingSplitError(
+                f"{fact(settings.kind, 'title')}: split {name!r} is not there: not found: {home / lacking}",
+                sources[0].hint,
+            )
+    for name, list_name in settings.splits.items():
+        list_file = next((folder / list_name for folder in (root, home) if (folder / list_name).is_file()), None)
+        if list_file is None:
+            raise DataError(f"list file not found: {root / list_name}", f"mend data.<name>.splits.{name}")
+        makers[name] = partial(files.listed_dataset, name, list_file)
+    return Splits(settings.kind, variant, makers, absent)
+
+
+def report_counts(kind: str, splits: Mapping[str, Dataset], variant: str | None = None) -> list[str]:
+    """A line for each split: how many images it has, how many it should have, and whether it has masks.
+
+    ``variant`` is taken from ``splits`` where it comes from :func:`open_catalogue`, else it is the default.
+    """
+    expected = expected_counts(kind, splits.variant if isinstance(splits, Splits) else variant)
+    lines = []
+    for name, dataset in splits.items():
+        of = f" ({expected[name]} expected)" if name in expected else ""
+        lines.append(f"{name}: {len(dataset)} images{of}{'' if dataset.labeled else ', no masks'}")
+    return lines
+
+
+def _find_layout(root: Path, layouts: Iterable[Layout]) -> tuple[Layout, Path] | None:
+    """The first packaging of which any split is there, and the folder where it begins."""
+    for layout in layouts:
+        for folder in layout.folders:
+            home = root / folder
+            if home.is_dir() and any(missing(home, sources) is None for sources in layout.splits.values()):
+                return layout, home
+    return None
+
+
+def _nothing_found(kind: str, variant: str, root: Path) -> DataError:
+    layout = KINDS[kind][variant][0]
+    lines = [
+        f"  {name}: {' + '.join((source.image, *source.masks[:1], *source.lists[:1]))}"
+        for name, sources in layout.splits.items()
+        for source in sources
+    ]
+    home = root / layout.folders[0]
+    first = missing(home, next(iter(layout.splits.values())))
+    others = ", ".join(name for name in variants(kind) if name != variant)
+    return DataError(
+        f"{fact(kind, 'title')} (variant {variant}) not found; the first thing looked for: {home / str(first)}",
+        f"data.<name>.root must be the folder into which the official archives were unpacked "
+        f"({fact(kind, 'licence')}; nothing is downloaded for you):\n"
+        + "\n".join(lines)
+        + (f"\n  other variants: {others}" if others else ""),
+    )

@@ -1,0 +1,100 @@
+"""What a stage will cost, from two steps of it: hours, memory and disk, measured in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from tutelage.engine import checkpoint
+from tutelage.engine.loop import Hooks, fit
+from tutelage.engine.meter import peak_memory
+from tutelage.engine.optimizers import build_optimizer
+from tutelage.errors import TutelageError
+from tutelage.evaluation.scoring import evaluate
+from tutelage.nets.segmentor import Segmentor
+from tutelage.pipeline.builder import Builder, resolve_device
+from tutelage.pipeline.keys import assign_artefacts, seed_of
+from tutelage.recipe.reading import Read
+from tutelage.recipe.schema import TrainStage
+from tutelage.runs.store import Store
+
+_WARM, _MEASURED = 1, 2
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The estimated cost of one training stage."""
+
+    hours: float
+    step_seconds: float
+    memory_mib: float
+    disk_mib: float
+    note: str = ""
+
+
+def smoke(read: Read, name: str) -> Cost | str:
+    """Train two steps of a stage in another process and extrapolate; a reason instead where that is not possible."""
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(read, name, send))
+    process.start()
+    send.close()
+    try:
+        result: Cost | str = receive.recv()
+    except EOFError:
+        result = f"the trial process ended with status {process.exitcode} (out of memory?)"
+    process.join()
+    return result
+
+
+def _measure(read: Read, name: str, answer: Connection) -> None:
+    try:
+        answer.send(measure(read, name))
+    except TutelageError as error:
+        answer.send(str(error))
+    except Exception as error:  # whatever it is, the plan goes on without an estimate
+        answer.send(f"{type(error).__name__}: {error}")
+
+
+def measure(read: Read, name: str) -> Cost:
+    """Train a few steps of a stage here and extrapolate. Nothing is written."""
+    stage = read.recipe.stages[name]
+    assert isinstance(stage, TrainStage)
+    device = resolve_device(read.recipe.run.device)
+    builder = Builder(read)
+    assign_artefacts(builder, Store(Path(read.recipe.out_folder())))
+    seed = seed_of(builder, stage)
+    nets, streams = builder.nets(stage, seed, stand_ins=True), builder.streams(stage, seed)
+    method = builder.method(stage, nets, streams)
+    marks: list[float] = []
+    hooks = Hooks(log=lambda record: marks.append(time.perf_counter()))
+    settings = stage.model_copy(update={"steps": max(stage.steps, _WARM + _MEASURED), "log_every": 1})
+    fit(method, streams, settings, seed=seed, device=device, hooks=hooks, stop_at=_WARM + _MEASURED)
+    step_seconds = (marks[-1] - marks[_WARM - 1]) / _MEASURED
+    hours = step_seconds * stage.steps / 3600.0
+    note = ""
+    if stage.evaluate is not None:
+        dataset = builder.dataset(stage.evaluate.data)
+        started, images = time.perf_counter(), list(range(min(2, len(dataset))))
+        for net in method.exported().values():
+            assert isinstance(net, Segmentor)
+            with net.inferring(stage.evaluate.protocol.precision):
+                evaluate(net, dataset, stage.evaluate.protocol, device=device, indices=images)
+        per_image = (time.perf_counter() - started) / len(images)
+        times = max(stage.steps // (stage.evaluate.every or max(stage.steps // 5, 1)), 1)
+        spent = per_image * min(len(dataset), stage.evaluate.images or len(dataset)) * times / 3600.0
+        hours += spent
+        note = f"{100 * spent / hours:.0f} % of it evaluation"
+    optimizers = {
+        key: build_optimizer([method.get_submodule(net) for net in plan.nets], plan.optimizer or stage.optimizer)
+        for key, plan in method.optimizers().items()
+    }
+    weights = sum(value.numel() * value.element_size() for value in checkpoint.pack(method, optimizers).values())
+    # The optimizer's state is not there before its first step: SGD keeps one value per parameter, Adam two.
+    trained = sum(p.numel() * 4 for o in optimizers.values() for group in o.param_groups for p in group["params"])
+    state = trained * (1 if stage.optimizer.kind == "sgd" else 2)
+    disk = (weights + state) * (stage.keep_checkpoints + 1) / 2**20
+    return Cost(hours, step_seconds, peak_memory(device), disk, note)
