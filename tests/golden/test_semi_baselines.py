@@ -1,4 +1,4 @@
-"""semi_baselines/sliding_window: the windows of UniMatch V1 (cut off), UniMatch V2 and U2PL (moved back)."""
+"""Folder semi_baselines: what of it stands so far (sliding windows, Mean Teacher, moving averages)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from tests.golden.compare import assert_gradient, assert_values, labels, tensor
 from tests.golden.conftest import Golden
 from tutelage.evaluation.inference import predict_logits
 from tutelage.evaluation.protocol import Protocol
 from tutelage.evaluation.windows import coverage, grid, padded_size
+from tutelage.losses.distillation import probability_mse
+from tutelage.losses.segmentation import cross_entropy
+from tutelage.methods.ema import average, decay_at
 
 
 class PositionNet:
@@ -70,3 +74,45 @@ def test_mean_of_logits(golden: Golden, image: str, expected: str) -> None:
     protocol = protocol_of(file, "shifted", "logits", "up")
     logits = predict_logits(PositionNet(file), torch.from_numpy(file[image]), protocol)
     np.testing.assert_allclose(logits[0].numpy(), file[expected], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mean_teacher"])
+def test_mean_teacher(golden: Golden, name: str) -> None:
+    file = golden(f"semi_baselines/{name}")
+    students = [tensor(file[f"student_{part}"]).requires_grad_() for part in "lu"]
+    label = labels(file["target_l"])
+    supervised = cross_entropy(students[0], label)
+    teachers = torch.cat([tensor(file[f"teacher_{part}"]) for part in "lu"])
+    consistency = float(file["w_consistency"]) * probability_mse(torch.cat(students), teachers)
+    assert_values(supervised, file["loss_sup"], absolute=1e-4)
+    assert_values(consistency, file["loss_consistency_weighted"], absolute=1e-4)
+    assert_values(supervised + consistency, file["loss_total"], absolute=1e-4)
+    gradients = torch.autograd.grad(supervised + consistency, students)
+    for gradient, part in zip(gradients, "lu", strict=True):
+        assert_gradient(gradient, file[f"grad_student_{part}"])
+
+
+@pytest.mark.parametrize("name", ["ema"])
+def test_ema(golden: Golden, name: str) -> None:
+    """Integer buffers are copied here; the published code averages and truncates them (specification, 7.11)."""
+    file = golden(f"semi_baselines/{name}")
+
+    def net(prefix: str) -> nn.Module:
+        values = {key.removeprefix(prefix): tensor(value) for key, value in file.items() if key.startswith(prefix)}
+        module = nn.Module()
+        for key, value in values.items():
+            if "running" in key or "num_batches" in key:
+                module.register_buffer(key, value.clone())
+            else:
+                module.register_parameter(key, nn.Parameter(value))
+        return module
+
+    teacher = net("ema_before_")
+    for index, iteration in enumerate(file["iterations"]):
+        decay = decay_at(int(iteration), float(file["max_ratio"]), ramp=True)
+        assert decay == pytest.approx(float(file[f"ratio{index}"]), rel=1e-6)
+        student = net(f"student{index}_")
+        average(teacher, student, decay, buffers="average")
+        for key, value in teacher.state_dict().items():
+            expected = student.state_dict()[key].numpy() if "num_batches" in key else file[f"ema_after{index}_{key}"]
+            assert_values(value, expected, absolute=1e-4)

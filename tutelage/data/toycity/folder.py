@@ -1,0 +1,135 @@
+"""A toy city on the disk: images, labels, lists and the class file, in the layout every folder data set has."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tutelage.data.toycity.looks import Domain
+from tutelage.data.toycity.picture import CLASSES, IGNORE_INDEX, PALETTE, render
+from tutelage.errors import DataError
+from tutelage.runs.atomic import write_json, write_text, writing
+
+VERSION = 1  # raised when equal parameters give other images
+_RECORD = "toycity.json"
+
+
+def first_index(split: str) -> int:
+    """The scene index at which a split begins: far from every other split's, whatever their counts."""
+    return int.from_bytes(hashlib.sha256(split.encode()).digest()[:6], "big") << 32
+
+
+def is_complete(root: Path, counts: Mapping[str, int], size: tuple[int, int], domain: Domain, seed: int) -> bool:
+    """Whether ``root`` holds the whole data set of these parameters."""
+    return _recorded(Path(root)) == {**_parameters(counts, size, domain, seed), "complete": True}
+
+
+def generate(
+    root: Path,
+    counts: Mapping[str, int],
+    size: tuple[int, int],
+    domain: Domain,
+    seed: int,
+    workers: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write ``counts[split]`` scenes of ``size`` (height, width) for each split into ``root``.
+
+    ``workers`` processes share the work (0: this one); the files are the same whatever their number.
+    ``progress`` is called with (scenes done, scenes in all). A complete folder of the same parameters is left
+    alone, a half-made one is finished. Raises :class:`DataError` when ``root`` holds something else.
+    """
+    root = Path(root)
+    for split, count in counts.items():
+        if not split or split != Path(split).name or count < 0:
+            raise DataError(
+                f"toycity cannot write a split {split!r} of {count} scenes",
+                "a split's name is a plain folder name and its count is 0 or more",
+            )
+    parameters = _parameters(counts, size, domain, seed)
+    recorded = _recorded(root)
+    if recorded == {**parameters, "complete": True}:
+        return
+    if recorded is not None and {**recorded, "complete": False} != {**parameters, "complete": False}:
+        changed = [key for key in parameters if recorded.get(key) != parameters[key]]
+        raise DataError(
+            f"{root} holds a toy city of other parameters ({', '.join(changed) or 'another file format'})",
+            "choose another folder, or delete this one to make it anew",
+        )
+    if recorded is None and root.is_dir() and any(root.iterdir()):
+        raise DataError(f"{root} is not empty and holds no toy city", "choose an empty or a new folder")
+
+    # The record is the first file and says that the rest is still missing; it is also the last.
+    write_json(root / _RECORD, {**parameters, "complete": False})
+    tasks = [(split, number) for split in sorted(counts) for number in range(counts[split])]
+    work = partial(_write_scene, root, size, domain, seed)
+    with closing(_results(work, tasks, workers)) as results:
+        for done, _ in enumerate(results, start=1):
+            if progress is not None:
+                progress(done, len(tasks))
+    for split, count in counts.items():
+        lines = [f"{_name('images', split, domain, i)} {_name('labels', split, domain, i)}\n" for i in range(count)]
+        write_text(root / f"{split}.txt", "".join(lines))
+    write_json(
+        root / "classes.json",
+        {
+            "names": list(CLASSES),
+            "palette": [list(colour) for colour in PALETTE],
+            "ignore_index": IGNORE_INDEX,
+            "num_classes": len(CLASSES),
+        },
+    )
+    write_json(root / _RECORD, {**parameters, "complete": True})
+
+
+def _parameters(counts: Mapping[str, int], size: tuple[int, int], domain: Domain, seed: int) -> dict[str, Any]:
+    return {"version": VERSION, "counts": dict(counts), "size": list(size), "domain": domain, "seed": seed}
+
+
+def _recorded(root: Path) -> dict[str, Any] | None:
+    """What the folder says of itself; ``None`` without a record, an empty dictionary when it cannot be read."""
+    try:
+        content = json.loads((root / _RECORD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _name(kind: str, split: str, domain: str, number: int) -> str:
+    return f"{kind}/{split}/{domain}_{number:05d}.png"
+
+
+def _results(
+    work: Callable[[tuple[str, int]], None], tasks: list[tuple[str, int]], workers: int
+) -> Generator[None, None, None]:
+    if workers <= 0:
+        yield from map(work, tasks)
+        return
+    # Spawned, since forking a process whose torch already runs threads can hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        try:
+            yield from pool.map(work, tasks, chunksize=8)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _write_scene(root: Path, size: tuple[int, int], domain: Domain, seed: int, task: tuple[str, int]) -> None:
+    split, number = task
+    targets = [root / _name(kind, split, domain, number) for kind in ("images", "labels")]
+    if all(target.is_file() for target in targets):  # left by an interrupted run: whole, since writes are atomic
+        return
+    for target, array in zip(targets, render(seed, first_index(split) + number, size, domain), strict=True):
+        with writing(target) as path:
+            Image.fromarray(array).save(path, compress_level=1)
