@@ -1,0 +1,68 @@
+"""The same training as :mod:`benchmarks.plain`, through tutelage's engine; the last line is JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from typing import Any
+
+import torch
+
+from benchmarks.common import street_data
+from tutelage.data.augmentation import AugmentSettings
+from tutelage.data.colour import ColourSettings
+from tutelage.data.stream import LoaderSettings, Stream, ViewSettings
+from tutelage.engine.contract import Facts
+from tutelage.engine.loop import FitSettings, Hooks, fit
+from tutelage.engine.optimizers import OptimizerSettings
+from tutelage.methods.supervised import Supervised, SupervisedSettings
+from tutelage.nets.build import build
+from tutelage.nets.settings import NetSettings
+
+
+def main() -> None:
+    """Train and print the time of a step and the peak memory."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--encoder", default="tf_efficientnet_lite0")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--crop", type=int, default=256)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--cache", default="none")
+    parser.add_argument("--warm-up", type=int, default=5)
+    given = parser.parse_args()
+    data, _ = street_data()
+    colour = ColourSettings(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05)
+    stream = Stream(
+        "labeled",
+        [data["train"]],
+        0,
+        given.batch,
+        {"weak": ViewSettings(colour=colour)},
+        AugmentSettings(crop=(given.crop, given.crop), scale=(0.5, 2.0), flip=0.5),
+        loader=LoaderSettings(workers=given.workers, ahead=4, cache=given.cache),
+    )
+    weights = "packaged" if "lite" in given.encoder else None
+    net = build(NetSettings(encoder=given.encoder, decoder="deeplabv3plus", weights=weights), 11, seed=0)
+    method = Supervised({"student": net}, SupervisedSettings(), Facts(11))
+    settings = FitSettings(
+        steps=given.steps,
+        precision=given.precision,
+        optimizer=OptimizerSettings(lr=2e-3, encoder_lr_ratio=0.25),
+        log_every=1,
+    )
+    marks: list[tuple[float, dict[str, Any]]] = []
+    hooks = Hooks(log=lambda record: marks.append((time.perf_counter(), record)))
+    fit(method, {"labeled": stream}, settings, seed=0, device=torch.device("cpu"), hooks=hooks)
+    timed = marks[given.warm_up :]
+    spent = timed[-1][0] - marks[given.warm_up - 1][0]
+    wait = sum(record["data_wait"] * record["spent_s"] for _, record in timed) / spent
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"step_s": spent / len(timed), "data_wait": wait, "peak_rss_mib": peak}))
+
+
+if __name__ == "__main__":
+    main()
