@@ -1,0 +1,320 @@
+"""Gathers what the report of a recipe shows: scores, courses of training, costs, pictures, identities.
+
+Everything but latency is read from finished artefacts or is a function of them. The nets are run once more on the
+few images that the galleries show, because predictions are not kept.
+"""
+
+# Legend: N images of the data set, K classes, H W pixels.
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tutelage.data.dataset import Dataset
+from tutelage.engine.log import read_log
+from tutelage.errors import RunError
+from tutelage.evaluation.inference import predict_labels
+from tutelage.evaluation.intervals import miou_of_counts, paired_bootstrap
+from tutelage.evaluation.protocol import Protocol
+from tutelage.evaluation.scoring import blocks_of, read_counts
+from tutelage.nets.segmentor import Segmentor
+from tutelage.pipeline.builder import Builder
+from tutelage.pipeline.costs import environment, measured
+from tutelage.recipe.reading import resolved
+from tutelage.recipe.schema import EvaluateStage, ReportStage, TrainStage
+from tutelage.report.content import (
+    ClassInfo,
+    Comparison,
+    Figure,
+    Figures,
+    Gallery,
+    Identity,
+    Interval,
+    Net,
+    Picture,
+    Points,
+    Quality,
+    Reliability,
+    ReportContent,
+    Training,
+)
+from tutelage.report.pictures import shrunk
+from tutelage.runs.store import Artefact
+
+_NEIGHBOURHOOD = 15
+"""At most so far on either side of a shown image its neighbours are skipped."""
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which scored net is what; baseline and teacher may be missing."""
+
+    student: str
+    baseline: str | None
+    teacher: str | None
+
+
+def report_content(builder: Builder, stage: ReportStage, device: torch.device) -> ReportContent:
+    """Everything that the report of ``stage`` shows; the inputs' artefacts are finished.
+
+    Raises :class:`RunError` for scores that are gone or damaged and :class:`DataError` for images that are.
+    """
+    evaluation = builder.recipe.stages[stage.scores]
+    assert isinstance(evaluation, EvaluateStage)
+    scored, references = builder.artefacts[stage.scores], evaluation.named()
+    scores = {label: _read_score(scored, label) for label in references}
+    roles = roles_of(stage, list(references))
+    dataset = builder.dataset(evaluation.data)
+    nets = {label: _on(builder.trained_net(reference), device) for label, reference in references.items()}
+    size = dataset.image(0).shape[:2]
+    costs, setting = measured(nets, evaluation.protocol, (size[0], size[1]), device)
+    trainings = {reference.partition(".")[0] for reference in references.values()}
+    pictures, galleries = _galleries(scored, roles, nets, dataset, evaluation.protocol, stage.images, device)
+    student = scores[roles.student]
+    confusion = np.array(student["confusion"], dtype=np.int64)
+    return ReportContent(
+        title=builder.recipe.name,
+        classes=_classes(student, confusion),
+        nets=tuple(
+            Net(
+                label=label,
+                quality=_quality(scores[label]),
+                architecture=f"{net.settings.encoder} + {net.settings.decoder}",
+                key=str(scores[label].get("net", "")),
+                cost=costs[label],
+                stage=references[label].partition(".")[0],
+            )
+            for label, net in nets.items()
+        ),
+        student=roles.student,
+        baseline=roles.baseline,
+        teacher=roles.teacher,
+        identity=_identity(student, evaluation.data, scored.key),
+        comparison=_comparison(scored, roles),
+        confusion=confusion,
+        trainings=tuple(
+            _training(builder, name, course, evaluation)
+            for name, course in builder.recipe.stages.items()
+            if name in trainings and isinstance(course, TrainStage)
+        ),
+        pictures=pictures,
+        galleries=galleries,
+        cost_setting=setting,
+        environment=environment(device),
+        recipe=resolved(builder.recipe),
+    )
+
+
+def roles_of(stage: ReportStage, labels: Sequence[str]) -> Roles:
+    """The roles of the scored nets: what the recipe says, else the last is the student and the first the baseline.
+
+    A net that has a role already is no baseline: what remains may be none.
+    """
+    student = stage.student or labels[-1]
+    others = [label for label in labels if label not in (student, stage.teacher)]
+    baseline = stage.baseline or (others[0] if others else None)
+    return Roles(student, None if baseline == student else baseline, stage.teacher)
+
+
+# Scores
+
+
+def _read_score(scored: Artefact, label: str) -> dict[str, Any]:
+    path = scored.score(label)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"scores cannot be read: {path} ({error})", "run the evaluation again") from None
+    return dict(content)
+
+
+def _figures(values: Iterable[Figure]) -> Figures:
+    return tuple(None if value is None else float(value) for value in values)
+
+
+def _quality(score: Mapping[str, Any]) -> Quality:
+    bounds, boundary, curve = score["miou_interval"], score.get("boundary"), score.get("calibration")
+    return Quality(
+        miou=score["miou"],
+        interval=Interval(
+            bounds["low"], bounds["high"], bounds["over"], bounds["groups"], bounds["reliable"], bounds["reason"]
+        ),
+        miou_all=score["miou_all"],
+        pixel_accuracy=score["pixel_accuracy"],
+        mean_accuracy=score["mean_accuracy"],
+        iou=_figures(score["iou"]),
+        accuracy=_figures(score["accuracy"]),
+        precision=_figures(score["precision"]),
+        absent=score["absent"],
+        boundary_miou=boundary and boundary["miou"],
+        boundary_iou=_figures(boundary["iou"]) if boundary else (),
+        reliability=curve
+        and Reliability(
+            curve["error"], _figures(curve["confidence"]), _figures(curve["accuracy"]), _figures(curve["count"])
+        ),
+    )
+
+
+def _classes(score: Mapping[str, Any], confusion: NDArray[np.int64]) -> tuple[ClassInfo, ...]:
+    pixels = confusion.sum(axis=1)
+    colours = ((int(red), int(green), int(blue)) for red, green, blue in score["palette"])
+    return tuple(ClassInfo(*one) for one in zip(score["classes"], colours, map(int, pixels), strict=True))
+
+
+def _identity(score: Mapping[str, Any], data: str, key: str) -> Identity:
+    protocol, of_data = score["protocol"], score["data"]
+    return Identity(protocol["text"], protocol["key"], data, of_data["fingerprint"], of_data["images"], key)
+
+
+def _comparison(scored: Artefact, roles: Roles) -> Comparison | None:
+    if roles.baseline is None:
+        return None
+    before, after = (read_counts(scored.counts(label)) for label in (roles.baseline, roles.student))
+    blocks = blocks_of(after.groups)
+    gain = paired_bootstrap(before.counts_NK3, after.counts_NK3, blocks)
+    over = "images" if blocks is None else "blocks"
+    bounds = Interval(gain.low, gain.high, over, gain.groups, gain.reliable, gain.reason)
+    return Comparison(gain.gain, bounds, gain.p_value)
+
+
+# Courses of training
+
+
+def _training(builder: Builder, name: str, stage: TrainStage, evaluation: EvaluateStage) -> Training:
+    """The course of a train stage, as far as its log, its facts and its times are there."""
+    artefact = builder.artefacts[name]
+    facts = (artefact.manifest() or {}).get("facts", {})
+    times = _times(artefact.times)
+    records = read_log(artefact.log) if artefact.log.is_file() else []
+    kept, during = str(facts.get("kept", "")), stage.evaluate
+    chosen_on_scored = during is not None and builder.data_key(during.data) == builder.data_key(evaluation.data)
+    return Training(
+        stage=name,
+        method=stage.method.name,
+        steps=int(facts.get("steps", stage.steps)),
+        terms=_curves(records, "terms"),
+        rates=_curves(records, "rate"),
+        base_rate=stage.optimizer.lr,
+        validation=_validation(records),
+        kept=kept,
+        best_step=facts.get("best_step") if kept == "best" else None,
+        validated_on="" if during is None else during.data,
+        chosen_on_scored_data=kept == "best" and chosen_on_scored,
+        seconds=times.get("training_seconds", times.get("seconds")),
+        data_wait=times.get("data_wait"),
+        peak_memory_mib=times.get("peak_memory_mib"),
+    )
+
+
+def _times(path: Path) -> dict[str, float]:
+    """How long a stage took; nothing where that was not noted."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _curves(records: Iterable[Mapping[str, Any]], group: str) -> dict[str, Points]:
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for record in records:
+        for name, value in record.get(group, {}).items():
+            curves.setdefault(name, []).append((record["step"], value))
+    return {name: tuple(points) for name, points in curves.items()}
+
+
+def _validation(records: Iterable[Mapping[str, Any]]) -> dict[str, Points]:
+    scores = [
+        {"step": record["step"], "miou": {name: score["miou"] for name, score in record["evaluation"].items()}}
+        for record in records
+        if "evaluation" in record
+    ]
+    return _curves(scores, "miou")
+
+
+# Pictures
+
+
+def _galleries(
+    scored: Artefact,
+    roles: Roles,
+    nets: Mapping[str, Segmentor],
+    dataset: Dataset,
+    protocol: Protocol,
+    count: int,
+    device: torch.device,
+) -> tuple[tuple[Picture, ...], tuple[Gallery, ...]]:
+    """The most changed, the worst and the best images, with what the nets say of them."""
+    shown = [label for label in (roles.baseline, roles.student, roles.teacher) if label is not None]
+    scores_N = {label: miou_of_counts(read_counts(scored.counts(label)).counts_NK3) for label in dict.fromkeys(shown)}
+    places: dict[int, int] = {}
+    galleries = []
+    for title, text, picks in picked(scores_N, roles, count):
+        indices = tuple(places.setdefault(pick, len(places)) for pick in picks)
+        galleries.append(Gallery(title, text, indices))
+    pictures = [_picture(dataset, pick, nets, scores_N, protocol, device) for pick in places]
+    return tuple(pictures), tuple(galleries)
+
+
+def picked(
+    scores_N: Mapping[str, NDArray[np.float64]], roles: Roles, count: int
+) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Title, text and images of each gallery of ``count`` images; one of all images where they are so few."""
+    student_N = scores_N[roles.student]
+    total = len(student_N)
+    if count == 0 or total == 0:
+        return []
+    if total <= count:
+        return [("All images", "Each with its own mIoU.", tuple(range(total)))]
+    apart = min(total // (4 * count), _NEIGHBOURHOOD)
+    skipped = f" Images within {apart} places of one that is shown are skipped." if apart else ""
+    name = roles.student
+    result = []
+    if roles.baseline is not None:
+        change_N = np.abs(student_N - scores_N[roles.baseline])
+        text = f"The mIoU of {name} differs most from that of {roles.baseline}, in either direction.{skipped}"
+        result.append(("Most changed", text, _spread(-change_N, count, apart)))
+    result.append(("Worst", f"The lowest mIoU of {name}.{skipped}", _spread(student_N, count, apart)))
+    result.append(("Best", f"The highest mIoU of {name}.{skipped}", _spread(-student_N, count, apart)))
+    return result
+
+
+def _spread(values_N: NDArray[np.float64], count: int, apart: int) -> tuple[int, ...]:
+    """The ``count`` lowest values that are more than ``apart`` places from each other; NaN never."""
+    chosen: list[int] = []
+    for index in np.argsort(values_N, kind="stable").tolist():
+        if len(chosen) == count or np.isnan(values_N[index]):
+            break
+        if all(abs(index - other) > apart for other in chosen):
+            chosen.append(index)
+    return tuple(chosen)
+
+
+def _picture(
+    dataset: Dataset,
+    index: int,
+    nets: Mapping[str, Segmentor],
+    scores_N: Mapping[str, NDArray[np.float64]],
+    protocol: Protocol,
+    device: torch.device,
+) -> Picture:
+    image = dataset.image(index)
+    maps = {"": dataset.label(index)}
+    for label in scores_N:
+        with nets[label].inferring(protocol.precision) as net:
+            maps[f"={label}"], _ = predict_labels(net, image, protocol, device)
+    small, ids = shrunk(image, maps)
+    own = {label: float(values[index]) for label, values in scores_N.items()}
+    return Picture(dataset.samples[index].name, small, ids[""], {label: ids[f"={label}"] for label in scores_N}, own)
+
+
+def _on(net: Segmentor, device: torch.device) -> Segmentor:
+    moved: Segmentor = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved

@@ -1,0 +1,205 @@
+"""What the report shows, as plain data: numbers, names and small arrays.
+
+Whoever fills it in knows about runs and nets; whoever draws it knows about neither. A figure that does not exist is
+``None`` or NaN, and the page then leaves its place empty. Shares are in 0..1.
+"""
+
+# Legend: K classes, H W pixels of a picture.
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Figure = float | None
+"""A number that may not exist."""
+
+Figures = tuple[Figure, ...]
+
+Points = tuple[tuple[float, float], ...]
+"""A curve: (step, value) by rising step."""
+
+IGNORE = 255
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """One class: its name, its colour (RGB) and how many pixels of the scored truth are of it."""
+
+    name: str
+    colour: tuple[int, int, int]
+    pixels: int = 0
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95 % interval, and over what it was drawn."""
+
+    low: Figure
+    high: Figure
+    over: str = "images"
+    """``images`` or ``blocks``."""
+    groups: int = 0
+    """How many of them there were."""
+    reliable: bool = True
+    reason: str = ""
+    """Why it is not reliable."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the student gains over the baseline in mIoU, on the same images."""
+
+    gain: Figure
+    interval: Interval
+    p_value: Figure = None
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """A reliability curve: one value a confidence bin, ``None`` for an empty bin."""
+
+    error: Figure
+    """Expected calibration error."""
+    confidence: Figures
+    accuracy: Figures
+    count: Figures
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The scores of one net."""
+
+    miou: Figure
+    interval: Interval | None
+    miou_all: Figure
+    pixel_accuracy: Figure
+    mean_accuracy: Figure
+    iou: Figures
+    """(K,) by class, as are ``accuracy``, ``precision`` and ``boundary_iou``."""
+    accuracy: Figures
+    precision: Figures
+    absent: int = 0
+    """Classes that occur neither in the truth nor in the prediction."""
+    boundary_miou: Figure = None
+    boundary_iou: Figures = ()
+    reliability: Reliability | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one image costs."""
+
+    parameters: int
+    multiply_adds: Figure = None
+    milliseconds: Figure = None
+
+
+@dataclass(frozen=True)
+class Net:
+    """One scored net; ``label`` is what the recipe calls it."""
+
+    label: str
+    quality: Quality
+    architecture: str = ""
+    key: str = ""
+    """The identity of its weights."""
+    cost: Cost | None = None
+    stage: str = ""
+    """The train stage that made it; see :class:`Training`."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """The course of one train stage."""
+
+    stage: str
+    method: str
+    steps: int = 0
+    terms: Mapping[str, Points] = field(default_factory=dict)
+    rates: Mapping[str, Points] = field(default_factory=dict)
+    """Learning rate of each optimizer as a share of its full one."""
+    base_rate: Figure = None
+    """The full learning rate of the optimizer ``main``; others may have another."""
+    validation: Mapping[str, Points] = field(default_factory=dict)
+    """mIoU of each net on the validation data."""
+    kept: str = ""
+    """``best`` or ``last``: which weights were handed on."""
+    best_step: int | None = None
+    validated_on: str = ""
+    chosen_on_scored_data: bool = False
+    """Whether the weights were chosen on the very data that the report scores: then the scores flatter them."""
+    seconds: Figure = None
+    data_wait: Figure = None
+    peak_memory_mib: Figure = None
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What makes the scores comparable with others: how, and on what, they were made."""
+
+    protocol: str
+    protocol_key: str
+    data: str
+    fingerprint: str
+    images: int
+    evaluation_key: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One image, its truth and what nets say of it, all (H, W) at one small size; 255 in the truth is ignored."""
+
+    name: str
+    image: NDArray[np.uint8]
+    """(H, W, 3) RGB."""
+    truth: NDArray[np.uint8]
+    predictions: Mapping[str, NDArray[np.uint8]]
+    """Net's label → (H, W) class ids."""
+    scores: Mapping[str, Figure] = field(default_factory=dict)
+    """Net's label → mIoU over the classes of this image, at full size."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures under one title, by their index in :attr:`ReportContent.pictures`."""
+
+    title: str
+    text: str
+    pictures: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ReportContent:
+    """Everything on the page."""
+
+    title: str
+    classes: tuple[ClassInfo, ...]
+    nets: tuple[Net, ...]
+    student: str
+    """Label of the net that the report is about."""
+    identity: Identity
+    baseline: str | None = None
+    teacher: str | None = None
+    comparison: Comparison | None = None
+    confusion: NDArray[np.int64] | None = None
+    """(K, K) of the student: rows are the truth, columns the prediction."""
+    trainings: tuple[Training, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    galleries: tuple[Gallery, ...] = ()
+    cost_setting: str = ""
+    """For what, and where, costs were measured: one sentence."""
+    environment: tuple[tuple[str, str], ...] = ()
+    recipe: str = ""
+    """The resolved recipe (YAML)."""
+
+    def net(self, label: str | None) -> Net | None:
+        """The net with ``label``, or ``None``."""
+        return next((net for net in self.nets if net.label == label), None)
+
+    def training(self, stage: str) -> Training | None:
+        """The course of train stage ``stage``, or ``None``."""
+        return next((training for training in self.trainings if training.stage == stage), None)

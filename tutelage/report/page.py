@@ -1,0 +1,205 @@
+"""The page: one HTML file that needs nothing else, not even a script.
+
+A policy inside the page forbids it to fetch anything, so that it stays self-contained whatever it is given to show.
+All text is escaped by the template engine; equal content gives equal bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from tutelage import __version__
+from tutelage.report import pictures, plots, tables, words
+from tutelage.report.content import Gallery, Net, Points, ReportContent, Training
+
+_LONGEST_RECIPE = 200_000
+_MOST_LINES = 12
+"""Curves in one chart."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart under its title; the legend names the curves where there are several."""
+
+    title: str
+    drawing: Markup
+    legend: tuple[tuple[str, int], ...] = ()
+    """Name and style of each curve."""
+    note: str = ""
+
+
+def render(content: ReportContent) -> str:
+    """The report as HTML: self-contained and below 5 MB, whatever the pictures."""
+    shown, left_out = pictures.shown(content)
+    rows = tables.class_rows(content)
+    gained, lost = tables.changed_most(rows)
+    has_confusion = content.confusion is not None
+    few = len(content.classes) <= tables.MOST_CELLS
+    recipe = content.recipe[:_LONGEST_RECIPE]
+    values: dict[str, Any] = {
+        "content": content,
+        "style": _style(),
+        "version": __version__,
+        "verdict": words.verdict(content),
+        "gain": _gain(content),
+        "nets": tables.in_order(content),
+        "roles": {net.label: tables.role(content, net.label) for net in content.nets},
+        "summary": tables.summary(content),
+        "class_rows": rows,
+        "has_boundary": any(words.known(row.boundary) for row in rows),
+        "gained": gained,
+        "lost": lost,
+        "trainings": [(training, _curves(training)) for training in content.trainings],
+        "confusion": tables.confusion_rows(content) if has_confusion and few else [],
+        "heat_map": _heat_map(content) if has_confusion and not few else "",
+        "mistakes": tables.commonest_confusions(content) if has_confusion else [],
+        "reliability": [chart for net in tables.in_order(content) if (chart := _reliability(content, net))],
+        "galleries": list(_galleries(content, shown)),
+        "left_out": left_out,
+        "has_differences": any(panel.differs for one in shown.values() for panel in one.panels),
+        "difference_colours": [
+            ("only the student is right", pictures.ONLY_SECOND),
+            ("only the other net is right", pictures.ONLY_FIRST),
+            ("both are wrong, and differ", pictures.BOTH_WRONG),
+        ],
+        "costs": tables.costs(content),
+        "recipe": recipe,
+        "recipe_cut": len(content.recipe) - len(recipe),
+    }
+    page = _environment().get_template("page.html").render(values)
+    # File names may hold bytes that are no text (lone surrogates in Python), which no page can.
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tutelage.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters = (words.percent, words.signed, words.interval, words.duration, words.memory, words.short)
+    environment.filters.update({function.__name__: function for function in filters})
+    environment.filters.update(known=words.known, counted=words.counted, colour=_colour, chosen=words.chosen)
+    return environment
+
+
+@cache
+def _style() -> Markup:
+    """The style sheet, which is our own text and no user's."""
+    loader = _environment().loader
+    assert loader is not None
+    return Markup(loader.get_source(_environment(), "style.css")[0])
+
+
+def _colour(colour: Sequence[int]) -> str:
+    """A colour of the palette as CSS; the numbers are made ones, whatever was given."""
+    red, green, blue = (min(max(int(channel), 0), 255) for channel in colour)
+    return f"rgb({red} {green} {blue})"
+
+
+def _gain(content: ReportContent) -> Markup:
+    comparison = content.comparison
+    if comparison is None or content.baseline is None:
+        return Markup("")
+    about = f"Gain of {words.signed(comparison.gain, 2)} mIoU points"
+    bounds = words.interval(comparison.interval, 2, sign=True)
+    return plots.gain_chart(comparison, f"{about}, 95 % interval {bounds}" if bounds else about)
+
+
+# Curves
+
+
+def _curves(training: Training) -> list[Chart]:
+    """Loss terms, learning rate and validation score of one stage; those that were logged."""
+    where = f"of stage {training.stage}"
+    terms = _lines(training.terms)
+    rates, scores = _lines(training.rates), _lines(training.validation)
+    best = None if training.best_step is None else (float(training.best_step), "best")
+    full = training.base_rate if set(training.rates) == {"main"} else None
+    charts = [
+        Chart("Loss terms", plots.line_chart(terms, _about("Loss terms", where, terms), log=True), _legend(terms)),
+        Chart(
+            "Learning rate",
+            plots.line_chart(
+                rates,
+                _about("Learning rate", where, rates),
+                scale=1.0 if full is None else full,
+                from_zero=True,
+            ),
+            _legend(rates),
+            "as a share of the full one" if full is None else "of the decoder and heads",
+        ),
+        Chart(
+            "Validation mIoU (%)",
+            plots.line_chart(
+                scores, _about("Validation mIoU", where, scores), scale=100.0, mark=best, dots=len(scores) < _MOST_LINES
+            ),
+            _legend(scores),
+            f"on {training.validated_on}" if training.validated_on else "",
+        ),
+    ]
+    return [chart for chart in charts if chart.drawing]
+
+
+def _lines(curves: Any) -> list[plots.Line]:
+    named = list(curves.items())[:_MOST_LINES]
+    return [plots.Line(str(name), points, number) for number, (name, points) in enumerate(named) if points]
+
+
+def _legend(lines: Sequence[plots.Line]) -> tuple[tuple[str, int], ...]:
+    return tuple((line.name, line.style % plots.STYLES) for line in lines)
+
+
+def _about(what: str, where: str, lines: Sequence[plots.Line]) -> str:
+    """The text alternative of a chart: from where to where each curve goes."""
+    courses = (f"{line.name} from {_ends(line.points)}" for line in lines)
+    return f"{what} {where} against the step: {'; '.join(courses)}"
+
+
+def _ends(points: Points) -> str:
+    return f"{words.significant(points[0][1])} to {words.significant(points[-1][1])}"
+
+
+# Confusion, calibration, pictures
+
+
+def _heat_map(content: ReportContent) -> str:
+    """The confusion matrix as a picture, the most frequent classes first."""
+    order = sorted(range(len(content.classes)), key=lambda i: (-content.classes[i].pixels, i))
+    return pictures.heat_map(tables.row_shares(content)[order][:, order])
+
+
+def _reliability(content: ReportContent, net: Net) -> Chart | None:
+    curve = net.quality.reliability
+    if curve is None or not any(count for count in curve.count if words.known(count)):
+        return None
+    error = words.percent(curve.error, 2)
+    about = f"Reliability of {net.label}: expected calibration error {error} %"
+    role = tables.role(content, net.label)
+    return Chart(net.label, plots.reliability_chart(curve, about, role), note=f"calibration error {error} %")
+
+
+def _galleries(
+    content: ReportContent, shown: dict[int, pictures.Shown]
+) -> list[tuple[Gallery, list[tuple[int, pictures.Shown | None]]]]:
+    """Each gallery with its pictures; one that an earlier gallery shows comes as ``None``, to be linked to."""
+    seen: set[int] = set()
+    result = []
+    for gallery in content.galleries:
+        items: list[tuple[int, pictures.Shown | None]] = []
+        for index in gallery.pictures:
+            if index in shown:
+                items.append((index, None if index in seen else shown[index]))
+                seen.add(index)
+        if items:
+            result.append((gallery, items))
+    return result

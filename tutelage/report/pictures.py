@@ -1,0 +1,186 @@
+"""Pictures on the page: photographs, class maps in their palette, maps of where two nets differ; all as data URIs.
+
+The bytes of all of them together are bounded: where they would be too many, every picture is made smaller, and only
+if that does not help some are left out.
+"""
+
+# Legend: H W pixels of a picture.
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tutelage.report.content import IGNORE, Picture, ReportContent
+from tutelage.report.words import known, percent
+
+Bytes = NDArray[np.uint8]
+Colour = tuple[int, int, int]
+
+WIDEST, TALLEST = 480, 640
+BUDGET = 3_600_000
+"""Characters that all pictures together may take."""
+
+ONLY_SECOND: Colour = (0, 98, 214)
+ONLY_FIRST: Colour = (230, 140, 0)
+BOTH_WRONG: Colour = (190, 60, 150)
+"""Where two nets differ: only the second is right, only the first is, neither is. Apart for the colour-blind too."""
+
+# Share of the full size, and quality of the JPEGs, from the best on.
+_LEVELS = ((1.0, 82), (0.8, 78), (0.65, 74), (0.5, 70), (0.35, 65), (0.25, 60))
+_HATCH: tuple[Colour, Colour] = ((214, 214, 214), (150, 150, 150))
+_HATCH_IDS = (254, 255)
+_HATCH_PERIOD = 6
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture as the page shows it."""
+
+    title: str
+    alt: str
+    source: str
+    """A data URI."""
+    width: int
+    height: int
+    note: str = ""
+    differs: bool = False
+    """Whether it shows where two nets differ."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """All panels of one :class:`~tutelage.report.content.Picture`."""
+
+    name: str
+    panels: tuple[Panel, ...]
+
+
+def shrunk(image: Bytes, maps: Mapping[str, Bytes]) -> tuple[Bytes, dict[str, Bytes]]:
+    """An image (H, W, 3) and class maps (H, W) of one size, brought to at most 480 wide and 640 high."""
+    height, width = image.shape[:2]
+    scale = min(1.0, WIDEST / width, TALLEST / height)
+    return _scaled(image, scale), {name: _scaled(ids, scale) for name, ids in maps.items()}
+
+
+def _scaled(array: Bytes, scale: float) -> Bytes:
+    """An image smoothed, or a class map by nearest neighbours."""
+    if scale >= 1:
+        return array
+    height, width = array.shape[:2]
+    rule = Image.Resampling.NEAREST if array.ndim == 2 else Image.Resampling.LANCZOS
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(np.ascontiguousarray(array)).resize(size, rule))
+
+
+def shown(content: ReportContent, budget: int = BUDGET) -> tuple[dict[int, Shown], int]:
+    """The pictures that the galleries name, by their index, and how many had to be left out for the page's size."""
+    wanted = list(dict.fromkeys(index for gallery in content.galleries for index in gallery.pictures))
+    for scale, quality in _LEVELS:
+        result = {index: _shown(content, content.pictures[index], scale, quality) for index in wanted}
+        if sum(_size(one) for one in result.values()) <= budget:
+            return result, 0
+    total = 0
+    kept: dict[int, Shown] = {}
+    for index in wanted:
+        total += _size(result[index])
+        if total > budget:
+            break
+        kept[index] = result[index]
+    return kept, len(wanted) - len(kept)
+
+
+def _size(one: Shown) -> int:
+    return sum(len(panel.source) for panel in one.panels)
+
+
+def _shown(content: ReportContent, picture: Picture, scale: float, quality: int) -> Shown:
+    maps = {"": picture.truth, **{f"={label}": ids for label, ids in picture.predictions.items()}}
+    image = _scaled(picture.image, scale)
+    scaled = {name: _scaled(ids, scale) for name, ids in maps.items()}
+    predictions = {label: scaled[f"={label}"] for label in picture.predictions}
+    small = replace(picture, image=image, truth=scaled[""], predictions=predictions)
+    return Shown(picture.name, tuple(_panels(content, small, quality)))
+
+
+def _panels(content: ReportContent, picture: Picture, quality: int) -> Iterator[Panel]:
+    """Image, truth, each net in turn, then where the student differs from the baseline and from the teacher."""
+    height, width = picture.truth.shape
+    palette = [one.colour for one in content.classes]
+    name, said = picture.name, picture.predictions
+
+    def panel(title: str, alt: str, source: str, note: str = "", differs: bool = False) -> Panel:
+        return Panel(title, alt, source, width, height, note, differs)
+
+    yield panel("Image", f"Image {name}", jpeg(picture.image, quality))
+    yield panel("Truth", f"True classes of {name}", png(picture.truth, palette))
+    student = content.student
+    order = [label for label in (content.baseline, student, content.teacher) if label is not None and label in said]
+    for label in dict.fromkeys(order):
+        score = picture.scores.get(label)
+        note = f"mIoU {percent(score)}" if known(score) else ""
+        alt = f"Classes that {label} predicts for {name}" + (f", {note}" if note else "")
+        yield panel(label, alt, png(said[label], palette), note)
+    for other in dict.fromkeys((content.baseline, content.teacher)):
+        if other is not None and other != student and other in said and student in said:
+            drawn = difference(picture.image, picture.truth, said[other], said[student])
+            alt = f"Where {other} and {student} differ on {name}"
+            yield panel(f"{student} against {other}", alt, jpeg(drawn, quality, sharp=True), differs=True)
+
+
+def difference(image: Bytes, truth: Bytes, first: Bytes, second: Bytes) -> Bytes:
+    """(H, W, 3): the image pale and grey where two maps agree or the truth is ignored, else who of them is right."""
+    grey = image.astype(np.float32).mean(axis=2) if image.ndim == 3 else image.astype(np.float32)
+    result = np.repeat((150 + 0.4 * grey).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+    differ = (first != second) & (truth != IGNORE)
+    result[differ & (second == truth)] = ONLY_SECOND
+    result[differ & (first == truth)] = ONLY_FIRST
+    result[differ & (first != truth) & (second != truth)] = BOTH_WRONG
+    return result
+
+
+def jpeg(image: Bytes, quality: int, sharp: bool = False) -> str:
+    """An RGB image (H, W, 3) as a data URI; ``sharp`` keeps the full resolution of colours."""
+    buffer = io.BytesIO()
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    picture.save(buffer, "JPEG", quality=quality, optimize=True, subsampling=0 if sharp else 2)
+    return _uri("image/jpeg", buffer)
+
+
+def png(ids: Bytes, palette: Sequence[Colour]) -> str:
+    """A class map (H, W) in its palette as a data URI; what is no class is hatched."""
+    rows, columns = np.indices(ids.shape)
+    hatch = np.where((rows + columns) % _HATCH_PERIOD < _HATCH_PERIOD // 2, *_HATCH_IDS).astype(np.uint8)
+    picture = Image.fromarray(np.where(ids < len(palette), ids, hatch))
+    filled = [*palette, *[(0, 0, 0)] * (_HATCH_IDS[0] - len(palette)), *_HATCH]
+    picture.putpalette([channel for colour in filled for channel in colour])
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return _uri("image/png", buffer)
+
+
+def heat_map(share: NDArray[np.float64]) -> str:
+    """Shares (K, K) in 0..1, NaN for none, as a data URI: one pixel each, pale to dark blue by their logarithm."""
+    level = np.nan_to_num(log_level(share))
+    low, high = np.array([247.0, 247.0, 250.0]), np.array([8.0, 48.0, 107.0])
+    colours = low + level[..., None] ** 0.8 * (high - low)
+    buffer = io.BytesIO()
+    Image.fromarray(colours.round().astype(np.uint8)).save(buffer, "PNG", optimize=True)
+    return _uri("image/png", buffer)
+
+
+def log_level(share: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Shares in 0..1 → 0..1, 0.1 % and less at 0: small confusions beside large ones stay visible."""
+    floor = 1e-3
+    level: NDArray[np.float64] = 1 - np.log(np.maximum(share, floor)) / np.log(floor)
+    return level
+
+
+def _uri(kind: str, buffer: io.BytesIO) -> str:
+    return f"data:{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,285 @@
+"""The tables of the page: what stands in which cell, already in words."""
+
+# Legend: K classes.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tutelage.report.content import ClassInfo, Figure, Figures, Net, ReportContent
+from tutelage.report.pictures import log_level
+from tutelage.report.words import (
+    NONE,
+    duration,
+    interval,
+    known,
+    magnitude,
+    memory,
+    percent,
+    ratio,
+    signed,
+    significant,
+)
+
+HEAT_LEVELS = 10
+"""How many shades of a confusion cell the style sheet knows."""
+
+MOST_CELLS = 20
+"""Up to so many classes a confusion matrix is a table of numbers; beyond, it is a picture."""
+
+_MOST_CONFUSIONS = 12
+_MOST_CHANGED = 3
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure, a smaller one beside it, and whether it is the best of its row."""
+
+    text: str
+    note: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of every net."""
+
+    name: str
+    hint: str
+    cells: tuple[Cell, ...]
+
+
+def role(content: ReportContent, label: str) -> str:
+    """``student``, ``baseline``, ``teacher`` or ``other``."""
+    roles = {content.teacher: "teacher", content.baseline: "baseline", content.student: "student"}
+    return roles.get(label, "other")
+
+
+def in_order(content: ReportContent) -> list[Net]:
+    """Baseline, student, teacher, then the others as they came."""
+    rank = {"baseline": 0, "student": 1, "teacher": 2, "other": 3}
+    return sorted(content.nets, key=lambda net: rank[role(content, net.label)])
+
+
+def summary(content: ReportContent) -> list[tuple[str, list[Row]]]:
+    """The figures of all nets in groups; a row that no net has a figure for is left out."""
+    nets = in_order(content)
+    absent = max((net.quality.absent for net in nets), default=0)
+    absent_ones = f"{absent} absent count 0" if absent else ""
+    quality = [
+        _row(nets, "mIoU", "", lambda n: n.quality.miou, _points, _interval, max),
+        _row(nets, "mIoU, all classes", absent_ones, lambda n: n.quality.miou_all, _points, best=max),
+        _row(nets, "Pixel accuracy", "", lambda n: n.quality.pixel_accuracy, _points, best=max),
+        _row(nets, "Boundary IoU", "", lambda n: n.quality.boundary_miou, _points, best=max),
+        _row(nets, "Calibration error", "ECE, less is better", _calibration_error, _points, best=min),
+    ]
+    cost = [
+        _row(nets, "Parameters", "", _of_cost("parameters"), magnitude),
+        _row(nets, "GFLOPs", "one image", _of_cost("multiply_adds"), _giga),
+        _row(nets, "Milliseconds", "one image", _of_cost("milliseconds"), significant),
+    ]
+    training = [
+        _row(nets, "Time", "this stage alone", _of_training(content, "seconds"), duration),
+        _row(nets, "Waiting for data", "% of it", _of_training(content, "data_wait"), percent),
+    ]
+    groups = [("Quality (%)", quality), ("Cost", cost), ("Training", training)]
+    kept = [(name, [row for row in rows if row is not None]) for name, rows in groups]
+    return [(name, rows) for name, rows in kept if rows]
+
+
+def _row(
+    nets: Sequence[Net],
+    name: str,
+    hint: str,
+    read: Callable[[Net], Figure],
+    form: Callable[[Figure], str],
+    note: Callable[[Net], str] = lambda net: "",
+    best: Callable[[list[float]], float] | None = None,
+) -> Row | None:
+    values = [read(net) for net in nets]
+    there = [value for value in values if value is not None and known(value)]
+    if not there:
+        return None
+    # What looks equal is equally good: the words are compared, not the numbers.
+    top = form(best(there)) if best is not None and len({form(value) for value in there}) > 1 else None
+    cells = [Cell(form(value), note(net), form(value) == top) for net, value in zip(nets, values, strict=True)]
+    return Row(name, hint, tuple(cells))
+
+
+def _interval(net: Net) -> str:
+    bounds = net.quality.interval
+    return interval(bounds) if bounds is None or bounds.reliable else f"{interval(bounds)} not reliable"
+
+
+def _points(value: Figure) -> str:
+    return percent(value, 2)
+
+
+def _giga(value: Figure) -> str:
+    return NONE if value is None else significant(value / 1e9)
+
+
+def _calibration_error(net: Net) -> Figure:
+    return None if net.quality.reliability is None else net.quality.reliability.error
+
+
+def _of_cost(name: str) -> Callable[[Net], Figure]:
+    """Reads one figure of a net's cost."""
+
+    def read(net: Net) -> Figure:
+        value: Figure = None if net.cost is None else getattr(net.cost, name)
+        return value
+
+    return read
+
+
+def _of_training(content: ReportContent, name: str) -> Callable[[Net], Figure]:
+    """Reads one figure of the stage that made a net."""
+
+    def read(net: Net) -> Figure:
+        training = content.training(net.stage)
+        value: Figure = None if training is None else getattr(training, name)
+        return value
+
+    return read
+
+
+def costs(content: ReportContent) -> list[tuple[Net, tuple[Cell, ...]]]:
+    """What each net costs, each figure beside how many times the student's it is."""
+    student = content.net(content.student)
+    result = []
+    for net in in_order(content):
+        if net.cost is None:
+            continue
+        cells = []
+        for name, form in (("parameters", magnitude), ("multiply_adds", _giga), ("milliseconds", significant)):
+            value = _of_cost(name)(net)
+            own = None if student is None or student is net else _of_cost(name)(student)
+            cells.append(Cell(form(value), ratio(value, own)))
+        cells.append(Cell(duration(_of_training(content, "seconds")(net))))
+        cells.append(Cell(memory(_of_training(content, "peak_memory_mib")(net))))
+        result.append((net, tuple(cells)))
+    return result
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class: how often it is, and how well each net finds it."""
+
+    info: ClassInfo
+    share: Figure
+    """Of the true pixels."""
+    ious: dict[str, Figure]
+    """Net's label → IoU."""
+    change: Figure
+    """Student less baseline."""
+    recall: Figure
+    precision: Figure
+    boundary: Figure
+
+    @property
+    def tone(self) -> str:
+        """``gain``, ``loss`` or nothing, as the change reads when it is printed."""
+        text = signed(self.change)
+        return "gain" if text.startswith("+") else "loss" if text.startswith("−") else ""
+
+
+def class_rows(content: ReportContent) -> list[ClassRow]:
+    """All classes, the most frequent first."""
+    student, baseline = content.net(content.student), content.net(content.baseline)
+    total = sum(one.pixels for one in content.classes)
+    rows = []
+    for index in sorted(range(len(content.classes)), key=lambda i: (-content.classes[i].pixels, i)):
+        info = content.classes[index]
+        before, after = (None if net is None else at(net.quality.iou, index) for net in (baseline, student))
+        change = None if before is None or after is None or baseline is student else after - before
+        rows.append(
+            ClassRow(
+                info=info,
+                share=info.pixels / total if total else None,
+                ious={net.label: at(net.quality.iou, index) for net in in_order(content)},
+                change=change,
+                recall=None if student is None else at(student.quality.accuracy, index),
+                precision=None if student is None else at(student.quality.precision, index),
+                boundary=None if student is None else at(student.quality.boundary_iou, index),
+            )
+        )
+    return rows
+
+
+def at(values: Figures, index: int) -> Figure:
+    """The value at an index; ``None`` where there is none, or no number."""
+    value = values[index] if index < len(values) else None
+    return value if known(value) else None
+
+
+def changed_most(rows: Sequence[ClassRow]) -> tuple[list[ClassRow], list[ClassRow]]:
+    """The classes that gained most and those that lost most, the largest change first."""
+    ranked = sorted((row for row in rows if row.tone), key=lambda row: -(row.change or 0.0))
+    gained = [row for row in ranked if row.tone == "gain"][:_MOST_CHANGED]
+    lost = [row for row in reversed(ranked) if row.tone == "loss"][:_MOST_CHANGED]
+    return gained, lost
+
+
+@dataclass(frozen=True)
+class HeatCell:
+    """One cell of a confusion table: its number, its shade, and whether it is on the diagonal."""
+
+    text: str
+    level: int
+    right: bool
+
+
+def confusion_rows(content: ReportContent) -> list[tuple[ClassInfo, tuple[HeatCell, ...]]]:
+    """The student's confusion by rows of the truth, in the classes' own order."""
+    shares = row_shares(content)
+    rows = []
+    for index, info in enumerate(content.classes):
+        cells = []
+        for column, share in enumerate(shares[index]):
+            level = 0 if np.isnan(share) else round(log_level(np.array(share)).item() * (HEAT_LEVELS - 1))
+            text = f"{100 * share:.0f}" if share >= 0.005 else "·" if share > 0 else ""
+            cells.append(HeatCell(text, level, column == index))
+        rows.append((info, tuple(cells)))
+    return rows
+
+
+def row_shares(content: ReportContent) -> NDArray[np.float64]:
+    """(K, K) shares of each true class's pixels; NaN for a class without pixels."""
+    assert content.confusion is not None
+    matrix = content.confusion.astype(np.float64)
+    truth = matrix.sum(axis=1, keepdims=True)
+    shares: NDArray[np.float64] = np.divide(matrix, truth, out=np.full_like(matrix, np.nan), where=truth > 0)
+    return shares
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A class that is taken for another."""
+
+    truth: ClassInfo
+    taken_for: ClassInfo
+    of_class: float
+    """Share of the true class's pixels."""
+    of_mistakes: float
+    """Share of all wrong pixels."""
+
+
+def commonest_confusions(content: ReportContent) -> list[Mistake]:
+    """The pairs of classes that make up most of the student's wrong pixels."""
+    assert content.confusion is not None
+    wrong = content.confusion.astype(np.float64)
+    truth = wrong.sum(axis=1)
+    np.fill_diagonal(wrong, 0)
+    total = wrong.sum()
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_CONFUSIONS]
+    pairs = (divmod(int(place), len(wrong)) for place in order)
+    return [
+        Mistake(content.classes[i], content.classes[j], float(wrong[i, j] / truth[i]), float(wrong[i, j] / total))
+        for i, j in pairs
+        if wrong[i, j] > 0
+    ]

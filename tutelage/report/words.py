@@ -1,0 +1,232 @@
+"""Numbers as a reader wants them, and the verdict in plain words.
+
+The verdict says what the data allow and no more: a gain is "clear" only if its interval is reliable and leaves out 0.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from tutelage.report.content import Comparison, Figure, Interval, Net, ReportContent, Training
+
+NONE = "–"
+_MINUS = "−"
+
+
+def known(value: Figure) -> bool:
+    """Whether there is a number at all."""
+    return value is not None and math.isfinite(value)
+
+
+def percent(value: Figure, digits: int = 1) -> str:
+    """A share times 100, without a sign for percent: ``51.3``."""
+    return f"{100 * value:.{digits}f}".replace("-", _MINUS) if value is not None and known(value) else NONE
+
+
+def signed(value: Figure, digits: int = 1) -> str:
+    """A difference of shares times 100, always with its sign; what rounds to 0 has none."""
+    if value is None or not known(value):
+        return NONE
+    text = f"{abs(100 * value):.{digits}f}"
+    if not float(text):
+        return text
+    return ("+" if value > 0 else _MINUS) + text
+
+
+def interval(given: Interval | None, digits: int = 1, sign: bool = False) -> str:
+    """``[50.1, 53.9]``; empty where there is none."""
+    if given is None or not (known(given.low) and known(given.high)):
+        return ""
+    form = signed if sign else percent
+    return f"[{form(given.low, digits)}, {form(given.high, digits)}]"
+
+
+def magnitude(value: Figure) -> str:
+    """A count in thousands, millions or billions: ``3.41 M``."""
+    if value is None or not known(value):
+        return NONE
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= size:
+            return f"{significant(value / size)}{unit}"
+    return f"{value:.0f}"
+
+
+def significant(value: Figure, digits: int = 3) -> str:
+    """A number with so many significant digits, never in exponents between 1e-4 and 1e7."""
+    if value is None or not known(value):
+        return NONE
+    if value == 0:
+        return "0"
+    if not 1e-4 <= abs(value) < 1e7:
+        return f"{value:.{digits - 1}e}".replace("-", _MINUS)
+    exponent = math.floor(math.log10(abs(value)))
+    return f"{value:.{max(digits - 1 - exponent, 0)}f}".replace("-", _MINUS)
+
+
+def duration(seconds: Figure) -> str:
+    """``48 s``, ``4 min 10 s``, ``3 h 05 min``."""
+    if seconds is None or not known(seconds):
+        return NONE
+    if seconds < 60:
+        return f"{significant(seconds, 2)} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}".replace(",", "\u202f")
+
+
+def memory(mebibytes: Figure) -> str:
+    """``812 MiB``, ``2.16 GiB``."""
+    if mebibytes is None or not known(mebibytes):
+        return NONE
+    return f"{significant(mebibytes)} MiB" if mebibytes < 1000 else f"{significant(mebibytes / 1024)} GiB"
+
+
+def ratio(value: Figure, reference: Figure) -> str:
+    """How many times the reference: ``×2.4``; empty where one of them is missing or the reference is 0."""
+    if value is None or reference is None or not (known(value) and known(reference)) or reference == 0:
+        return ""
+    return f"×{significant(value / reference, 2)}"
+
+
+def short(name: str, longest: int = 22) -> str:
+    """A name that fits a narrow place; its middle goes first, since names differ at their ends."""
+    if len(name) <= longest:
+        return name
+    tail = longest // 3
+    return f"{name[: longest - tail - 1]}…{name[-tail:]}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The headline, how it stands, what it rests on, and what to beware of."""
+
+    headline: str
+    tone: Literal["gain", "loss", "open", "plain"]
+    """``plain``: nothing was compared."""
+    sentences: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def verdict(content: ReportContent) -> Verdict:
+    """What the numbers say of the student, in plain words."""
+    student, baseline = content.net(content.student), content.net(content.baseline)
+    if student is None:
+        return Verdict("No net was scored", "plain", (), ())
+    comparison = content.comparison if baseline is not None else None
+    where = f"{content.identity.data} ({counted(content.identity.images, 'image')})"
+    name, score = student.label, percent(student.quality.miou, 2)
+    selection = _selection(content, student)
+    warnings = tuple(_warnings(content, comparison))
+    if baseline is None or comparison is None:
+        bounds = student.quality.interval
+        own = interval(bounds, 2) if bounds is not None and bounds.reliable else ""
+        text = f"{name} scores {score} mIoU on {where}" + (f", 95 % interval {own}." if own else ".")
+        alone = "It was compared with no baseline, so that nothing is said about a gain."
+        return Verdict(f"{name}: {score} mIoU", "plain", (text, alone, *selection), warnings)
+    first = (
+        f"{name} scores {score} mIoU on {where}; the baseline {baseline.label} scores "
+        f"{percent(baseline.quality.miou, 2)}. "
+        f"The difference is {signed(comparison.gain, 2)} points{_measured(comparison)}."
+    )
+    tone, headline, reading = _reading(name, baseline.label, comparison)
+    winner = {"gain": name, "loss": baseline.label}.get(tone)
+    if _flattered(content) == [winner]:
+        tone, headline = (
+            "open",
+            f"{name}: {signed(comparison.gain)} mIoU against {baseline.label}, not a fair comparison",
+        )
+        reading = f"Only the weights of {winner} were chosen on the scored images, which favours it."
+    return Verdict(headline, tone, (first, reading, *_teacher(content, student), *selection), warnings)
+
+
+def _measured(comparison: Comparison) -> str:
+    bounds = interval(comparison.interval, 2, sign=True)
+    if not bounds:
+        return ""
+    noun = comparison.interval.over.rstrip("s")
+    return f", 95 % interval {bounds} (paired bootstrap over {counted(comparison.interval.groups, noun)})"
+
+
+def _reading(student: str, baseline: str, comparison: Comparison) -> tuple[Literal["gain", "loss", "open"], str, str]:
+    """Tone, headline and what the interval says."""
+    gain, bounds = comparison.gain, comparison.interval
+    difference = f"{signed(gain)} mIoU against {baseline}"
+    if gain is None or bounds.low is None or bounds.high is None or not (known(bounds.low) and known(bounds.high)):
+        return "open", f"{student}: {difference}, not tested", "No interval could be drawn, so nothing is claimed."
+    if not bounds.reliable:
+        text = "The interval is not reliable, so nothing is claimed in either direction."
+        return "open", f"{student}: {difference}, not clear with these data", text
+    if bounds.low == bounds.high == gain == 0:
+        return "open", f"{student}: no difference from {baseline}", "Both have the same counts in every image."
+    if bounds.low > 0:
+        text = "This is a clear gain on these images: the interval leaves out 0."
+        return "gain", f"{student}: {difference}, a clear gain", text
+    if bounds.high < 0:
+        text = "This is a clear loss on these images: the interval leaves out 0."
+        return "loss", f"{student}: {difference}, a clear loss", text
+    text = "This is not clear with these data: the interval holds 0, so that either net could be the better one."
+    return "open", f"{student}: {difference}, not clear with these data", text
+
+
+def _teacher(content: ReportContent, student: Net) -> tuple[str, ...]:
+    teacher = content.net(content.teacher)
+    if teacher is None or teacher.label == student.label or not known(teacher.quality.miou):
+        return ()
+    return (f"The teacher {teacher.label} scores {percent(teacher.quality.miou, 2)}.",)
+
+
+def _selection(content: ReportContent, student: Net) -> tuple[str, ...]:
+    """How the student's weights were chosen."""
+    training = content.training(student.stage)
+    return () if training is None or not training.kept else (f"Weights of {student.label}: {chosen(training)}.",)
+
+
+def chosen(training: Training) -> str:
+    """Which checkpoint was handed on."""
+    if training.kept != "best":
+        return f"those of the last step ({training.steps})"
+    step = "" if training.best_step is None else f", step {training.best_step} of {training.steps}"
+    return f"those with the best validation score on {training.validated_on or 'the validation data'}{step}"
+
+
+def _flattered(content: ReportContent) -> list[str]:
+    """Student and baseline, as far as their weights were chosen on the data that are scored."""
+    result = []
+    for label in (content.student, content.baseline):
+        net = content.net(label)
+        training = None if net is None else content.training(net.stage)
+        if net is not None and training is not None and training.chosen_on_scored_data:
+            result.append(net.label)
+    return result
+
+
+def _warnings(content: ReportContent, comparison: Comparison | None) -> list[str]:
+    result = []
+    flattered = _flattered(content)
+    if flattered:
+        result.append(
+            f"The weights of {' and '.join(flattered)} were chosen on the very images that are scored here: "
+            "expect less on new ones."
+        )
+    if comparison is None:
+        own = content.net(content.student)
+        bounds = None if own is None else own.quality.interval
+    else:
+        bounds = comparison.interval
+    if bounds is not None and not bounds.reliable:
+        result.append(f"The interval is not reliable: {bounds.reason or 'too few groups'}.")
+    if bounds is not None and bounds.over == "images" and bounds.groups > 1:
+        result.append(
+            "Images were drawn one by one. Where neighbours look alike (frames of a video, tiles of a scene) the "
+            "interval is too narrow; name their groups in the data set."
+        )
+    if comparison is not None:
+        result.append("One training run of each net was compared: how far another seed would differ is not included.")
+    return result
