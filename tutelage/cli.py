@@ -6,9 +6,10 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tutelage import __version__
-from tutelage.errors import TutelageError
+from tutelage.errors import RecipeError, TutelageError
 
 _EPILOG = """examples:
   tutelage init --images photos --masks masks     look at a folder, write a working recipe
@@ -80,15 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     plan = with_recipe(command("plan", _plan, "say what a run would do, why, and how long it takes"))
     plan.add_argument("--no-smoke", action="store_true", help="do not run two steps of each stage to estimate time")
 
-    show = with_recipe(command("show", _show, "write pictures of exactly what the nets see"))
-    show.add_argument("--out", type=Path, default=Path("shown"), help="folder for the pictures (default: shown)")
-    show.add_argument("--stage", action="append", default=[], metavar="STAGE", help="only this stage (repeatable)")
-    show.add_argument("--count", type=int, default=8, help="samples per stream (default: 8)")
-    show.add_argument("--position", type=int, default=0, help="position in the stream to begin at (default: 0)")
-
-    check = command("check", _check, "read every mask once and report what is wrong, with the remedy")
-    check.add_argument("what", type=Path, help="recipe, or a folder with images/ and masks/ (or labels/)")
-    check.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace the recipe's")
+    with_recipe(command("check", _check, "read every mask once and report what is wrong, with the remedy"))
 
     split = with_recipe(command("split", _split, "make train/val/test or few-label partitions as list files"))
     split.add_argument("--data", required=True, help="data set to split (name or name/split)")
@@ -100,15 +93,6 @@ def _parser() -> argparse.ArgumentParser:
     split.add_argument("--no-stratify", action="store_true", help="do not balance classes")
     split.add_argument("--out", type=Path, required=True, help="folder for the list files")
     split.add_argument("--force", action="store_true", help="replace lists that exist")
-
-    init = command("init", _init, "look at a folder and write a commented, working recipe")
-    init.add_argument("--images", type=Path, required=True, help="folder of images")
-    init.add_argument("--masks", type=Path, help="folder of masks")
-    init.add_argument("--unlabeled", type=Path, help="folder of images without masks")
-    init.add_argument("--target", type=Path, help="folder of images from the domain that matters")
-    init.add_argument("--classes", help="a,b,c or a file with class names")
-    init.add_argument("--out", type=Path, default=Path("recipe.yaml"), help="recipe to write (default: recipe.yaml)")
-    init.add_argument("--force", action="store_true", help="replace a recipe that exists")
 
     evaluate = command("evaluate", _evaluate, "score trained nets on labelled data")
     evaluate.add_argument("nets", nargs="+", type=Path, help="net files or stage folders")
@@ -168,33 +152,22 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _plan(given: argparse.Namespace) -> int:
-    from tutelage import api
+    from tutelage import api, tables
 
-    print(api.plan_text(given.recipe, given.overrides, smoke=not given.no_smoke))
-    return 0
+    def estimate(stage: str) -> Any:
+        return api.estimate(given.recipe, stage, given.overrides)
 
-
-def _show(given: argparse.Namespace) -> int:
-    from tutelage import api
-
-    for path in api.show(
-        given.recipe,
-        given.overrides,
-        out=given.out,
-        stages=given.stage or None,
-        count=given.count,
-        position=given.position,
-    ):
-        print(path)
+    print(tables.plan_table(api.plan(given.recipe, given.overrides), None if given.no_smoke else estimate))
     return 0
 
 
 def _check(given: argparse.Namespace) -> int:
     from tutelage import api
+    from tutelage.data.checks import format_findings, worst
 
-    text, failed = api.check_text(given.what, given.overrides)
-    print(text)
-    return 1 if failed else 0
+    findings = api.check(given.recipe, given.overrides, quiet=False)
+    print(format_findings(findings))
+    return 1 if worst(findings) == "error" else 0
 
 
 def _split(given: argparse.Namespace) -> int:
@@ -212,42 +185,27 @@ def _split(given: argparse.Namespace) -> int:
         stratify=not given.no_stratify,
         out=given.out,
         force=given.force,
+        quiet=False,
     ):
         print(path)
     return 0
 
 
-def _init(given: argparse.Namespace) -> int:
-    from tutelage import api
+def _evaluate(given: argparse.Namespace) -> int:
+    from tutelage import api, tables
 
-    path = api.init(
+    scores = api.evaluate(
+        given.nets,
+        recipe=given.recipe,
+        data=given.data,
         images=given.images,
         masks=given.masks,
-        unlabeled=given.unlabeled,
-        target=given.target,
-        classes=given.classes,
+        protocol=given.protocol,
+        device=given.device,
         out=given.out,
-        force=given.force,
+        quiet=False,
     )
-    print(f"wrote {path}; next: tutelage check {path}, then tutelage plan {path}, then tutelage run {path}")
-    return 0
-
-
-def _evaluate(given: argparse.Namespace) -> int:
-    from tutelage import api
-
-    print(
-        api.evaluate_text(
-            given.nets,
-            recipe=given.recipe,
-            data=given.data,
-            images=given.images,
-            masks=given.masks,
-            protocol=given.protocol,
-            device=given.device,
-            out=given.out,
-        )
-    )
+    print(tables.score_table(scores))
     return 0
 
 
@@ -263,6 +221,7 @@ def _predict(given: argparse.Namespace) -> int:
         device=given.device,
         precision=given.precision,
         overwrite=given.overwrite,
+        quiet=False,
     )
     print(report)
     return 1 if report.failed else 0
@@ -282,9 +241,10 @@ def _compare(given: argparse.Namespace) -> int:
 
 
 def _models(given: argparse.Namespace) -> int:
-    from tutelage import api
+    from tutelage import api, tables
 
-    print(api.models_text(given.size, given.classes))
+    size = _size(given.size)
+    print(tables.model_table(api.models(size, given.classes), size, given.classes))
     return 0
 
 
@@ -306,18 +266,32 @@ def _schema(given: argparse.Namespace) -> int:
 
 
 def _clean(given: argparse.Namespace) -> int:
-    from tutelage import api
+    from tutelage import api, tables
 
-    print(api.clean_text(given.out, keep=given.keep, really=given.yes))
+    print(tables.clean_table(api.clean(given.out, keep=given.keep, really=given.yes), given.yes))
     return 0
 
 
 def _toycity(given: argparse.Namespace) -> int:
     from tutelage import api
 
-    api.toycity(given.out, given.splits, given.size, given.domain, given.seed)
+    api.toycity(given.out, _counts(given.splits), _size(given.size), given.domain, given.seed)
     print(f"wrote {given.out}")
     return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, separator, width = text.partition("x")
+    if not separator or not height.isdigit() or not width.isdigit():
+        raise RecipeError(f"size {text!r} is no HEIGHTxWIDTH", "e.g. 512x1024")
+    return int(height), int(width)
+
+
+def _counts(text: str) -> dict[str, int]:
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name and count.isdigit() for name, _, count in pairs):
+        raise RecipeError(f"splits {text!r} are no name=count,...", "e.g. train=200,val=50,test=50")
+    return {name: int(count) for name, _, count in pairs}
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def class_thresholds(histogram_KL: NDArray[np.int64], portion: float) -> list[in
     """
     levels = []
     for counts in histogram_KL:
-        wanted = int(portion * counts.sum())
+        wanted = int(round(portion * int(counts.sum()), 6))  # 0.29 x 100 is 29
         above = counts[::-1].cumsum()
         levels.append(IGNORE if wanted == 0 else 255 - int(np.searchsorted(above, wanted)))
     return levels

@@ -52,13 +52,18 @@ def read_entries(path: Path, root: Path) -> list[tuple[str, str, str | None]]:
     return entries
 
 
-def write_list(path: Path, samples: Iterable[Sample], root: Path) -> None:
-    """Write samples as a list relative to ``root``; a tab separates the pair where a name holds a blank."""
+def list_text(samples: Iterable[Sample], root: Path) -> str:
+    """Samples as the text of a list relative to ``root``; a tab separates the pair where a name holds a blank."""
     lines = []
     for item in samples:
         names = [Path(os.path.relpath(p, root)).as_posix() for p in (item.image, item.label) if p is not None]
         lines.append(("\t" if any(" " in name for name in names) else " ").join(names))
-    write_text(path, "\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
+
+
+def write_list(path: Path, samples: Iterable[Sample], root: Path) -> None:
+    """Write samples as a list relative to ``root``, atomically."""
+    write_text(path, list_text(samples, root))
 
 
 def sample(image: Path, label: Path | None, root: Path, group: Callable[[str], str]) -> Sample:

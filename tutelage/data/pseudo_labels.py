@@ -69,11 +69,16 @@ def with_pseudo_labels(dataset: Dataset, root: Path) -> Dataset:
     folder = PseudoLabelFolder(root)
     try:
         manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        written, classes, known = manifest["format"], tuple(manifest["classes"]), set(manifest["samples"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"pseudo labels cannot be read: {root} ({error})", "run the annotate stage again") from None
-    if manifest.get("format") != FORMAT or tuple(manifest["classes"]) != dataset.classes.names:
-        raise DataError(f"pseudo labels in {root} were made for other classes", "run the annotate stage again")
-    known = set(manifest["samples"])
+    if written != FORMAT:
+        raise DataError(f"pseudo labels in {root} have format {written}, not {FORMAT}", "run the annotate stage again")
+    if classes != dataset.classes.names:
+        raise DataError(
+            f"pseudo labels in {root} were made for other classes: {', '.join(classes)}",
+            f"run the annotate stage again for: {', '.join(dataset.classes.names)}",
+        )
     samples = tuple(
         replace(sample, label=folder.label(sample.name), confidence=folder.confidence(sample.name))
         for sample in dataset.samples

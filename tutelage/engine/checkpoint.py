@@ -5,6 +5,7 @@ Schedules and random numbers are functions of the step and need no saving.
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,15 +19,17 @@ from tutelage.engine.collectives import world
 from tutelage.engine.contract import Method
 from tutelage.errors import RunError
 
+# What computes nets, draws and decoded images.
+_LIBRARIES = ("tutelage", "torch", "timm", "segmentation-models-pytorch", "numpy", "pillow")
 _METHOD, _OPTIMIZER = "method", "optimizer"
 
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What must be equal for a resumed run to be byte-equal to an uninterrupted one."""
     return {
-        "torch": torch.__version__,
+        **{name: importlib.metadata.version(name) for name in _LIBRARIES},
         "python": platform.python_version(),
-        "machine": platform.machine(),
+        "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "processes": world(),

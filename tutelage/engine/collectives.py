@@ -39,10 +39,14 @@ def join(device: torch.device) -> bool:
     return True
 
 
-def leave() -> None:
-    """Leave the process group, if there is one, once every process is done with it."""
+def leave(wait: bool = True) -> None:
+    """Leave the process group, if there is one, once every process is done with it.
+
+    Do not ``wait`` where something went wrong: the others may be in the middle of a step and never come.
+    """
     if active():
-        dist.barrier()
+        if wait:
+            dist.barrier()
         dist.destroy_process_group()
 
 

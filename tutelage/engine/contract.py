@@ -7,6 +7,7 @@ a backward into the nets that the pass trains. The engine does the rest, and doe
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -64,11 +65,11 @@ class Facts:
     """Counts the pixels of each class in the labelled training masks (reads them all, once)."""
 
 
-class Carry(dict[str, Tensor]):
+class Carry(UserDict[str, Tensor]):
     """Tensors from one pass to the next; whatever is put in is detached."""
 
     def __setitem__(self, name: str, value: Tensor) -> None:
-        super().__setitem__(name, value.detach())
+        super().__setitem__(name, value.detach())  # the one way in: update and setdefault lead here too
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class Interruption:
     def _release(self) -> None:
         while self._before:
             number, handler = self._before.popitem()
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def raise_if_asked(self, step: int) -> None:
         """Raise :class:`StoppedError` if a signal came."""

@@ -12,6 +12,7 @@ checkpoint holds tensors and a step number, and a resumed run goes on as if noth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from tutelage.engine.interruption import Interruption
 from tutelage.engine.meter import Meter
 from tutelage.engine.optimizers import OptimizerSettings, ScheduleSettings, build_optimizer, set_rate
 from tutelage.engine.watch import Watch
+from tutelage.errors import RunError
 from tutelage.runs.checkpoints import Checkpoints
 from tutelage.settings import Settings
 
@@ -123,13 +125,14 @@ def fit(
     :class:`~tutelage.engine.interruption.StoppedError` after SIGINT or SIGTERM, once a checkpoint is written.
     """
     hooks = hooks or Hooks()
+    _check_precision(settings, device)
     nets = _prepare(method, settings, device)
     plans = method.optimizers()
     holds = {name: [nets[net] for net in plan.nets] for name, plan in plans.items()}
     optimizers = {n: build_optimizer(holds[n], plan.optimizer or settings.optimizer) for n, plan in plans.items()}
     schedules = {name: plan.schedule or settings.schedule for name, plan in plans.items()}
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-    progress = _resume(method, optimizers, checkpoints, device, hooks.say)
+    progress = _resume(method, optimizers, scaler, checkpoints, device, hooks.say)
     watch = Watch(None if checkpoints is None else checkpoints.folder, hooks.say)
     meter = Meter(device, sum(stream.batch for stream in streams.values()), progress.step, settings.steps)
     rank, world = collectives.rank(), collectives.world()
@@ -142,7 +145,11 @@ def fit(
     def save() -> None:
         watch.finish()
         if checkpoints is not None and rank == 0:
-            state = {"progress": vars(progress), "scaler": scaler.state_dict(), "environment": _environment(device)}
+            state = {
+                "progress": vars(progress),
+                "scaler": scaler.state_dict(),
+                "environment": checkpoint.environment(device),
+            }
             checkpoints.save(progress.step, lambda path: checkpoint.write(path, method, optimizers), state)
         collectives.barrier()
 
@@ -203,10 +210,19 @@ def fit(
                     save()
             interruption.raise_if_asked(progress.step)
         watch.finish()
+        interruption.raise_if_asked(progress.step)  # one that came after the last step must not be lost
     for feed in feeds.values():
         if hasattr(feed, "close"):
             feed.close()
     return progress
+
+
+def _check_precision(settings: FitSettings, device: torch.device) -> None:
+    if settings.precision == "fp16" and device.type != "cuda":
+        raise RunError(
+            f"precision fp16 needs a GPU, and this run is on {device.type}",
+            "set precision: fp32 or bf16, or run.device",
+        )
 
 
 def _prepare(method: Method, settings: FitSettings, device: torch.device) -> dict[str, nn.Module]:
@@ -230,6 +246,7 @@ def _prepare(method: Method, settings: FitSettings, device: torch.device) -> dic
 def _resume(
     method: Method,
     optimizers: Mapping[str, torch.optim.Optimizer],
+    scaler: torch.amp.GradScaler,
     checkpoints: Checkpoints | None,
     device: torch.device,
     say: Callable[[str], None],
@@ -238,17 +255,15 @@ def _resume(
     if found is None:
         return Progress()
     checkpoint.restore(found.tensors, method, optimizers)
-    then, now = found.state["environment"], _environment(device)
+    if scaler.is_enabled():
+        scaler.load_state_dict(found.state["scaler"])
+    then, now = found.state["environment"], checkpoint.environment(device)
     if then == now:
         say(f"resuming after step {found.step}")
     else:
         changed = ", ".join(f"{key} {then.get(key)} → {now[key]}" for key in now if then.get(key) != now[key])
         say(f"resuming after step {found.step}; not byte-exact against an uninterrupted run: {changed}")
     return Progress(**found.state["progress"])
-
-
-def _environment(device: torch.device) -> dict[str, Any]:
-    return checkpoint.environment(device)
 
 
 def _totals(method: Method, micro_batches: list[dict[str, Batch]]) -> dict[str, Tensor]:
@@ -279,7 +294,8 @@ def _evaluate(method: Method, progress: Progress, hooks: Hooks) -> None:
     method.eval()
     score = hooks.evaluate(progress.step)
     method.train()
-    if progress.best_score is None or score > progress.best_score:
+    best = progress.best_score
+    if best is None or score > best or math.isnan(best):
         progress.best_score, progress.best_step, progress.evaluations_since_best = score, progress.step, 0
         # Before the checkpoint that says so: a kill in between repeats the steps and writes the same nets again.
         hooks.keep_best(progress.step)

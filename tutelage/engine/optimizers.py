@@ -12,6 +12,8 @@ from torch import nn
 
 from tutelage.settings import Settings
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimizerSettings(Settings):
     """An optimizer. The default suits fine-tuning a pretrained encoder."""
@@ -21,11 +23,12 @@ class OptimizerSettings(Settings):
     """Learning rate of decoders, heads and everything else that is no encoder."""
     encoder_lr_ratio: Annotated[float, Field(gt=0)] = 1.0
     """The encoder's rate divided by `lr`; below 1 for a pretrained encoder."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: Share = 0.9
     """For `sgd`."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     """For `adamw` and `adam`."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    """Share of every weight that is taken off, times the rate (`adam`, `sgd`: as part of the gradient)."""
     decay_norm_and_bias: bool = False
     """Whether weight decay also acts on normalisation parameters and biases."""
 

@@ -78,7 +78,8 @@ class Watch:
         if self.folder is None:
             return ""
         tensors = {
-            f"{stream}.{view}.{name}": value.detach().cpu().contiguous()
+            # Cloned: views may share a map, which the file format does not allow.
+            f"{stream}.{view}.{name}": value.detach().cpu().contiguous().clone()
             for stream, batch in seen.batches.items()
             for view, content in batch.views.items()
             for name, value in {"image": content.image, **content.maps}.items()
@@ -86,6 +87,9 @@ class Watch:
         if not tensors:
             return ""
         path = self.folder / f"not-finite-{seen.step:09d}.safetensors"
-        with writing(path) as partial:
-            save_file(tensors, partial)
+        try:
+            with writing(path) as partial:
+                save_file(tensors, partial)
+        except OSError as error:  # must not hide what was found
+            return f"; the batch could not be saved ({error.strerror})"
         return f"; the batch is saved in {path}"

@@ -102,6 +102,11 @@ def _class_weights(settings: TaskSettings, facts: Facts) -> Tensor | None:
         counts = torch.as_tensor(facts.pixel_counts(), dtype=torch.float64)
         share = counts / counts.sum().clamp(min=1)
         present = share > 0
+        if not present.any():
+            raise RecipeError(
+                "class_weights: balanced, but the training masks have no labelled pixel",
+                "check the masks, or give numbers",
+            )
         weight = torch.where(present, share[present].median() / share.clamp(min=1e-12), 1.0)
         return weight.float()
     if len(settings.class_weights) != facts.classes:

@@ -60,7 +60,7 @@ class Builder:
     def classes(self) -> Classes:
         """The task's classes: the recipe's, or those of its first data set."""
         name = next(iter(self.recipe.data))
-        splits = self._splits(name)
+        splits = self.splits(name)
         return task_classes(self.recipe.classes, splits[next(iter(splits))])
 
     def dataset(self, reference: str) -> Dataset:
@@ -73,7 +73,7 @@ class Builder:
             return with_pseudo_labels(self.dataset(stage.data), self.artefacts[reference].labels)
         if reference not in self._bridged:
             name, _, split = reference.partition("/")
-            splits = self._splits(name)
+            splits = self.splits(name)
             if not split:
                 if len(splits) != 1:
                     raise RecipeError(
@@ -96,7 +96,17 @@ class Builder:
             return f"stage:{self.artefacts[reference].key}"
         return self.dataset(reference).fingerprint
 
-    def _splits(self, name: str) -> Mapping[str, Dataset]:
+    def full_name(self, reference: str) -> str:
+        """``name/split``, the split filled in where the data set has only one."""
+        name, _, split = reference.partition("/")
+        return reference if split else f"{name}/{next(iter(self.splits(name)))}"
+
+    def root(self, name: str) -> Path:
+        """The folder that a data set's list files are relative to."""
+        return (self.base / self.recipe.data[name].root).resolve()
+
+    def splits(self, name: str) -> Mapping[str, Dataset]:
+        """The splits of a data set, in its own classes."""
         if name not in self._opened:
             self._opened[name] = open_data(self.recipe.data[name], self.base, self.say)
         return self._opened[name]

@@ -1,6 +1,7 @@
 """YAML that remembers where everything stood, so that an error can name its line.
 
-Plain YAML only: tags (``!!python/object`` and their like) and keys that occur twice are errors.
+Plain YAML only: tags (``!!python/object`` and their like), keys that occur twice, keys that are no single values and
+anchors that hold themselves are errors.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import yaml
 from tutelage.errors import RecipeError
 
 COMMAND_LINE = -1
+_LARGEST = 100_000
+
+Path_ = tuple[str | int, ...]
 
 
 @dataclass
@@ -23,8 +27,8 @@ class Document:
 
     name: str
     content: Any
-    lines: dict[tuple[str | int, ...], int] = field(default_factory=dict)
-    keys: set[tuple[str | int, ...]] = field(default_factory=set)
+    lines: dict[Path_, int] = field(default_factory=dict)
+    keys: set[Path_] = field(default_factory=set)
     """Every key that was written out (not merged in from an anchor)."""
 
     def where(self, path: Sequence[str | int]) -> str:
@@ -51,62 +55,102 @@ def read(path: Path) -> Document:
 
 def parse(text: str, name: str) -> Document:
     """Parse YAML text; see :func:`read`."""
+    document = Document(name, {})
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is not None:
+            document.content = _Conversion(name).plain(node, (), document)
     except yaml.YAMLError as error:
         raise _unreadable(error, name) from None
-    document = Document(name, {})
-    if node is not None:
-        document.content = _plain(node, (), document)
+    except RecursionError:
+        raise RecipeError(f"{name}: nested too deeply to be a recipe", "write it with fewer levels") from None
     return document
+
+
+def value_of(text: str, name: str) -> Any:
+    """The value that ``text`` is in YAML; what is no YAML is text. Raises :class:`RecipeError` as :func:`read` does."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        return None if node is None else _Conversion(name).plain(node, (), Document(name, None))
+    except yaml.YAMLError:
+        return text
 
 
 def _unreadable(error: yaml.YAMLError, name: str) -> RecipeError:
     mark = getattr(error, "problem_mark", None)
     line = "" if mark is None else f":{mark.line + 1}"
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    if problem.startswith("but "):  # the second half of a sentence
+        problem = f"{getattr(error, 'context', None) or ''} {problem}".strip()
     return RecipeError(f"{name}{line}: not valid YAML: {problem}", "check indentation, colons and quotes there")
 
 
-def _plain(node: yaml.Node, path: tuple[str | int, ...], document: Document) -> Any:
-    line = node.start_mark.line + 1
-    document.lines.setdefault(path, line)
-    if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.startswith("tag:yaml.org,2002:python"):
-        raise RecipeError(f"{document.name}:{line}: YAML tag {node.tag!r} is not allowed", "write a plain value")
-    if isinstance(node, yaml.MappingNode):
+class _Conversion:
+    """YAML's nodes to plain Python, noting where everything stands."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._open: list[yaml.Node] = []
+        """The nodes around the one under work: an anchor among them holds itself."""
+        self._count = 0
+
+    def plain(self, node: yaml.Node, path: Path_, document: Document) -> Any:
+        """What ``node`` stands for; its lines and keys go into ``document``."""
+        document.lines.setdefault(path, _line(node))
+        self._count += 1
+        if node in self._open:
+            raise self._fault(node, "an anchor holds itself", "write the value out where `*name` stands")
+        if self._count > _LARGEST:
+            raise self._fault(node, "too long to be a recipe", "use fewer anchors")
+        if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.startswith("tag:yaml.org,2002:python"):
+            raise self._fault(node, f"YAML tag {node.tag!r} is not allowed", "write a plain value")
+        self._open.append(node)
+        try:
+            if isinstance(node, yaml.MappingNode):
+                return self._mapping(node, path, document)
+            if isinstance(node, yaml.SequenceNode):
+                return [self.plain(item, (*path, index), document) for index, item in enumerate(node.value)]
+            return _scalar(node)
+        finally:
+            self._open.pop()
+
+    def _mapping(self, node: yaml.MappingNode, path: Path_, document: Document) -> dict[Any, Any]:
         result: dict[Any, Any] = {}
         for key_node, value_node in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
-                for part in [value_node] if isinstance(value_node, yaml.MappingNode) else value_node.value:
-                    anchored = Document(document.name, None)
-                    result = {**_plain(part, path, anchored), **result}
-                    document.lines = {**anchored.lines, **document.lines}
+                for part in value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]:
+                    result = {**self._merged(part, path, document), **result}
                 continue
-            key = _scalar(key_node, document)
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise self._fault(key_node, "a key is a single value", "write `name: ...`")
+            key = _scalar(key_node)
             place = (*path, key)
-            key_line = key_node.start_mark.line + 1
             if place in document.keys:
-                raise RecipeError(
-                    f"{document.name}:{key_line}: key {key!r} occurs twice (first on line {document.lines[place]})",
-                    "keep one of them",
-                )
-            document.lines[place] = key_line
+                first = document.lines[place]
+                raise self._fault(key_node, f"key {key!r} occurs twice (first on line {first})", "keep one of them")
+            document.lines[place] = _line(key_node)
             document.keys.add(place)
-            result[key] = _plain(value_node, place, document)
+            result[key] = self.plain(value_node, place, document)
         return result
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(item, (*path, index), document) for index, item in enumerate(node.value)]
-    return _scalar(node, document)
+
+    def _merged(self, node: yaml.Node, path: Path_, document: Document) -> dict[Any, Any]:
+        """What ``<<`` merges in; its keys may be written out again beside it."""
+        if not isinstance(node, yaml.MappingNode):
+            raise self._fault(node, "`<<` merges mappings only", "write `<<: *name` for the &name of a mapping")
+        anchored = Document(self.name, None)
+        content: dict[Any, Any] = self.plain(node, path, anchored)
+        document.lines = {**anchored.lines, **document.lines}
+        return content
+
+    def _fault(self, node: yaml.Node, what: str, remedy: str) -> RecipeError:
+        return RecipeError(f"{self.name}:{_line(node)}: {what}", remedy)
 
 
-def _scalar(node: yaml.Node, document: Document) -> Any:
-    try:
-        return _construct(node)
-    except yaml.YAMLError as error:
-        raise _unreadable(error, document.name) from None
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
 
 
-def _construct(node: yaml.Node) -> Any:
+def _scalar(node: yaml.Node) -> Any:
     loader = yaml.SafeLoader("")
     try:
         return loader.construct_object(node, deep=True)

@@ -5,22 +5,22 @@ Every fault says where it stands (file and line, or the command line), which key
 
 from __future__ import annotations
 
-import types
+import copy
 import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from tutelage.errors import RecipeError
-from tutelage.recipe.document import COMMAND_LINE, Document, parse, read
-from tutelage.recipe.references import check_references, nearest
-from tutelage.recipe.schema import FORMAT, METHODS, Recipe, TrainStage, find_method
+from tutelage.evaluation.protocol import Protocol
+from tutelage.recipe.document import COMMAND_LINE, Document, Path_, parse, read, value_of
+from tutelage.recipe.faults import Finding, findings, worded
+from tutelage.recipe.references import Fault, check_references, nearest
+from tutelage.recipe.schema import FORMAT, METHODS, AnnotateStage, EvaluateStage, Recipe, TrainStage, find_method
 from tutelage.settings import Settings
-
-Path_ = tuple[str | int, ...]
 
 
 class Read(typing.NamedTuple):
@@ -67,11 +67,13 @@ def _checked(document: Document, overrides: Sequence[str], base: Path) -> Read:
     recipe: Recipe | None = None
     try:
         recipe = Recipe.model_validate(document.content)
+        places = check_references(recipe)
     except ValidationError as error:
-        faults += _faults(error, document, (), Recipe)
+        found = findings(error, (), Recipe)
+        faults += worded(found, document)
+        places = _faulty_references(document, found)
     faults += _method_faults(document)
-    if recipe is not None:
-        faults += [f"{document.where(place)}: {text}" for place, text in check_references(recipe)]
+    faults += [f"{document.where(place)}: {text}" for place, text in places]
     if faults or recipe is None:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise RecipeError(
@@ -89,10 +91,19 @@ def resolved(recipe: Recipe) -> str:
     """The recipe with every default written out, as YAML that reads back to the same recipe."""
     content = recipe.model_dump(mode="json")
     for name, stage in recipe.stages.items():
+        written = content["stages"][name]
         if isinstance(stage, TrainStage):
-            settings = method_settings(stage).model_dump(mode="json")
-            content["stages"][name]["method"] = {"name": stage.method.name, **settings}
+            written["method"] = {"name": stage.method.name, **method_settings(stage).model_dump(mode="json")}
+            if stage.evaluate is not None:
+                written["evaluate"]["protocol"] = _protocol(stage.evaluate.protocol)
+        elif isinstance(stage, (AnnotateStage, EvaluateStage)):
+            written["protocol"] = _protocol(stage.protocol)
     return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
+
+
+def _protocol(protocol: Protocol) -> dict[str, Any]:
+    """What matters of a protocol: one that says more (windows of a whole image) is refused when it is read."""
+    return protocol.model_dump(mode="json", include=protocol.canonical().keys() | protocol.model_fields_set)
 
 
 def json_schema() -> dict[str, Any]:
@@ -114,27 +125,66 @@ def json_schema() -> dict[str, Any]:
 def _apply(document: Document, override: str) -> None:
     """Put one ``a.b=c`` into the document. Raises :class:`RecipeError` when it cannot be meant."""
     key, separator, value = override.partition("=")
-    if not separator or not key.strip():
-        raise RecipeError(f"command line: {override!r} is no override", "write key.key=value, e.g. seed=1")
-    try:
-        new = yaml.safe_load(value)
-    except yaml.YAMLError:
-        new = value
-    place = document.content
     parts = key.strip().split(".")
-    for depth, part in enumerate(parts[:-1]):
-        if not isinstance(place, dict):
+    if not separator or not all(parts):
+        raise RecipeError(f"command line: {override!r} is no override", "write key.key=value, e.g. seed=1")
+    place = document.content
+    for depth, part in enumerate(parts[:-1], 1):
+        inner = place.get(part)
+        if depth == 3 and part == "method" and isinstance(inner, str):
+            inner = {"name": inner}
+        elif inner is None:
+            inner = {}
+        elif not isinstance(inner, dict):
             raise RecipeError(
-                f"command line: {'.'.join(parts[:depth])} is a single value, it has no key {part!r}", "shorten the key"
+                f"command line: {'.'.join(parts[:depth])} has no keys, so no {parts[depth]!r}", "give it as a whole"
             )
-        if not isinstance(place.get(part), dict):
-            short = part == "method" and isinstance(place.get(part), str)
-            place[part] = {"name": place[part]} if short else {}
-        place = place[part]
-    if not isinstance(place, dict):
-        raise RecipeError(f"command line: {'.'.join(parts[:-1])} is a single value", "shorten the key")
-    place[parts[-1]] = new
+        place[part] = inner
+        place = inner
+        document.lines.setdefault(tuple(parts[:depth]), COMMAND_LINE)
+    place[parts[-1]] = value_of(value, "command line")
+    below = [path for path in document.lines if path[: len(parts)] == tuple(parts)]
+    for path in below:
+        del document.lines[path]
     document.lines[tuple(parts)] = COMMAND_LINE
+
+
+def _faulty_references(document: Document, found: Sequence[Finding]) -> list[Fault]:
+    """Faults of references in what is sound of a recipe that has faults of its own, so that all are said at once."""
+    stand_ins: dict[str, Any] = {"tutelage": FORMAT, "name": "recipe", "data": {}, "stages": {}}
+    content = copy.deepcopy(document.content)
+    removed: set[Path_] = set()
+    while not removed & {("data",), ("nets",), ("stages",)}:
+        before = len(removed)
+        for one in found:
+            removed |= _remove(content, one.path[:-1] if one.kind == "missing" else one.path)
+        try:
+            recipe = Recipe.model_validate({**stand_ins, **content})
+        except ValidationError as error:
+            if len(removed) == before:
+                break
+            found = findings(error, (), Recipe)
+            continue
+        left_out = sorted((str(path[0]), str(path[1])) for path in removed if len(path) == 2)
+        return [
+            (place, text)
+            for place, text in check_references(recipe, left_out)
+            if not any(place[: len(path)] == path or path[: len(place)] == place for path in removed)
+        ]
+    return []
+
+
+def _remove(content: dict[str, Any], path: Path_) -> set[Path_]:
+    """Take out what stands at ``path``, or the list that it stands in; returns the place, if anything was there."""
+    place: Any = content
+    for depth, part in enumerate(path, 1):
+        if not isinstance(place, dict) or part not in place:
+            break
+        if depth == len(path) or not isinstance(place[part], dict):
+            del place[part]
+            return {path[:depth]}
+        place = place[part]
+    return set()
 
 
 def _method_faults(document: Document) -> Iterable[str]:
@@ -157,85 +207,16 @@ def _method_faults(document: Document) -> Iterable[str]:
                 {k: v for k, v in method.items() if k != "name"} if isinstance(method, dict) else {}
             )
         except ValidationError as error:
-            yield from _faults(error, document, place, settings)
+            yield from worded(findings(error, place, settings), document)
 
 
-def _faults(error: ValidationError, document: Document, prefix: Path_, root: type[BaseModel]) -> list[str]:
-    result = []
-    for item in error.errors(include_url=False):
-        path, model = _written(item["loc"], document, prefix, root)
-        key = ".".join(map(str, path)) or document.name
-        where = document.where(path)
-        if item["type"] == "extra_forbidden":
-            known = [] if model is None else list(model.model_fields)
-            result.append(f"{where}: unknown key {key!r}{nearest(str(path[-1]), known)}")
-        elif item["type"] == "missing":
-            result.append(f"{where}: {key!r} is missing")
-        elif item["type"] in ("union_tag_invalid", "union_tag_not_found"):
-            tags = str(item.get("ctx", {}).get("expected_tags", ""))
-            given = item["input"].get("kind") if isinstance(item["input"], dict) else item["input"]
-            wanted = [tag.strip(" '\"") for tag in tags.split(",")] if tags else []
-            result.append(f"{where}: {key}.kind is {given!r}{nearest(str(given), wanted)}")
-        elif item["type"] == "literal_error":
-            wanted = [part.strip("' ") for part in item["ctx"]["expected"].replace(" or ", ", ").split(",")]
-            result.append(f"{where}: {key} is {_short(item['input'])}{nearest(str(item['input']), wanted)}")
-        else:
-            message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-            result.append(f"{where}: {key} should be: {message} (given: {_short(item['input'])})")
-    return list(dict.fromkeys(result))
-
-
-def _written(
-    location: Iterable[str | int], document: Document, prefix: Path_, root: type[BaseModel]
-) -> tuple[Path_, type[BaseModel] | None]:
-    """A validator's location as the user wrote it (without the names of union members), and the innermost model."""
-    path: Path_ = prefix
-    models: list[Any] = [root]
-    parts = list(location)
-    for number, part in enumerate(parts):
-        inner = [found for model in models for found in _step(model, part)]
-        last = number == len(parts) - 1
-        if inner or last:
-            path = (*path, part)
-            if not last:
-                models = inner
-        else:
-            # The tag or type of a union's member: it narrows what can follow.
-            named = [m for m in models if part in _tags(m)]
-            models = named or models
-    model = next((m for m in models if isinstance(m, type) and issubclass(m, BaseModel)), None)
-    return path, model
-
-
-def _tags(model: Any) -> set[str]:
-    if not (isinstance(model, type) and issubclass(model, BaseModel)):
-        return set()
-    kind = model.model_fields.get("kind")
-    return {model.__name__, *(map(str, typing.get_args(kind.annotation)) if kind is not None else ())}
-
-
-def _step(model: Any, part: str | int) -> list[Any]:
-    """The types that may stand under a key or index of ``model``."""
-    if isinstance(model, type) and issubclass(model, BaseModel):
-        field = model.model_fields.get(str(part))
-        return [] if field is None else _members(field.annotation)
-    origin, arguments = typing.get_origin(model), typing.get_args(model)
-    if origin is dict:
-        return _members(arguments[1])
-    if origin in (list, tuple) and isinstance(part, int):
-        return [member for argument in arguments for member in _members(argument)]
-    return []
-
-
-def _members(annotation: Any) -> list[Any]:
-    origin = typing.get_origin(annotation)
-    if origin is typing.Annotated:
-        return _members(typing.get_args(annotation)[0])
-    if origin in (typing.Union, types.UnionType):
-        return [member for argument in typing.get_args(annotation) for member in _members(argument)]
-    return [annotation]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def protocol_from(pairs: Sequence[str]) -> Protocol:
+    """A protocol from ``a=b`` pairs of the command line. Raises :class:`RecipeError` that lists every fault."""
+    document = Document("command line", {})
+    for pair in pairs:
+        _apply(document, pair)
+    try:
+        return Protocol.model_validate(document.content)
+    except ValidationError as error:
+        faults = "\n  ".join(worded(findings(error, (), Protocol), document))
+        raise RecipeError(f"the protocol cannot be meant:\n  {faults}", "e.g. kind=sliding window=[512,512]") from None

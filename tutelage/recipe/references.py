@@ -3,58 +3,86 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
 
 from tutelage.recipe.schema import METHODS, AnnotateStage, EvaluateStage, Recipe, ReportStage, TrainStage, find_method
 
 Fault = tuple[tuple[str | int, ...], str]
+_SECTIONS = ("data", "nets", "stages")
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
-def check_references(recipe: Recipe) -> list[Fault]:
-    """Every reference that leads nowhere, as (path in the recipe, what is wrong)."""
+@dataclass
+class _Known:
+    """The names that a stage may refer to: all data sets and nets, and the stages before it by what they make."""
+
+    data: list[str]
+    nets: list[str]
+    trained: list[str]
+    annotated: list[str]
+    scores: dict[str, EvaluateStage] = field(default_factory=dict)
+    unread: Collection[str] = ()
+    """Nets and stages of which only the name is known."""
+
+
+def check_references(recipe: Recipe, left_out: Collection[tuple[str, str]] = ()) -> list[Fault]:
+    """Every reference that leads nowhere, as (path in the recipe, what is wrong).
+
+    ``left_out``: (section, name) of data sets, nets and stages that could not be read and are not in ``recipe``.
+    """
     faults: list[Fault] = []
-    before: dict[str, object] = {}
+    data, nets, stages = ([name for kind, name in left_out if kind == section] for section in _SECTIONS)
+    known = _Known([*recipe.data, *data], [*recipe.nets, *nets], [*stages], [*stages], unread=[*nets, *stages])
     for name, stage in recipe.stages.items():
         place = ("stages", name)
         if name in recipe.data:
             faults.append((place, f"stage {name!r} has the name of a data set; streams could not tell them apart"))
         if isinstance(stage, TrainStage):
-            faults += _train(recipe, stage, place, before)
+            faults += _train(recipe, stage, place, known)
+            known.trained.append(name)
         elif isinstance(stage, AnnotateStage):
-            faults += _reference(stage.net, (*place, "net"), before)
-            faults += _data(recipe, stage.data, (*place, "data"), before)
+            faults += _reference(stage.net, (*place, "net"), known)
+            faults += _data(stage.data, (*place, "data"), known)
+            known.annotated.append(name)
         elif isinstance(stage, EvaluateStage):
             for label, reference in stage.named().items():
-                faults += _reference(reference, (*place, "nets", label), before)
-            faults += _data(recipe, stage.data, (*place, "data"), before)
+                faults += _reference(reference, (*place, "nets", label), known)
+            faults += _data(stage.data, (*place, "data"), known)
+            known.scores[name] = stage
         elif isinstance(stage, ReportStage):
-            faults += _report(stage, place, before)
-        before[name] = stage
+            faults += _report(stage, place, known)
     return faults
 
 
-def _train(recipe: Recipe, stage: TrainStage, place: tuple[str, str], before: dict[str, object]) -> Iterator[Fault]:
-    for role, net in roles(recipe, stage).items():
-        if net not in recipe.nets:
-            yield (*place, "nets", role), f"no net {net!r}{nearest(net, recipe.nets)}"
+def _train(recipe: Recipe, stage: TrainStage, place: tuple[str, str], known: _Known) -> Iterator[Fault]:
+    chosen = roles(recipe, stage)
+    for role, net in chosen.items():
+        if net not in known.nets and (stage.nets or not known.unread):
+            yield (*place, "nets", role), f"no net {net!r}{nearest(net, known.nets)}"
     for role, reference in stage.inputs.items():
-        yield from _reference(reference, (*place, "inputs", role), before)
+        yield from _reference(reference, (*place, "inputs", role), known)
     for target, source in stage.init.items():
+        role, _, part = target.partition(".")
         if not source.endswith(WEIGHT_SUFFIXES):
-            yield from _reference(source, (*place, "init", target), before)
-        if target.partition(".")[0] not in roles(recipe, stage):
-            yield (*place, "init", target), f"no net has the role {target.partition('.')[0]!r}"
+            yield from _reference(source, (*place, "init", target), known)
+        if role not in chosen:
+            yield (*place, "init", target), f"no net has the role {role!r}{nearest(role, chosen)}"
+        if part not in ("", "encoder"):
+            yield (*place, "init", target), f"{target!r} is no net and no encoder; write {role} or {role}.encoder"
     for stream, settings in stage.streams.items():
         names = [settings.data] if isinstance(settings.data, str) else settings.data
         for name in names:
-            yield from _data(recipe, name, (*place, "streams", stream, "data"), before)
+            yield from _data(name, (*place, "streams", stream, "data"), known)
         if settings.draws_of is not None and settings.draws_of not in stage.streams:
-            yield (*place, "streams", stream, "draws_of"), f"no stream {settings.draws_of!r}"
+            yield (
+                (*place, "streams", stream, "draws_of"),
+                f"no stream {settings.draws_of!r}{nearest(settings.draws_of, stage.streams)}",
+            )
         if settings.repeat is not None and len(settings.repeat) != len(names):
             yield (*place, "streams", stream, "repeat"), f"{len(settings.repeat)} numbers for {len(names)} data sets"
     if stage.evaluate is not None:
-        yield from _data(recipe, stage.evaluate.data, (*place, "evaluate", "data"), before)
+        yield from _data(stage.evaluate.data, (*place, "evaluate", "data"), known)
     if stage.method.name in METHODS:
         yield from _method(stage, place)
 
@@ -96,11 +124,12 @@ def roles(recipe: Recipe, stage: TrainStage) -> dict[str, str]:
     return {"student": "student" if "student" in recipe.nets else next(iter(recipe.nets), "student")}
 
 
-def _report(stage: ReportStage, place: tuple[str, str], before: dict[str, object]) -> Iterator[Fault]:
-    scores = before.get(stage.scores)
-    if not isinstance(scores, EvaluateStage):
-        evaluations = [name for name, other in before.items() if isinstance(other, EvaluateStage)]
-        yield (*place, "scores"), f"no evaluate stage {stage.scores!r} before this{nearest(stage.scores, evaluations)}"
+def _report(stage: ReportStage, place: tuple[str, str], known: _Known) -> Iterator[Fault]:
+    scores = known.scores.get(stage.scores)
+    if scores is None:
+        if stage.scores not in known.unread:
+            hint = nearest(stage.scores, known.scores)
+            yield (*place, "scores"), f"no evaluate stage {stage.scores!r} before this{hint}"
         return
     for role in ("baseline", "student", "teacher"):
         label = getattr(stage, role)
@@ -108,24 +137,24 @@ def _report(stage: ReportStage, place: tuple[str, str], before: dict[str, object
             yield (*place, role), f"stage {stage.scores!r} scores no net {label!r}{nearest(label, scores.named())}"
 
 
-def _reference(reference: str, place: tuple[str | int, ...], before: dict[str, object]) -> Iterator[Fault]:
+def _reference(reference: str, place: tuple[str | int, ...], known: _Known) -> Iterator[Fault]:
     stage = reference.partition(".")[0]
-    trained = [name for name, other in before.items() if isinstance(other, TrainStage)]
-    if stage not in trained:
-        yield place, f"no train stage {stage!r} before this{nearest(stage, trained)}"
+    if stage not in known.trained:
+        yield place, f"no train stage {stage!r} before this{nearest(stage, known.trained)}"
 
 
-def _data(recipe: Recipe, name: str, place: tuple[str | int, ...], before: dict[str, object]) -> Iterator[Fault]:
+def _data(name: str, place: tuple[str | int, ...], known: _Known) -> Iterator[Fault]:
     """``name``, ``name/split`` or an annotate stage; whether there is such a split is known when it is opened."""
-    head = name.partition("/")[0]
-    annotated = [stage for stage, other in before.items() if isinstance(other, AnnotateStage)]
-    if head not in recipe.data and head not in annotated:
-        yield place, f"no data set {head!r}{nearest(head, [*recipe.data, *annotated])}"
+    head, separator, _ = name.partition("/")
+    if head in known.annotated and separator and head not in known.unread:
+        yield place, f"{head!r} is an annotate stage, which has no splits; write {head!r} alone"
+    elif head not in known.data and head not in known.annotated:
+        yield place, f"no data set {head!r}{nearest(head, [*known.data, *known.annotated])}"
 
 
 def nearest(given: str, known: Iterable[str]) -> str:
     """What may have been meant by ``given``, and all that is known; nothing where nothing is known."""
     known = list(known)
-    close = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"{hint} (known: {', '.join(known) or 'none'})"

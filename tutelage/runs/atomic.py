@@ -8,8 +8,10 @@ a file whose name ends in ``.partial``, which :func:`remove_partials` takes away
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,10 @@ from pathlib import Path
 from typing import Any
 
 PARTIAL = ".partial"
+
+# How Rust (safetensors) tells of an error of the system.
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+_numbers = itertools.count()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -35,18 +41,25 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; what was written there becomes ``path`` when the block ends well."""
+    """Yield a temporary path beside ``path``; what was written there becomes ``path`` when the block ends well.
+
+    Raises ``OSError`` for a full disk also where a library has an error of its own for it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The ending stays: libraries choose the file format by it.
-    partial = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}{PARTIAL}{path.suffix}")
+    # The ending stays: libraries choose the file format by it. The name does not: it may be as long as names can be.
+    partial = path.with_name(f".{os.getpid()}-{threading.get_ident()}-{next(_numbers)}{PARTIAL}{path.suffix}")
     try:
         yield partial
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        wrapped = None if isinstance(error, OSError) else _SYSTEM_ERROR.search(str(error))
+        if wrapped is not None:
+            number = int(wrapped[1])
+            raise OSError(number, os.strerror(number), str(path)) from error
         raise
     _sync_folder(path.parent)
 

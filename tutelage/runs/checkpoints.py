@@ -1,18 +1,22 @@
 """Checkpoint files of a training stage: written whole, verified when read, and more than one kept.
 
-A checkpoint is a tensor file and a JSON file that names it, its SHA-256 and the state that is no tensor. The JSON
-file is written last: a checkpoint without it does not exist. When the latest is damaged, the one before is used.
+A checkpoint is a tensor file and a JSON file with the state that is no tensor and the SHA-256 of both. The JSON file
+is written last: a checkpoint without it does not exist. When the latest is damaged, the one before is used.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tutelage.runs.atomic import remove_partials, sha256, write_json, writing
+
+_STATE_NAME = re.compile(r"checkpoint-(\d+)\.json")
 
 
 @dataclass(frozen=True)
@@ -40,35 +44,56 @@ class Checkpoints:
         tensors = self._tensors(step)
         with writing(tensors) as partial:
             write_tensors(partial)
-        write_json(self._state(step), {"step": step, "sha256": sha256(tensors), "state": state})
-        for old in self.steps()[: -self.keep]:
+        checksums = {"sha256": sha256(tensors), "state_sha256": _digest(state)}
+        write_json(self._state(step), {"step": step, "state": state, **checksums})
+        steps = self.steps()
+        for old in steps[: -self.keep]:
             self._state(old).unlink(missing_ok=True)  # first: without it the tensors are nothing
-            self._tensors(old).unlink(missing_ok=True)
+        kept = {self._tensors(step) for step in steps[-self.keep :]}
+        for path in self.folder.glob("checkpoint-*.safetensors"):
+            if path not in kept:  # also those whose state a kill kept from being written
+                path.unlink(missing_ok=True)
 
     def latest(self) -> Found | None:
         """The newest checkpoint whose checksum holds, or ``None``; damaged ones are named and taken away."""
         if not self.folder.is_dir():
             return None
         remove_partials(self.folder)
-        for step in reversed(self.steps()):
+        steps = self.steps()
+        for number, step in enumerate(reversed(steps), 1):
             try:
-                content = json.loads(self._state(step).read_text(encoding="utf-8"))
-                if sha256(self._tensors(step)) == content["sha256"]:
-                    return Found(step, self._tensors(step), content["state"])
-                fault = "its checksum does not hold"
-            except (OSError, ValueError, KeyError) as error:
-                fault = str(error)
-            self.say(f"checkpoint of step {step} is damaged ({fault}); using the one before")
+                return self._verified(step)
+            except PermissionError:
+                raise
+            except (OSError, ValueError) as error:
+                instead = "using the one before" if number < len(steps) else "there is none before it: from the start"
+                self.say(f"checkpoint of step {step} is damaged ({error}); {instead}")
             self._state(step).unlink(missing_ok=True)
             self._tensors(step).unlink(missing_ok=True)
         return None
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending."""
-        return sorted(int(path.stem.rpartition("-")[2]) for path in self.folder.glob("checkpoint-*.json"))
+        names = (_STATE_NAME.fullmatch(path.name) for path in self.folder.glob("checkpoint-*.json"))
+        return sorted(int(name[1]) for name in names if name is not None)
+
+    def _verified(self, step: int) -> Found:
+        content = json.loads(self._state(step).read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or content.keys() != {"step", "sha256", "state", "state_sha256"}:
+            raise ValueError("its state file holds something else")
+        if content["step"] != step or _digest(content["state"]) != content["state_sha256"]:
+            raise ValueError("the checksum of its state does not hold")
+        if sha256(self._tensors(step)) != content["sha256"]:
+            raise ValueError("its checksum does not hold")
+        return Found(step, self._tensors(step), content["state"])
 
     def _tensors(self, step: int) -> Path:
         return self.folder / f"checkpoint-{step:09d}.safetensors"
 
     def _state(self, step: int) -> Path:
         return self.folder / f"checkpoint-{step:09d}.json"
+
+
+def _digest(state: dict[str, Any]) -> str:
+    read_back = json.loads(json.dumps(state))  # keys as text, tuples as lists
+    return hashlib.sha256(json.dumps(read_back, sort_keys=True).encode()).hexdigest()

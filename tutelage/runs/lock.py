@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from tutelage.errors import RunError
 
@@ -16,6 +17,19 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+_held: set[TextIO] = set()
+
+
+def _let_go() -> None:
+    """In a forked child: a lock that a loader's worker shares would outlive the process that holds it."""
+    for file in _held:
+        file.close()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
@@ -37,21 +51,26 @@ def locked(path: Path, say: Callable[[str], None] = lambda text: None) -> Iterat
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise RunError(
                     f"another process works in {path.parent}: {_holder(path)}",
                     "wait for it, stop it, or choose another folder with out=...",
                 ) from None
+            except OSError as error:
+                say(f"no locks on this file system ({error.strerror}): let only one process work in {path.parent}")
         if path.stat().st_size:
             say(f"taking over the lock of a process that is gone ({_holder(path)})")
         file.truncate(0)
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.ctime()}))
         file.flush()
+        _held.add(file)
         try:
             yield
         finally:
+            _held.discard(file)
             # Emptied, not removed: a file that is left over with content is what tells a stale lock.
-            file.truncate(0)
+            if not file.closed:
+                file.truncate(0)
 
 
 def _holder(path: Path) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import RunError
-from tutelage.runs.atomic import remove_partials, sha256, write_bytes, write_json, write_text
+from tutelage.runs.atomic import PARTIAL, remove_partials, sha256, write_bytes, write_json, write_text
 from tutelage.runs.checkpoints import Checkpoints
 from tutelage.runs.lock import locked
 
@@ -113,7 +113,13 @@ class Artefact:
             content = json.loads((self.folder / "artefact.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return content if isinstance(content, dict) and content.get("format") == FORMAT else None
+        if (
+            not isinstance(content, dict)
+            or content.get("format") != FORMAT
+            or not isinstance(content.get("files"), dict)
+        ):
+            return None
+        return content
 
     def facts(self) -> dict[str, Any]:
         """The facts that :meth:`finish` noted. Raises :class:`RunError` for an unfinished artefact."""
@@ -140,7 +146,12 @@ class Artefact:
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
     def reopen(self) -> None:
-        """Take back that the artefact is finished."""
+        """Take back that the artefact is finished; files of it that were changed are removed, not built upon."""
+        manifest = self.manifest()
+        for name, expected in ({} if manifest is None else manifest["files"]).items():
+            path = self.folder / name
+            if path.is_file() and sha256(path) != expected:
+                path.unlink()
         (self.folder / "artefact.json").unlink(missing_ok=True)
 
 
@@ -149,13 +160,18 @@ class Store:
 
     def __init__(self, out: Path) -> None:
         self.out = out
+        self._given: dict[str, Artefact] = {}
 
     def artefact(self, stage: str, key: str) -> Artefact:
-        """The artefact with ``key``: the folder that exists under any stage's name, or a new one's place."""
-        for folder in sorted(self.out.glob(f"*-{key}")):
-            if folder.is_dir():
-                return Artefact(folder, key)
-        return Artefact(self.out / f"{stage}-{key}", key)
+        """The artefact with ``key``: the folder that exists under any stage's name, or a new one's place.
+
+        Two stages of one recipe that make the same share one artefact.
+        """
+        if key not in self._given:
+            found = [Artefact(folder, key) for folder in sorted(self.out.glob(f"*-{key}")) if folder.is_dir()]
+            finished = [artefact for artefact in found if artefact.manifest() is not None]
+            self._given[key] = next(iter([*finished, *found]), Artefact(self.out / f"{stage}-{key}", key))
+        return self._given[key]
 
     def artefacts(self) -> list[Artefact]:
         """Everything that looks like an artefact of ours."""
@@ -177,8 +193,8 @@ class Store:
         """Keep a fully resolved recipe and the artefacts that it refers to."""
         keys = sorted(keys)
         path = self.out / "recipes" / f"{name}-{content_key([resolved, keys])}.yaml"
+        write_json(path.with_suffix(".keys.json"), keys)  # first: a recipe is there when its keys are
         write_text(path, resolved)
-        write_json(path.with_suffix(".keys.json"), keys)
         return path
 
     def referenced(self, recipes: Iterable[Path]) -> set[str]:
@@ -195,7 +211,8 @@ class Store:
 
     def recipes(self) -> list[Path]:
         """The remembered recipes, oldest first."""
-        return sorted((self.out / "recipes").glob("*.yaml"), key=lambda path: path.stat().st_mtime)
+        written = (path for path in (self.out / "recipes").glob("*.yaml") if PARTIAL not in path.name)
+        return sorted(written, key=lambda path: path.stat().st_mtime)
 
     def remove(self, artefact: Artefact) -> int:
         """Remove an artefact; returns the bytes that it took. Raises :class:`RunError` while a process works on it."""

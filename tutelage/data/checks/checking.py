@@ -1,0 +1,122 @@
+"""All checks of a recipe's data in one go, and the few that training itself insists on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+
+from tutelage.data.checks.balance import BalanceLimits, contents, deficits
+from tutelage.data.checks.findings import SEVERITIES, Finding
+from tutelage.data.checks.images import SizeLimits, image_faults, image_forms, stray_masks
+from tutelage.data.checks.leaks import LikenessLimits, across, inside, overlapping
+from tutelage.data.checks.masks import binary_trap, poisonous
+from tutelage.data.checks.orientation import orientation
+from tutelage.data.checks.shifts import ShiftLimits, shifts
+from tutelage.data.checks.subject import Subject, named_roles
+from tutelage.data.dataset import Dataset
+from tutelage.data.gathering import Progress
+from tutelage.data.pictures import read_pictures
+from tutelage.data.statistics import read_statistics
+from tutelage.settings import Settings
+
+
+class CheckSettings(Settings):
+    """From where on something is reported."""
+
+    rare: BalanceLimits = BalanceLimits()
+    sizes: SizeLimits = SizeLimits()
+    likeness: LikenessLimits = LikenessLimits()
+    shift: ShiftLimits = ShiftLimits()
+
+
+def check_datasets(
+    datasets: Mapping[str, Dataset],
+    *,
+    roles: Mapping[str, str | Collection[str]] | None = None,
+    settings: CheckSettings | None = None,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    workers: int = 2,
+    cache: Path | None = None,
+) -> list[Finding]:
+    """Everything that is found in data sets of one task (``data/split`` → data set), the gravest first.
+
+    ``roles`` says what a data set is for (`train`, `val`, `test`, `source`, `target`, `unlabeled`, or several of them);
+    names speak for those that are left out. Masks of unlabelled data are not opened. Every file is read once, and
+    not again while the data are unchanged; ``progress`` is told of files. Nothing is raised for a file.
+    """
+    limits = settings or CheckSettings()
+    subjects = _subjects(datasets, roles, progress, say, workers, cache)
+    findings = list(_findings(subjects, limits))
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def poisons(dataset: Dataset, *, workers: int = 2, cache: Path | None = None) -> list[Finding]:
+    """What training on a labelled data set must refuse; quick once the masks' statistics are kept."""
+    return [
+        finding
+        for finding in poisonous(dataset.name, dataset, read_statistics(dataset, workers=workers, cache=cache))
+        if finding.severity == "error"
+    ]
+
+
+def _subjects(
+    datasets: Mapping[str, Dataset],
+    roles: Mapping[str, str | Collection[str]] | None,
+    progress: Progress | None,
+    say: Callable[[str], None],
+    workers: int,
+    cache: Path | None,
+) -> list[Subject]:
+    chosen = named_roles(datasets, roles)
+    masked = {
+        name: "unlabeled" not in chosen[name] and any(sample.label is not None for sample in dataset.samples)
+        for name, dataset in datasets.items()
+    }
+    total = sum(len(dataset) * (1 + masked[name]) for name, dataset in datasets.items())
+    before = 0
+
+    def told(done: int, of: int) -> None:
+        if progress is not None:
+            progress(before + done, total)
+
+    subjects = []
+    for name, dataset in datasets.items():
+        say(f"{name}: {len(dataset)} images{' with masks' if masked[name] else ''}")
+        masks = None
+        if masked[name]:
+            masks = read_statistics(dataset, workers=workers, progress=told, cache=cache)
+            before += len(dataset)
+        pictures = read_pictures(dataset, workers=workers, progress=told, cache=cache)
+        before += len(dataset)
+        told(0, 0)
+        subjects.append(Subject(name, dataset, chosen[name], masks, pictures))
+    return subjects
+
+
+def _findings(subjects: list[Subject], limits: CheckSettings) -> Iterator[Finding]:
+    trapped = set()
+    for subject in subjects:
+        if subject.masks is not None:
+            siblings = [
+                other.masks
+                for other in subjects
+                if other is not subject and other.masks is not None and other.source == subject.source
+            ]
+            for finding in binary_trap(subject.name, subject.dataset, subject.masks, siblings):
+                trapped.add(subject.name)
+                yield finding
+            for finding in poisonous(subject.name, subject.dataset, subject.masks):
+                if not finding.code.startswith("binary-"):  # said above, with the other splits in view
+                    yield finding
+            yield from contents(subject, subject.masks)
+        yield from image_faults(subject)
+        yield from orientation(subject)
+        yield from image_forms(subject, limits.sizes)
+        yield from inside(subject)
+    # A class that is read as ignored is missing everywhere: that was said.
+    yield from deficits([subject for subject in subjects if subject.name not in trapped], limits.rare)
+    yield from across(subjects, limits.likeness)
+    yield from overlapping(subjects)
+    yield from shifts(subjects, limits.shift)
+    yield from stray_masks(subjects)

@@ -1,0 +1,82 @@
+"""Facts about files that are dear to gather: gathered by several threads, kept in the user's cache folder.
+
+What was found for a data set lies in one compressed file, named by the data set's fingerprint, the kind of the facts
+and a version. A file that is damaged, or a folder that cannot be written to, only costs time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from tutelage.runs.atomic import writing
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Progress = Callable[[int, int], None]
+"""Told how many of how many are done."""
+
+
+def cache_folder() -> Path:
+    """Where facts are kept: ``$TUTELAGE_CACHE``, else ``tutelage`` in the user's cache folder."""
+    named = os.environ.get("TUTELAGE_CACHE")
+    if named:
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tutelage"
+
+
+def cache_file(kind: str, version: int, fingerprint: str, folder: Path | None = None) -> Path:
+    """The file that keeps one kind of facts about the data with a fingerprint."""
+    name = hashlib.blake2b(f"{kind}\x1f{version}\x1f{fingerprint}".encode(), digest_size=16).hexdigest()
+    return (folder or cache_folder()) / kind / f"{name}.npz"
+
+
+def load(path: Path, names: Iterable[str]) -> dict[str, np.ndarray] | None:
+    """The named arrays of a file, or ``None`` when it is not there, damaged or lacks one of them."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError):
+        return None
+
+
+def store(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Keep arrays in a compressed file, atomically; nothing happens where that cannot be written."""
+    content: dict[str, Any] = dict(arrays)
+    try:
+        with writing(path) as partial:
+            np.savez_compressed(partial, **content)
+    except OSError:
+        return
+
+
+def gather(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int = 2, progress: Progress | None = None
+) -> list[Result]:
+    """``function`` of every item, in order, by threads: Pillow and numpy let go of the interpreter while they work."""
+    results: list[Result] = []
+    if workers < 2 or len(items) < 2:
+        for item in items:
+            results.append(function(item))
+            if progress is not None:
+                progress(len(results), len(items))
+        return results
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="gather")
+    try:
+        for result in pool.map(function, items):
+            results.append(result)
+            if progress is not None:
+                progress(len(results), len(items))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return results

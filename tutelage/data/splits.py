@@ -1,0 +1,209 @@
+"""Splitting a data set: train, val and test, or few-label partitions; by classes, by groups, as list files.
+
+Splits are greedy iterative stratification: the rarest class is dealt out first, each of its images to the part that
+still wants most of that class, where a part wants its share of the images and of the pixels. Then images are swapped
+until every part shows every class, where that is possible. Everything is a function of the samples' names and the
+seed; the order of files on a disk plays no role.
+"""
+
+# Legend: N samples, C classes.
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from tutelage.data.dataset import Dataset
+from tutelage.data.draws import key
+from tutelage.data.lists import list_text
+from tutelage.data.statistics import read_statistics
+from tutelage.data.stratify import deal, units_of
+from tutelage.errors import DataError
+from tutelage.runs.atomic import write_text
+
+Size = float | int | str | Fraction
+"""A count (an int), or a share (a float, a Fraction, or text such as `1/16`)."""
+Partitions = dict[tuple[str, int], tuple[list[int], list[int]]]
+"""(name, draw) → indices of the labelled and of the unlabelled samples."""
+
+
+def split_dataset(
+    dataset: Dataset, parts: Mapping[str, Size], seed: int = 0, *, group: bool = False, stratify: bool = True
+) -> dict[str, list[int]]:
+    """Part → indices of its samples, sorted by name; ``parts`` gives shares or counts, and may leave a rest out.
+
+    ``group`` keeps samples of one group together. Raises :class:`DataError` for parts that ask for too much, and for
+    fewer groups than parts.
+    """
+    wanted = _counts(parts, len(dataset))
+    units = units_of(dataset, group, stratify)
+    if len(units) < len(parts):
+        kind = "group" if group else "image"
+        raise DataError(
+            f"{dataset.name}: {len(parts)} parts cannot be made of {len(units)} {kind}{'s' * (len(units) != 1)}",
+            "set data.<name>.group so that there are more groups, or split without --by-group"
+            if group
+            else "take fewer",
+        )
+    rest = len(dataset) - sum(wanted.values())
+    sizes = [*wanted.values(), *([rest] if rest else [])]
+    chosen = deal(units, sizes, len(wanted), key(seed, "split", tuple(parts)))
+    return {name: units.samples(chosen == place) for place, name in enumerate(wanted)}
+
+
+def few_label_partitions(
+    dataset: Dataset,
+    sizes: Sequence[Size],
+    draws: int = 1,
+    seed: int = 0,
+    *,
+    nested: bool = True,
+    stratify: bool = True,
+    by_group: bool = False,
+) -> Partitions:
+    """(size's name, draw) → indices of the labelled and of the unlabelled samples, sorted by name.
+
+    With ``nested``, each smaller labelled set is part of every larger one of its draw. Raises :class:`DataError` for
+    sizes that cannot be had.
+    """
+    ordered = sorted(sizes, key=lambda size: count_of(size, len(dataset)))
+    units = units_of(dataset, by_group, stratify)
+    result: Partitions = {}
+    for draw in range(draws):
+        inside = np.full(len(units), -1)
+        for size in ordered:
+            wanted = count_of(size, len(dataset))
+            salt = () if nested else (size_name(size),)
+            entropy = key(seed, "few", draw, *salt)
+            chosen = deal(units, [wanted, len(dataset) - wanted], 1, entropy, inside)
+            result[size_name(size), draw] = (units.samples(chosen == 0), units.samples(chosen != 0))
+            if nested:
+                inside = np.where(chosen == 0, 0, -1)
+    return {(size_name(size), draw): result[size_name(size), draw] for size in sizes for draw in range(draws)}
+
+
+def count_of(size: Size, total: int) -> int:
+    """How many of ``total`` images a size means: at least one. Raises :class:`DataError` for what cannot be had."""
+    value = _parsed(size)
+    count = value if isinstance(value, int) else max(round(value * total), 1)
+    if not 1 <= count <= total:
+        raise DataError(f"{size} of {total} images cannot be had", "a size is a share up to 1, or a number of images")
+    return count
+
+
+def size_name(size: Size) -> str:
+    """A size as a folder is called: `1_16` for a sixteenth, `46` for so many images."""
+    value = _parsed(size)
+    return str(value) if isinstance(value, int) else f"{value.numerator}_{value.denominator}"
+
+
+def _parsed(size: Size) -> int | Fraction:
+    if isinstance(size, int):
+        return size
+    try:
+        if isinstance(size, str) and size.strip().isdigit():
+            return int(size)
+        value = Fraction(size) if isinstance(size, (str, Fraction)) else Fraction(size).limit_denominator(10_000)
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise DataError(f"size {size!r} is no number", "write a share (0.1, 1/16) or a number of images") from None
+    if not 0 <= value <= 1:
+        raise DataError(f"share {size} is not between 0 and 1", "write a whole number for a number of images")
+    return value
+
+
+def describe_parts(dataset: Dataset, parts: Mapping[str, Collection[int]]) -> list[str]:
+    """A line for each part: how many images and groups it has, and which classes it lacks."""
+    classes_NC = read_statistics(dataset).classes
+    lines = []
+    for name, indices in parts.items():
+        groups = {dataset.samples[i].group for i in indices} - {""}
+        lacking = _missing(dataset, classes_NC, indices)
+        lines.append(
+            f"{name}: {len(indices)} image{'s' * (len(indices) != 1)}"
+            + (f" of {len(groups)} group{'s' * (len(groups) != 1)}" if groups else "")
+            + (f"; shows no {', no '.join(lacking)}" if lacking else "")
+        )
+    return lines
+
+
+def missing_classes(dataset: Dataset, indices: Collection[int]) -> tuple[str, ...]:
+    """The classes that occur in the data set's masks, but in none of these samples'."""
+    return _missing(dataset, read_statistics(dataset).classes, indices)
+
+
+def write_splits(
+    dataset: Dataset, parts: Mapping[str, Sequence[int]], folder: Path, root: Path, *, force: bool = False
+) -> dict[str, Path]:
+    """Write ``folder/<part>.txt`` for every part, with paths relative to ``root``; returns the files.
+
+    A part's name may lead into a subfolder (`1_16/labeled`). Raises :class:`DataError`, before anything is written,
+    when a list exists that says something else, unless ``force``; and for a part without images.
+    """
+    texts = {}
+    for name, indices in parts.items():
+        if not len(indices):
+            raise DataError(f"{dataset.name}: part {name!r} would have no image", "ask for more images in it")
+        texts[folder / f"{name}.txt"] = list_text((dataset.samples[i] for i in indices), root)
+    differing = [path for path, text in texts.items() if path.exists() and not _says(path, text)]
+    if differing and not force:
+        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+        raise DataError(
+            f"list exists and says something else: {differing[0]}{more}",
+            "write to another folder, or replace it with --force (results on the old list will not be comparable)",
+        )
+    for path, text in texts.items():
+        if not path.exists() or path in differing:
+            write_text(path, text)
+    return dict(zip(parts, texts, strict=True))
+
+
+def partition_parts(partitions: Partitions) -> dict[str, list[int]]:
+    """Few-label partitions as parts for :func:`write_splits`: `1_16/labeled`, or `1_16/draw0/labeled` of several."""
+    several = any(draw for _, draw in partitions)
+    parts = {}
+    for (name, draw), (labeled, unlabeled) in partitions.items():
+        folder = f"{name}/draw{draw}" if several else name
+        parts[f"{folder}/labeled"] = labeled
+        if unlabeled:
+            parts[f"{folder}/unlabeled"] = unlabeled
+    return parts
+
+
+def _says(path: Path, text: str) -> bool:
+    try:
+        return path.read_bytes() == text.encode()
+    except OSError:
+        return False
+
+
+def _counts(parts: Mapping[str, Size], total: int) -> dict[str, int]:
+    """Images of each part; shares are rounded so that together they are what their sum is."""
+    values = {name: _parsed(size) for name, size in parts.items()}
+    result = {name: value if isinstance(value, int) else int(value * total) for name, value in values.items()}
+    exact = {name: value * total for name, value in values.items() if isinstance(value, Fraction)}
+    missing = round(sum(exact.values())) - sum(result[name] for name in exact)
+    # Ties go to the part that was named first.
+    for name in sorted(exact, key=lambda name: result[name] - exact[name])[:missing]:
+        result[name] += 1
+    for name in result:
+        if result[name] < 1:
+            largest = max(result, key=lambda other: result[other])
+            if isinstance(values[name], int) or not values[name] or result[largest] < 2:
+                raise DataError(f"part {name!r} would have no image", f"there are {total} images; ask for at least one")
+            result[name] += 1
+            result[largest] -= 1
+    if sum(result.values()) > total:
+        raise DataError(
+            f"parts ask for {sum(result.values())} of {total} images: "
+            + ", ".join(f"{name} {count}" for name, count in result.items()),
+            "shares add up to at most 1, counts to at most the number of images",
+        )
+    return result
+
+
+def _missing(dataset: Dataset, classes_NC: np.ndarray, indices: Collection[int]) -> tuple[str, ...]:
+    anywhere, here = classes_NC.sum(0) > 0, classes_NC[list(indices)].sum(0) > 0
+    return tuple(name for i, name in enumerate(dataset.classes.names) if anywhere[i] and not here[i])

@@ -1,0 +1,44 @@
+"""Class maps as pictures: in their palette, and over the image they are of."""
+
+# Legend: H W pixels.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from tutelage.deploy.picture import Bytes, strips
+
+Palette = Sequence[tuple[int, int, int]]
+
+
+def coloured(labels_HW: Bytes, palette: Palette) -> Image.Image:
+    """A class map as a palette image: its pixels *are* the class ids, a viewer shows the colours. No copy is made."""
+    height, width = labels_HW.shape
+    image = Image.frombuffer("P", (width, height), np.ascontiguousarray(labels_HW), "raw", "P", 0, 1)
+    image.putpalette([channel for colour in palette for channel in colour])
+    return image
+
+
+def overlaid(image: Image.Image, labels_HW: Bytes, palette: Palette, alpha: float) -> Image.Image:
+    """The classes' colours laid over an image with strength ``alpha``, in place where it is an RGB image.
+
+    Pixels whose class has no colour stay as they are. Worked strip by strip, so that a large image exists once.
+    """
+    result = image if image.mode == "RGB" else Image.new("RGB", image.size)
+    # In 256ths, so that a mix is a multiplication and an addition of 16 bits, and half a step to round by.
+    share = round(alpha * 256)
+    table = np.full((256, 3), 128, dtype=np.uint16)
+    table[: len(palette)] += np.array(palette, dtype=np.uint16) * np.uint16(share)
+    keep = np.full(256, 256, dtype=np.uint16)
+    keep[: len(palette)] = 256 - share
+    for rows in strips(*labels_HW.shape):
+        part = image.crop((0, rows.start, image.width, rows.stop)).convert("RGB")
+        ids = labels_HW[rows]
+        mixed = np.asarray(part).astype(np.uint16)
+        mixed *= keep[ids][..., None]
+        mixed += table[ids]
+        result.paste(Image.fromarray((mixed >> 8).astype(np.uint8)), (0, rows.start))
+    return result

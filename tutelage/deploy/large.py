@@ -1,0 +1,103 @@
+"""Class maps of images of any size, with no more floats than a few windows have.
+
+:func:`~tutelage.evaluation.inference.predict_labels` keeps the scores of one row of windows, as wide as the image. Here
+that row is cut into blocks of columns as well. A block is made of the very windows that the whole row has, and gives
+only the columns that no other window covers, so that the result is the same; the windows that two blocks share are run
+twice.
+"""
+
+# Legend: H W pixels of the image.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+
+from tutelage.deploy.picture import Bytes, Picture
+from tutelage.evaluation.inference import Net, predict_labels
+from tutelage.evaluation.protocol import Protocol
+from tutelage.evaluation.windows import grid, padded_size
+
+WHOLE_PIXELS = 1 << 22
+"""Images beyond this many pixels are predicted in windows, unless a protocol says otherwise."""
+
+WINDOWED = Protocol(kind="sliding", window=(768, 768), overlap=0.25, weighting="gaussian")
+"""How they are: windows that any GPU holds, and weights that leave no seams."""
+
+_SCORES_BYTES = 256 << 20
+_FEWEST_FOR_SHARED = 4
+
+
+@dataclass(frozen=True)
+class Block:
+    """Columns that are predicted together, and those among them that are taken."""
+
+    left: int
+    right: int
+    first: int
+    last: int
+
+
+def label_image(
+    net: Net,
+    image: Picture | Bytes,
+    protocol: Protocol,
+    device: torch.device,
+    classes: int,
+    confidence: bool = False,
+    at_once: int = 1,
+) -> tuple[Bytes, Bytes | None]:
+    """Class ids (H, W) uint8 of an image (H, W, 3), and with ``confidence`` the winner's probability (H, W) in 0..255.
+
+    ``at_once``: windows in one call of the net.
+    """
+    height, width = image.shape[:2]
+    blocks = column_blocks(height, width, protocol, classes)
+    if len(blocks) == 1:
+        return predict_labels(net, cast(Bytes, image), protocol, device, confidence, at_once)
+    labels = np.empty((height, width), dtype=np.uint8)
+    sureness = np.empty_like(labels) if confidence else None
+    for block in blocks:
+        columns = _columns(image, block)
+        part, sure = predict_labels(net, cast(Bytes, columns), protocol, device, confidence, at_once)
+        taken = slice(block.first - block.left, block.last - block.left)
+        labels[:, block.first : block.last] = part[:, taken]
+        if sureness is not None and sure is not None:
+            sureness[:, block.first : block.last] = sure[:, taken]
+    return labels, sureness
+
+
+def _columns(image: Picture | Bytes, block: Block) -> object:
+    return image.columns(block.left, block.right) if isinstance(image, Picture) else image[:, block.left : block.right]
+
+
+def column_blocks(height: int, width: int, protocol: Protocol, classes: int, limit: int = _SCORES_BYTES) -> list[Block]:
+    """Blocks whose scores of one row of windows take ``limit`` bytes, or somewhat more; one where that is all.
+
+    Only a plain sliding protocol can be cut: a mirrored or resized view has its windows elsewhere.
+    """
+    everything = [Block(0, width, 0, width)]
+    plain = protocol.scales == (1.0,) and not protocol.flip and protocol.input_sizes(height, width) == [(height, width)]
+    if protocol.window is None or protocol.border != "shifted" or not plain or width <= protocol.window[1]:
+        return everything
+    windows = grid(*padded_size(height, width, protocol), protocol)[1]
+    step = protocol.steps()[1]
+    fitting = limit // (4 * classes * protocol.window[0])
+    shared = max(1, -(-protocol.window[1] // step) - 1)  # windows that two neighbouring blocks both need
+    count = max(_FEWEST_FOR_SHARED * shared, (fitting - protocol.window[1]) // step + 1)
+    if len(windows) <= count:
+        return everything
+    blocks = []
+    start = first = 0
+    while True:
+        stop = min(start + count, len(windows))
+        last = windows[stop][0] if stop < len(windows) else width
+        blocks.append(Block(windows[start][0], windows[stop - 1][1], first, last))
+        if stop == len(windows):
+            return blocks
+        # The next block begins with the first window that covers the column after the last one taken.
+        first = last
+        start = next(number for number, (_, end) in enumerate(windows) if end > first)

@@ -1,0 +1,139 @@
+"""Which images a call means, and under which names their results are written.
+
+An image's name is its path below the folder that was given (below the common parent of several), without its ending.
+Where two images would then write one file (``a.jpg`` and ``a.png``), all of them keep their ending: ``a.jpg.png`` and
+``a.png.png``.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from tutelage.data.folder import list_images
+from tutelage.data.images import IMAGE_SUFFIXES
+from tutelage.errors import TutelageError
+
+Kind = Literal["palette", "index", "overlay", "confidence"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_ENDINGS: dict[Kind, str] = {
+    "palette": ".png",
+    "index": "_index.png",
+    "overlay": "_overlay.jpg",
+    "confidence": "_confidence.png",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image and the name, below the output folder, of what is written of it."""
+
+    image: Path
+    name: str
+
+    def path(self, out: Path, kind: Kind) -> Path:
+        """The file that holds one kind of result."""
+        return out / f"{self.name}{_ENDINGS[kind]}"
+
+
+def find_jobs(inputs: Sequence[Path], out: Path) -> list[Job]:
+    """The images that files, folders (searched with their subfolders) and patterns (``*``, ``**``) mean, in order.
+
+    What lies in ``out`` is no input. Raises :class:`TutelageError` for an input that is not there or holds no image,
+    and where results would overwrite or join the images.
+    """
+    out = _plain(out)
+    roots: list[Path] = []
+    images: dict[Path, None] = {}
+    for given in inputs:
+        root, found = _search(_plain(given), out)
+        roots.append(root)
+        images.update(dict.fromkeys(found))
+    if not images:
+        raise TutelageError("no image was given", "name files, folders, or patterns such as 'photos/*.jpg'")
+    base = _common(roots)
+    jobs = _named({image: image.relative_to(base) for image in images})
+    _check_outputs(jobs, images.keys(), [_plain(given) for given in inputs if given.is_dir()], out)
+    return jobs
+
+
+def _plain(path: Path) -> Path:
+    """Absolute, without ``..``; links stay as the user named them."""
+    return Path(os.path.abspath(path))
+
+
+def _search(given: Path, out: Path) -> tuple[Path, list[Path]]:
+    """The folder that names start from, and the images."""
+    if given.is_file():
+        return given.parent, [given]
+    if given.is_dir():
+        root, found = given, list_images(given)
+    elif glob.has_magic(str(given)):
+        root = _fixed_part(given)
+        found = []
+        for match in sorted(map(Path, glob.glob(str(given), recursive=True))):
+            if match.is_dir() and "**" not in given.parts:
+                found += list_images(match)
+            elif match.is_file() and match.suffix.lower() in IMAGE_SUFFIXES:
+                found.append(match)
+    else:
+        raise TutelageError(f"there is no file or folder {given}", "check the path; quote patterns such as '*.jpg'")
+    if out != root:
+        found = [path for path in found if not path.is_relative_to(out)]
+    if not found:
+        raise TutelageError(f"no images in {given}", f"known endings: {', '.join(IMAGE_SUFFIXES)}")
+    return root, found
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """The folders of a pattern before its first sign."""
+    fixed = Path(pattern.anchor)
+    for part in pattern.parts[1:-1]:
+        if glob.has_magic(part):
+            break
+        fixed /= part
+    return fixed
+
+
+def _common(roots: Sequence[Path]) -> Path:
+    try:
+        return Path(os.path.commonpath(roots))
+    except ValueError:  # Windows' drives
+        raise TutelageError(
+            "the images lie on several drives, so that their results have no common place",
+            "predict each drive's by itself",
+        ) from None
+
+
+def _named(relative: dict[Path, Path]) -> list[Job]:
+    """Jobs in order; names are extended by endings until no two jobs write one file, whatever kinds are written."""
+    whole: set[Path] = set()
+    while True:
+        jobs = [
+            Job(image, path.as_posix() if image in whole else path.with_suffix("").as_posix())
+            for image, path in relative.items()
+        ]
+        written = Counter(job.name + ending for job in jobs for ending in _ENDINGS.values())
+        clashing = {job.image for job in jobs if any(written[job.name + ending] > 1 for ending in _ENDINGS.values())}
+        if clashing <= whole:
+            return jobs
+        whole |= clashing
+
+
+def _check_outputs(jobs: Sequence[Job], images: Iterable[Path], folders: Sequence[Path], out: Path) -> None:
+    known = set(images)
+    remedy = "choose another folder for the results"
+    for job in jobs:
+        for kind in KINDS:
+            path = job.path(out, kind)
+            if path in known:
+                raise TutelageError(f"the result of {job.image} would overwrite the image {path}", remedy)
+            inside = next((folder for folder in folders if path.is_relative_to(folder)), None)
+            if inside is not None and not (out.is_relative_to(inside) and out != inside):
+                raise TutelageError(f"results would lie among the images, in {path.parent}", remedy)

@@ -1,0 +1,321 @@
+"""Is one scored net better than another? The gain on the same images, how sure it is, and where it comes from.
+
+Each side is one run, or several that differ in their seed. Runs are comparable only when they were scored by one
+protocol on the same images in the same classes; everything else is refused, and said what differs.
+"""
+
+# Legend: N images, K classes, S seeds.
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tutelage.errors import RunError, TutelageError
+from tutelage.evaluation.intervals import RESAMPLES, Gain, miou_of_counts, paired_bootstrap
+from tutelage.evaluation.scoring import blocks_of, read_counts
+from tutelage.runs.store import KEY_LENGTH, Artefact
+
+_FEW_SEEDS = 5
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One scored run."""
+
+    name: str
+    """As it was named by who compares."""
+    content: dict[str, Any]
+    counts_NK3: NDArray[np.int64]
+    images: tuple[str, ...]
+    groups: tuple[str, ...]
+
+    @property
+    def miou(self) -> float:
+        """Over the classes that occur."""
+        return float(miou_of_counts(self.counts_NK3.sum(0)))
+
+    @property
+    def iou(self) -> NDArray[np.float64]:
+        """(K,) IoU by class, NaN for a class that does not occur."""
+        return miou_of_counts(self.counts_NK3.sum(0)[:, None])
+
+
+@dataclass(frozen=True)
+class Side:
+    """The runs of one side."""
+
+    runs: tuple[Scored, ...]
+
+    @property
+    def miou(self) -> float:
+        """Mean over the runs."""
+        return float(np.mean([run.miou for run in self.runs]))
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of the mIoU over the runs; None for one run."""
+        return float(np.std([run.miou for run in self.runs], ddof=1)) if len(self.runs) > 1 else None
+
+    @property
+    def iou(self) -> NDArray[np.float64]:
+        """(K,) IoU by class, mean over the runs."""
+        mean: NDArray[np.float64] = np.mean([run.iou for run in self.runs], axis=0)
+        return mean
+
+
+@dataclass(frozen=True)
+class ClassGain:
+    """What b gains over a in one class."""
+
+    name: str
+    a: float
+    b: float
+    gain: Gain
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Side b against side a on the same images."""
+
+    a: Side
+    b: Side
+    gain: Gain
+    classes: tuple[ClassGain, ...]
+    """Those that occur."""
+    blocks: bool
+    """Whether blocks of images were drawn (sequences, tiles) instead of single ones."""
+    protocol: str
+    """In words."""
+    data: str
+    """Name of the data set."""
+
+    @property
+    def verdict(self) -> str:
+        """`clear gain`, `clear loss` or `no clear difference`."""
+        return _verdict(self.gain)
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What the numbers cannot say."""
+        found = []
+        if not self.gain.reliable:
+            found.append(f"The interval is not reliable: {self.gain.reason}.")
+        fewest = min(self.gain.seeds)
+        if self.gain.seeds == (1, 1):
+            found.append("One run a side: how much another seed would change is not in the interval.")
+        elif fewest < _FEW_SEEDS:
+            which = "one run" if fewest == 1 else f"{fewest} runs"
+            found.append(f"With {which} on a side the spread between seeds is underestimated.")
+        return tuple(found)
+
+    def text(self) -> str:
+        """A table to print, and what it means in a sentence."""
+        unit = "blocks of images" if self.blocks else "images"
+        gain = self.gain
+        lines = [
+            f"{self.data}, {len(self.a.runs[0].images)} images; {self.protocol}",
+            f"a: {_side_text(self.a)}",
+            f"b: {_side_text(self.b)}",
+            "",
+            *self._table(),
+            "",
+            f"{self.verdict}: b - a is {100 * gain.gain:+.2f} points of mIoU, 95 % interval "
+            f"[{100 * gain.low:+.2f}, {100 * gain.high:+.2f}], p = {_p_text(gain.p_value)} "
+            f"(paired bootstrap over {gain.groups} {unit}{_seeds_text(gain)})",
+            *self.caveats,
+        ]
+        return "\n".join(lines)
+
+    def _table(self) -> list[str]:
+        rows = [(row.name, row.a, row.b, row.gain) for row in self.classes]
+        rows.append(("mIoU", self.a.miou, self.b.miou, self.gain))
+        wide = max(5, *(len(name) for name, *_ in rows))
+        lines = [f"{'class':<{wide}}  {'a':>6}  {'b':>6}  {'b - a':>7}  95 % interval"]
+        for name, a, b, gain in rows:
+            if name == "mIoU":
+                lines.append("-" * (wide + 2 + 6 + 2 + 6 + 2 + 7 + 2 + 16))
+            clear = "" if _verdict(gain) == "no clear difference" else "  *"
+            interval = f"[{100 * gain.low:+6.2f}, {100 * gain.high:+6.2f}]"
+            lines.append(f"{name:<{wide}}  {100 * a:6.2f}  {100 * b:6.2f}  {100 * gain.gain:+7.2f}  {interval}{clear}")
+        return [*lines, f"* clear for this row alone; of {len(self.classes)} classes one in twenty is so by chance"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as JSON-able values; shares, not points."""
+        gains = [{"name": row.name, "a": row.a, "b": row.b, **_gain_dict(row.gain)} for row in self.classes]
+        return {
+            "verdict": self.verdict,
+            "caveats": list(self.caveats),
+            "data": self.data,
+            "protocol": self.protocol,
+            "images": len(self.a.runs[0].images),
+            "a": _side_dict(self.a),
+            "b": _side_dict(self.b),
+            **_gain_dict(self.gain),
+            "over": "blocks" if self.blocks else "images",
+            "groups": self.gain.groups,
+            "reliable": self.gain.reliable,
+            "reason": self.gain.reason,
+            "classes": gains,
+        }
+
+
+def compare(
+    a: Sequence[str | Path], b: Sequence[str | Path], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Comparison:
+    """What side b gains over side a; each is one scored run, or several with different seeds.
+
+    A run is ``.../scores/LABEL.json``, or ``FOLDER:LABEL`` of an evaluate stage's folder (``FOLDER`` where it scored
+    one net). The same for the same ``seed``. Raises :class:`RunError` for scores that are not there or damaged, and
+    :class:`TutelageError` that names what differs where the runs cannot be compared.
+    """
+    sides = []
+    for letter, paths in (("a", a), ("b", b)):
+        if not paths:
+            raise TutelageError(f"side {letter} of the comparison has no run", "name at least one on each side")
+        runs = tuple(read_scored(path) for path in paths)
+        _refuse_repeats(letter, runs)
+        sides.append(Side(runs))
+    first, second = sides
+    reference = first.runs[0]
+    for run in (*first.runs[1:], *second.runs):
+        _require_comparable(reference, run)
+    counts_a, counts_b = ([run.counts_NK3 for run in side.runs] for side in sides)
+    blocks = blocks_of(reference.groups)
+    rows = []
+    for index, name in enumerate(reference.content["classes"]):
+        only = slice(index, index + 1)
+        iou_a, iou_b = float(first.iou[index]), float(second.iou[index])
+        if not np.isnan([iou_a, iou_b]).any():
+            parts_a, parts_b = ([counts[:, only] for counts in side] for side in (counts_a, counts_b))
+            gain = paired_bootstrap(parts_a, parts_b, blocks, resamples, seed)
+            rows.append(ClassGain(name, iou_a, iou_b, gain))
+    return Comparison(
+        first,
+        second,
+        paired_bootstrap(counts_a, counts_b, blocks, resamples, seed),
+        tuple(rows),
+        blocks is not None,
+        str(reference.content["protocol"]["text"]),
+        str(reference.content["data"]["name"]),
+    )
+
+
+def read_scored(path: str | Path) -> Scored:
+    """One scored run by its file, or by folder and label. Raises :class:`RunError` as :func:`compare` does."""
+    artefact, label = _locate(str(path))
+    score = artefact.score(label)
+    try:
+        content = json.loads(score.read_text(encoding="utf-8"))
+        names = list(content["classes"])
+        stored = float("nan") if content["miou"] is None else float(content["miou"])
+        identity = content["protocol"]["settings"], content["data"]["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"scores cannot be read: {score} ({error})", "run the evaluation again") from None
+    counts = read_counts(artefact.counts(label))
+    run = Scored(str(path), content, counts.counts_NK3, counts.names, counts.groups)
+    fits = run.counts_NK3.shape == (len(run.images), len(names), 3) and None not in identity
+    if not fits or not np.isclose(run.miou, stored, rtol=0, atol=1e-6, equal_nan=True):
+        raise RunError(
+            f"{score} and {artefact.counts(label)} do not belong together", "run the evaluation again, and copy both"
+        )
+    return run
+
+
+def _locate(named: str) -> tuple[Artefact, str]:
+    """The evaluate stage's folder, and the label of a net in it."""
+    path = Path(named)
+    if path.suffix == ".json":
+        if not path.is_file():
+            raise RunError(f"there are no scores at {path}", "check the path; an evaluate stage writes scores/*.json")
+        return Artefact(path.parent.parent, path.parent.parent.name[-KEY_LENGTH:]), path.stem
+    folder, separator, label = named.rpartition(":")
+    if path.is_dir() or not separator:
+        folder, label = named, ""
+    artefact = Artefact(Path(folder), Path(folder).name[-KEY_LENGTH:])
+    known = sorted(file.stem for file in artefact.score("any").parent.glob("*.json"))
+    if not known:
+        raise RunError(f"there are no scores in {folder}", "name the folder of a finished evaluate stage")
+    if not label and len(known) == 1:
+        label = known[0]
+    if label not in known:
+        what = f"has no scores of {label!r}" if label else "has scores of several nets"
+        raise RunError(f"{folder} {what}", f"write {folder}:{known[0]}; there are: {', '.join(known)}")
+    return artefact, label
+
+
+def _refuse_repeats(letter: str, runs: Sequence[Scored]) -> None:
+    """The same run twice would look like two seeds without spread."""
+    for number, run in enumerate(runs):
+        for other in runs[:number]:
+            same = run.content.get("net") is not None and run.content.get("net") == other.content.get("net")
+            if same or Path(run.name) == Path(other.name):
+                raise TutelageError(
+                    f"side {letter} names one run twice: {other.name} and {run.name}",
+                    "give each seed's run once",
+                )
+
+
+def _require_comparable(reference: Scored, run: Scored) -> None:
+    ours, theirs = reference.content, run.content
+    differing = []
+    before, after = ours["protocol"]["settings"], theirs["protocol"]["settings"]
+    settings = [
+        f"{name} ({before.get(name, 'none')} and {after.get(name, 'none')})"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+    if settings:
+        differing.append(f"the protocol: {', '.join(settings)}")
+    if ours["classes"] != theirs["classes"]:
+        unlike = [name for name in ours["classes"] if name not in theirs["classes"]]
+        unlike += [name for name in theirs["classes"] if name not in ours["classes"]]
+        differing.append(f"the classes: {', '.join(unlike) or 'their order'}")
+    if reference.images != run.images:
+        only = sorted(set(reference.images) ^ set(run.images))
+        which = f"{len(only)} are in one of them only, such as {only[0]}" if only else "their order"
+        differing.append(f"the images: {which}")
+    elif ours["data"]["fingerprint"] != theirs["data"]["fingerprint"]:
+        differing.append("the data: names are equal, but what the files hold is not (fingerprint)")
+    if differing:
+        raise TutelageError(
+            f"{reference.name} and {run.name} cannot be compared; they differ in {'; in '.join(differing)}",
+            "score all of them with one protocol on one data set (an evaluate stage takes several nets)",
+        )
+
+
+def _verdict(gain: Gain) -> str:
+    if gain.reliable and gain.low > 0:
+        return "clear gain"
+    return "clear loss" if gain.reliable and gain.high < 0 else "no clear difference"
+
+
+def _side_text(side: Side) -> str:
+    names = ", ".join(run.name for run in side.runs)
+    if side.spread is None:
+        return f"{100 * side.miou:.2f}  {names}"
+    return f"{100 * side.miou:.2f} ± {100 * side.spread:.2f} over {len(side.runs)} seeds  {names}"
+
+
+def _seeds_text(gain: Gain) -> str:
+    return "" if gain.seeds == (1, 1) else f", and over {gain.seeds[0]} and {gain.seeds[1]} seeds"
+
+
+def _p_text(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "below 0.001"
+
+
+def _side_dict(side: Side) -> dict[str, Any]:
+    runs = [{"name": run.name, "miou": run.miou} for run in side.runs]
+    return {"miou": side.miou, "spread": side.spread, "runs": runs}
+
+
+def _gain_dict(gain: Gain) -> dict[str, Any]:
+    values = {"gain": gain.gain, "low": gain.low, "high": gain.high, "p_value": gain.p_value}
+    return {name: None if np.isnan(value) else value for name, value in values.items()}
