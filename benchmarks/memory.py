@@ -20,7 +20,6 @@ def predict(side: int) -> None:
     """In a process of its own: predict one image with 512-pixel windows, print the peak."""
     from tutelage.deploy.model import Model
     from tutelage.deploy.predict import predict_files
-
     from tutelage.evaluation.protocol import Protocol
     from tutelage.nets.build import build
     from tutelage.nets.settings import NetSettings

@@ -74,7 +74,8 @@ def test_description_is_one_line() -> None:
     ).describe()
     assert full == (
         "windows of 801x801 every 534x534 (shifted at the border), gaussian weights, input 512x1024, "
-        "sides multiples of 14, scales 0.5 1, flipped too, mean of probabilities, no antialiasing, resize rule grid, fp32"
+        "sides multiples of 14, scales 0.5 1, flipped too, mean of probabilities, no antialiasing, "
+        "resize rule grid, fp32"
     )
 
 
