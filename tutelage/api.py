@@ -165,6 +165,45 @@ def compare(a: Sequence[PathLike], b: Sequence[PathLike]) -> Comparison:
     return comparison.compare(a, b)
 
 
+def show(
+    recipe: PathLike,
+    overrides: Sequence[str] = (),
+    *,
+    out: PathLike = "shown",
+    stages: Sequence[str] | None = None,
+    count: int = 8,
+    position: int = 0,
+) -> list[Path]:
+    """Write pictures of exactly what the nets see in each train stage; returns the files."""
+    from tutelage.pipeline import showing
+
+    return showing.show(_read(recipe, overrides), Path(out), stages=stages, count=count, position=position)
+
+
+def init(
+    *,
+    images: PathLike,
+    masks: PathLike | None = None,
+    unlabeled: PathLike | None = None,
+    target: PathLike | None = None,
+    classes: str | None = None,
+    out: PathLike = "recipe.yaml",
+    force: bool = False,
+) -> Path:
+    """Look at folders and write a commented, working recipe; returns its path."""
+    from tutelage.pipeline.proposal import write_proposal
+
+    return write_proposal(
+        images=Path(images),
+        masks=None if masks is None else Path(masks),
+        unlabeled=None if unlabeled is None else Path(unlabeled),
+        target=None if target is None else Path(target),
+        classes=classes,
+        out=Path(out),
+        force=force,
+    )
+
+
 def models(size: tuple[int, int] = (512, 1024), classes: int = 19) -> list[Row]:
     """Nets worth starting from, with parameters and multiply-adds at an input (height, width)."""
     from tutelage.nets.catalogue import rows

@@ -81,6 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     plan = with_recipe(command("plan", _plan, "say what a run would do, why, and how long it takes"))
     plan.add_argument("--no-smoke", action="store_true", help="do not run two steps of each stage to estimate time")
 
+    show = with_recipe(command("show", _show, "write pictures of exactly what the nets see"))
+    show.add_argument("--out", type=Path, default=Path("shown"), help="folder for the pictures (default: shown)")
+    show.add_argument("--stage", action="append", default=[], metavar="STAGE", help="only this stage (repeatable)")
+    show.add_argument("--count", type=int, default=8, help="samples per stream (default: 8)")
+    show.add_argument("--position", type=int, default=0, help="position in the stream to begin at (default: 0)")
+
     with_recipe(command("check", _check, "read every mask once and report what is wrong, with the remedy"))
 
     split = with_recipe(command("split", _split, "make train/val/test or few-label partitions as list files"))
@@ -93,6 +99,15 @@ def _parser() -> argparse.ArgumentParser:
     split.add_argument("--no-stratify", action="store_true", help="do not balance classes")
     split.add_argument("--out", type=Path, required=True, help="folder for the list files")
     split.add_argument("--force", action="store_true", help="replace lists that exist")
+
+    init = command("init", _init, "look at a folder and write a commented, working recipe")
+    init.add_argument("--images", type=Path, required=True, help="folder of images")
+    init.add_argument("--masks", type=Path, help="folder of masks")
+    init.add_argument("--unlabeled", type=Path, help="folder of images without masks")
+    init.add_argument("--target", type=Path, help="folder of images from the domain that matters")
+    init.add_argument("--classes", help="a,b,c or a file with class names")
+    init.add_argument("--out", type=Path, default=Path("recipe.yaml"), help="recipe to write (default: recipe.yaml)")
+    init.add_argument("--force", action="store_true", help="replace a recipe that exists")
 
     evaluate = command("evaluate", _evaluate, "score trained nets on labelled data")
     evaluate.add_argument("nets", nargs="+", type=Path, help="net files or stage folders")
@@ -161,6 +176,21 @@ def _plan(given: argparse.Namespace) -> int:
     return 0
 
 
+def _show(given: argparse.Namespace) -> int:
+    from tutelage import api
+
+    for path in api.show(
+        given.recipe,
+        given.overrides,
+        out=given.out,
+        stages=given.stage or None,
+        count=given.count,
+        position=given.position,
+    ):
+        print(path)
+    return 0
+
+
 def _check(given: argparse.Namespace) -> int:
     from tutelage import api
     from tutelage.data.checks import format_findings, worst
@@ -188,6 +218,22 @@ def _split(given: argparse.Namespace) -> int:
         quiet=False,
     ):
         print(path)
+    return 0
+
+
+def _init(given: argparse.Namespace) -> int:
+    from tutelage import api
+
+    path = api.init(
+        images=given.images,
+        masks=given.masks,
+        unlabeled=given.unlabeled,
+        target=given.target,
+        classes=given.classes,
+        out=given.out,
+        force=given.force,
+    )
+    print(f"wrote {path}; next: tutelage check {path}, then tutelage plan {path}, then tutelage run {path}")
     return 0
 
 

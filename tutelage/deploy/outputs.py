@@ -45,8 +45,8 @@ class Job:
 def find_jobs(inputs: Sequence[Path], out: Path) -> list[Job]:
     """The images that files, folders (searched with their subfolders) and patterns (``*``, ``**``) mean, in order.
 
-    What lies in ``out`` is no input. Raises :class:`TutelageError` for an input that is not there or holds no image,
-    and where results would overwrite or join the images.
+    Earlier results are no inputs where ``out`` lies below the folder that is searched. Raises :class:`TutelageError`
+    for an input that is not there or holds no image, and where results would overwrite or join the images.
     """
     out = _plain(out)
     roots: list[Path] = []
@@ -84,7 +84,7 @@ def _search(given: Path, out: Path) -> tuple[Path, list[Path]]:
                 found.append(match)
     else:
         raise TutelageError(f"there is no file or folder {given}", "check the path; quote patterns such as '*.jpg'")
-    if out != root:
+    if out.is_relative_to(root) and out != root:
         found = [path for path in found if not path.is_relative_to(out)]
     if not found:
         raise TutelageError(f"no images in {given}", f"known endings: {', '.join(IMAGE_SUFFIXES)}")

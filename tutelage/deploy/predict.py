@@ -233,7 +233,7 @@ class _Work:
                         assert one.picture is not None
                         # Laid over the decoded image itself: nothing else looks at it any more.
                         overlay = overlaid(one.picture.image, result.labels, result.palette, self.alpha)
-                        overlay.save(partial, "JPEG", quality=90)
+                        overlay.save(partial, "JPEG", quality=90, subsampling=0)  # classes end where they end
                     else:
                         _map(result, kind).save(partial, "PNG", compress_level=3)
         finally:

@@ -171,9 +171,9 @@ def compare(
 ) -> Comparison:
     """What side b gains over side a; each is one scored run, or several with different seeds.
 
-    A run is ``.../scores/LABEL.json``, or ``FOLDER:LABEL`` of an evaluate stage's folder (``FOLDER`` where it scored
-    one net). The same for the same ``seed``. Raises :class:`RunError` for scores that are not there or damaged, and
-    :class:`TutelageError` that names what differs where the runs cannot be compared.
+    A run is a file ``LABEL.json`` with its counts beside it, or ``FOLDER:LABEL`` of an evaluate stage's folder
+    (``FOLDER`` where it scored one net). The same for the same ``seed``. Raises :class:`RunError` for scores that are
+    not there or damaged, and :class:`TutelageError` that names what differs where the runs cannot be compared.
     """
     sides = []
     for letter, paths in (("a", a), ("b", b)):
@@ -209,8 +209,7 @@ def compare(
 
 def read_scored(path: str | Path) -> Scored:
     """One scored run by its file, or by folder and label. Raises :class:`RunError` as :func:`compare` does."""
-    artefact, label = _locate(str(path))
-    score = artefact.score(label)
+    score, stored_counts = _locate(str(path))
     try:
         content = json.loads(score.read_text(encoding="utf-8"))
         names = list(content["classes"])
@@ -218,36 +217,34 @@ def read_scored(path: str | Path) -> Scored:
         identity = content["protocol"]["settings"], content["data"]["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"scores cannot be read: {score} ({error})", "run the evaluation again") from None
-    counts = read_counts(artefact.counts(label))
+    counts = read_counts(stored_counts)
     run = Scored(str(path), content, counts.counts_NK3, counts.names, counts.groups)
     fits = run.counts_NK3.shape == (len(run.images), len(names), 3) and None not in identity
     if not fits or not np.isclose(run.miou, stored, rtol=0, atol=1e-6, equal_nan=True):
-        raise RunError(
-            f"{score} and {artefact.counts(label)} do not belong together", "run the evaluation again, and copy both"
-        )
+        raise RunError(f"{score} and {stored_counts} do not belong together", "run the evaluation again, and copy both")
     return run
 
 
-def _locate(named: str) -> tuple[Artefact, str]:
-    """The evaluate stage's folder, and the label of a net in it."""
+def _locate(named: str) -> tuple[Path, Path]:
+    """The file of a run's scores, and that of its per-image counts, which lies beside it."""
     path = Path(named)
     if path.suffix == ".json":
         if not path.is_file():
             raise RunError(f"there are no scores at {path}", "check the path; an evaluate stage writes scores/*.json")
-        return Artefact(path.parent.parent, path.parent.parent.name[-KEY_LENGTH:]), path.stem
+        return path, path.with_suffix(".npz")
     folder, separator, label = named.rpartition(":")
     if path.is_dir() or not separator:
         folder, label = named, ""
     artefact = Artefact(Path(folder), Path(folder).name[-KEY_LENGTH:])
-    known = sorted(file.stem for file in artefact.score("any").parent.glob("*.json"))
-    if not known:
-        raise RunError(f"there are no scores in {folder}", "name the folder of a finished evaluate stage")
-    if not label and len(known) == 1:
-        label = known[0]
-    if label not in known:
+    found = {file.stem: file for file in sorted(artefact.score("any").parent.glob("*.json"))}
+    if not found:
+        raise RunError(f"there are no scores in {folder}", "name a file, or the folder of a finished evaluate stage")
+    if not label and len(found) == 1:
+        label = next(iter(found))
+    if label not in found:
         what = f"has no scores of {label!r}" if label else "has scores of several nets"
-        raise RunError(f"{folder} {what}", f"write {folder}:{known[0]}; there are: {', '.join(known)}")
-    return artefact, label
+        raise RunError(f"{folder} {what}", f"write {folder}:{next(iter(found))}; there are: {', '.join(found)}")
+    return found[label], artefact.counts(label)
 
 
 def _refuse_repeats(letter: str, runs: Sequence[Scored]) -> None:

@@ -12,12 +12,15 @@ from tutelage.data.checks.leaks import LikenessLimits, across, inside, overlappi
 from tutelage.data.checks.masks import binary_trap, poisonous
 from tutelage.data.checks.orientation import orientation
 from tutelage.data.checks.shifts import ShiftLimits, shifts
-from tutelage.data.checks.subject import Subject, named_roles
+from tutelage.data.checks.subject import TEACHING, Subject, named_roles
 from tutelage.data.dataset import Dataset
 from tutelage.data.gathering import Progress
 from tutelage.data.pictures import read_pictures
 from tutelage.data.statistics import read_statistics
 from tutelage.settings import Settings
+
+MASKED = TEACHING | {"val", "test"}
+"""Roles in which masks are opened at all."""
 
 
 class CheckSettings(Settings):
@@ -42,8 +45,9 @@ def check_datasets(
     """Everything that is found in data sets of one task (``data/split`` → data set), the gravest first.
 
     ``roles`` says what a data set is for (`train`, `val`, `test`, `source`, `target`, `unlabeled`, or several of them);
-    names speak for those that are left out. Masks of unlabelled data are not opened. Every file is read once, and
-    not again while the data are unchanged; ``progress`` is told of files. Nothing is raised for a file.
+    names speak for those that are left out. Masks of data that are only unlabelled or only target are not opened.
+    Every file is read once, and not again while the data are unchanged; ``progress`` is told of files. Nothing
+    is raised for a single file.
     """
     limits = settings or CheckSettings()
     subjects = _subjects(datasets, roles, progress, say, workers, cache)
@@ -70,7 +74,7 @@ def _subjects(
 ) -> list[Subject]:
     chosen = named_roles(datasets, roles)
     masked = {
-        name: "unlabeled" not in chosen[name] and any(sample.label is not None for sample in dataset.samples)
+        name: bool(chosen[name] & MASKED) and any(sample.label is not None for sample in dataset.samples)
         for name, dataset in datasets.items()
     }
     total = sum(len(dataset) * (1 + masked[name]) for name, dataset in datasets.items())

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.data.checks.findings import Finding, plural, several, some
-from tutelage.data.checks.subject import Duty, Subject
+from tutelage.data.checks.subject import TEACHING, Duty, Subject
 from tutelage.data.pictures import Pictures
 from tutelage.settings import Settings
 
@@ -55,6 +55,16 @@ def inside(subject: Subject) -> Iterator[Finding]:
 
 def across(subjects: Sequence[Subject], limits: LikenessLimits) -> Iterator[Finding]:
     """Pictures, look-alikes and groups shared by training and scoring data, or by validation and test."""
+    for subject in subjects:
+        if subject.duty in ("val", "test") and subject.roles & TEACHING:
+            yield Finding(
+                "error",
+                "leak-same",
+                subject.name,
+                f"the recipe trains on {subject.name} and scores on it, too",
+                "score on a split of its own: `tutelage split` makes one",
+                tuple(_images(subject)),
+            )
     for first, second in combinations(_widest(subjects), 2):
         ordered = _ordered(first, second)
         if ordered is None:

@@ -97,7 +97,7 @@ def _palette(path: Path | None) -> list[int]:
     try:
         read_raw_mask(path)
     except DataError as error:
-        if "colours" not in error.message:
+        if not error.message.startswith("mask holds colours"):
             return []
     try:
         values, lengths = row_runs(read_raw_mask(path, "rgb"))

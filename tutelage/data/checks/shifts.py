@@ -30,19 +30,22 @@ class ShiftLimits(Settings):
 
 def shifts(subjects: Sequence[Subject], limits: ShiftLimits) -> Iterator[Finding]:
     """Notes on source against target data, and on training against test data of one data set."""
+    # A target's test set is known by its company: a split of the same data is trained on as target.
+    foreign = {subject.source for subject in subjects if "target" in subject.roles}
     for first, second in combinations(subjects, 2):
-        pair = _compared(first, second)
+        pair = _compared(first, second, foreign)
         if pair is not None and first.pictures.read.any() and second.pictures.read.any():
             yield from _colour(*pair, limits)
             yield from _size(*pair, limits)
             yield from _scale(*pair, limits)
 
 
-def _compared(first: Subject, second: Subject) -> tuple[Subject, Subject] | None:
+def _compared(first: Subject, second: Subject, foreign: set[str]) -> tuple[Subject, Subject] | None:
     for a, b in ((first, second), (second, first)):
-        crossing = "source" in a.roles and "target" in b.roles and b.duty != "val"
-        within = a.source == b.source and a.duty == "train" and b.duty == "test" and not {"source", "target"} & a.roles
-        if (crossing and a.duty == "train") or within:
+        target = "target" in b.roles or (b.source in foreign and b.duty == "test")
+        crossing = "source" in a.roles and target and b.duty != "val"
+        within = a.source == b.source and b.duty == "test"
+        if a.duty == "train" and (crossing or within):
             return a, b
     return None
 

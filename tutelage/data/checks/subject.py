@@ -31,6 +31,10 @@ _WORDS: dict[str, Role] = {
 }
 
 
+TEACHING: frozenset[Role] = frozenset({"train", "source"})
+"""Roles in which masks teach; other training data are looked at without."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """One data set under its name, with its roles and what was found in its files."""
@@ -45,10 +49,11 @@ class Subject:
     @property
     def duty(self) -> Duty:
         """What the data are used for, for questions of leaks and missing classes."""
-        for duty in ("test", "val", "unlabeled"):
-            if duty in self.roles:
-                return duty
-        return "unlabeled" if "target" in self.roles else "train"
+        if "test" in self.roles:
+            return "test"
+        if "val" in self.roles:
+            return "val"
+        return "train" if self.roles & TEACHING else "unlabeled"
 
     @property
     def source(self) -> str:
@@ -67,9 +72,11 @@ def guess_roles(names: Iterable[str]) -> dict[str, frozenset[Role]]:
         roles = _spoken(split or head)
         # The data set's own name may say which domain it is from; its split says what it is for.
         roles |= {role for role in _spoken(head) if role in ("source", "target", "unlabeled")}
-        if not roles & {"val", "test", "unlabeled"}:
-            roles |= {"train"}
-        result[name] = frozenset(roles)
+        if roles & {"val", "test"}:
+            roles -= {"train", "source"}  # `source_val` is no training data
+        elif roles & {"target", "unlabeled"}:
+            roles -= {"train"}
+        result[name] = frozenset(roles or {"train"})
     return result
 
 

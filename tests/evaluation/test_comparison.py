@@ -1,0 +1,238 @@
+"""Comparing scored runs: what is refused, what is computed, what is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.evaluation.test_intervals import counts_of_images
+from tutelage.data.dataset import Classes, Dataset, Sample
+from tutelage.data.labels import identity
+from tutelage.errors import RunError, TutelageError
+from tutelage.evaluation.comparison import compare, read_scored
+from tutelage.evaluation.confusion import Confusion
+from tutelage.evaluation.intervals import paired_bootstrap
+from tutelage.evaluation.protocol import Protocol
+from tutelage.evaluation.scoring import Evaluation, summary, write_evaluation
+from tutelage.runs.store import Artefact
+
+NAMES = ("road", "car", "sky", "tree")
+WHOLE = Protocol()
+COUNTS = counts_of_images(0, images=20)
+
+
+def better(counts: np.ndarray, by: int) -> np.ndarray:
+    """One in ``by`` of the missed pixels is found."""
+    result = counts.copy()
+    found = result[..., 2] // by
+    result[..., 0] += found
+    result[..., 2] -= found
+    return result
+
+
+class Runs:
+    """Writes scored runs into evaluate stages' folders."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "photo.jpg").write_bytes(b"pixels")
+
+    def write(
+        self,
+        label: str,
+        counts: np.ndarray = COUNTS,
+        *,
+        stage: str = "score-0123456789ab",
+        protocol: Protocol = WHOLE,
+        classes: tuple[str, ...] = NAMES,
+        images: tuple[str, ...] = (),
+        content: bytes = b"pixels",
+        blocks: int = 0,
+        net: str | None = None,
+    ) -> str:
+        (self.folder / "photo.jpg").write_bytes(content)
+        names = images or tuple(f"{number:02}" for number in range(len(counts)))
+        groups = tuple(f"block {number % blocks}" if blocks else "" for number in range(len(names)))
+        samples = tuple(
+            Sample(name, self.folder / "photo.jpg", group=group) for name, group in zip(names, groups, strict=True)
+        )
+        dataset = Dataset("val", samples, Classes(classes), identity(len(classes)))
+        matrix = Confusion(len(classes), torch.device("cpu"))
+        evaluation = Evaluation(matrix, counts, names, groups)
+        artefact = Artefact(self.folder / stage, stage[-12:])
+        facts = {**summary(evaluation, dataset, protocol), "net": net or f"{label}.student"}
+        scores = [counts[..., 0].sum(0), counts.sum((0, 2))]
+        facts["miou"] = float(np.mean(scores[0] / scores[1]))
+        write_evaluation(artefact.score(label), artefact.counts(label), facts, evaluation)
+        return f"{artefact.folder}:{label}"
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Runs:
+    return Runs(tmp_path)
+
+
+def test_a_clear_gain(runs: Runs) -> None:
+    a, b = runs.write("plain"), runs.write("distilled", better(COUNTS, 5))
+    found = compare([a], [b])
+    assert found.gain == paired_bootstrap(COUNTS, better(COUNTS, 5))
+    assert found.verdict == "clear gain"
+    assert compare([b], [a]).verdict == "clear loss"
+    assert compare([a], [b]).gain != compare([a], [b], seed=1).gain
+    assert [row.name for row in found.classes] == list(NAMES)
+    for index, row in enumerate(found.classes):
+        assert row.b - row.a == pytest.approx(row.gain.gain)
+        only = slice(index, index + 1)
+        assert row.gain == paired_bootstrap(COUNTS[:, only], better(COUNTS, 5)[:, only])
+    assert np.mean([row.a for row in found.classes]) == pytest.approx(found.a.miou)
+    text = found.text()
+    assert "clear gain: b - a is +" in text
+    assert "paired bootstrap over 20 images)" in text
+    assert "One run a side" in text
+    assert all(name in text for name in NAMES)
+    assert all(len(line) < 200 for line in text.splitlines())
+
+
+def test_no_difference_is_said(runs: Runs) -> None:
+    even = (np.arange(20) % 2 == 0)[:, None, None]
+    a = runs.write("plain", np.where(even, COUNTS, better(COUNTS, 5)))
+    b = runs.write("other", np.where(even, better(COUNTS, 5), COUNTS))
+    assert compare([a], [b]).verdict == "no clear difference"
+    assert "no clear difference: b - a" in compare([a], [b]).text()
+    assert compare([a], [a]).gain.gain == 0
+
+
+def test_several_seeds(runs: Runs) -> None:
+    quality = (0.60, 0.65, 0.70)
+    side_a = [runs.write(f"a{i}", counts_of_images(0, 20, value)) for i, value in enumerate(quality)]
+    side_b = [runs.write(f"b{i}", counts_of_images(0, 20, value + 0.1)) for i, value in enumerate(quality[:2])]
+    found = compare(side_a, side_b)
+    mious = [read_scored(path).miou for path in side_a]
+    assert found.a.miou == pytest.approx(np.mean(mious))
+    assert found.a.spread == pytest.approx(np.std(mious, ddof=1))
+    assert found.gain.seeds == (3, 2)
+    assert "over 3 seeds" in found.text()
+    assert "over 3 and 2 seeds" in found.text()
+    assert "underestimated" in found.text()
+    assert compare(side_a[:1], side_b).a.spread is None
+    many = [runs.write(f"c{i}", counts_of_images(i, 20)) for i in range(5)]
+    assert not compare(many, [*side_a, *side_b]).caveats
+
+
+def test_blocks_are_drawn_where_there_are_some(runs: Runs) -> None:
+    a, b = runs.write("a", blocks=6), runs.write("b", better(COUNTS, 5), blocks=6)
+    found = compare([a], [b])
+    assert found.blocks
+    assert found.gain.groups == 6
+    assert "over 6 blocks of images" in found.text()
+    few = [runs.write(f"{name}few", counts, blocks=3) for name, counts in (("a", COUNTS), ("b", better(COUNTS, 5)))]
+    unsure = compare(few[:1], few[1:])
+    assert unsure.verdict == "no clear difference"
+    assert "not reliable: only 3 blocks" in unsure.text()
+
+
+def test_as_json(runs: Runs) -> None:
+    a, b = runs.write("a"), runs.write("b", better(COUNTS, 5))
+    content = json.loads(json.dumps(compare([a], [b]).as_dict(), allow_nan=False))
+    assert content["verdict"] == "clear gain"
+    assert content["gain"] == pytest.approx(content["b"]["miou"] - content["a"]["miou"])
+    assert content["low"] < content["gain"] < content["high"]
+    assert [row["name"] for row in content["classes"]] == list(NAMES)
+    assert content["a"]["runs"][0]["name"] == a
+
+
+def test_a_class_that_does_not_occur_is_left_out(runs: Runs) -> None:
+    counts = COUNTS.copy()
+    counts[:, 2] = 0
+    paths = []
+    for name, values in (("a", counts), ("b", better(counts, 5))):
+        with np.errstate(invalid="ignore"):
+            path = runs.write(name, values)
+        folder, _, label = path.rpartition(":")
+        score = Artefact(Path(folder), "").score(label)
+        facts = json.loads(score.read_text().replace("NaN", "0"))
+        facts["miou"] = float(np.mean([values[:, k, 0].sum() / values[:, k].sum() for k in (0, 1, 3)]))
+        score.write_text(json.dumps(facts))
+        paths.append(path)
+    found = compare(paths[:1], paths[1:])
+    assert [row.name for row in found.classes] == ["road", "car", "tree"]
+    assert "sky" not in found.text()
+
+
+DIFFERING: dict[str, tuple[dict[str, Any], str]] = {
+    "protocol": ({"protocol": Protocol(flip=True)}, r"the protocol: .*flip \(False and True\)"),
+    "classes": ({"classes": ("road", "car", "sky", "bush")}, "the classes: tree, bush"),
+    "order of classes": ({"classes": NAMES[::-1]}, "the classes: their order"),
+    "images": ({"images": tuple(f"{n:02}" for n in range(1, 21))}, "the images: 2 are in one of them only, such as 00"),
+    "order of images": ({"images": tuple(f"{n:02}" for n in range(19, -1, -1))}, "the images: their order"),
+    "number of images": ({"counts": COUNTS[:19]}, "1 are in one of them only, such as 19"),
+    "data": ({"content": b"others"}, "fingerprint"),
+}
+
+
+@pytest.mark.parametrize("which", DIFFERING)
+def test_what_cannot_be_compared(which: str, runs: Runs) -> None:
+    changes, words = DIFFERING[which]
+    a, other = runs.write("a"), runs.write("other", **changes)
+    for sides in (([a], [other]), ([a, other], [a])):
+        with pytest.raises(TutelageError, match=words) as caught:
+            compare(*sides)
+        assert "other" in str(caught.value)
+
+
+def test_all_differences_are_named_at_once(runs: Runs) -> None:
+    a, b = runs.write("a"), runs.write("b", protocol=Protocol(flip=True), classes=NAMES[::-1])
+    with pytest.raises(TutelageError, match=r"the protocol.*; in the classes"):
+        compare([a], [b])
+
+
+def test_a_run_counts_once(runs: Runs) -> None:
+    a, b = runs.write("a"), runs.write("b", better(COUNTS, 5))
+    with pytest.raises(TutelageError, match="side a names one run twice"):
+        compare([a, a], [b])
+    again = runs.write("again", stage="score-ba9876543210", net="a.student")
+    with pytest.raises(TutelageError, match="twice"):
+        compare([b], [a, again])
+    with pytest.raises(TutelageError, match="side b of the comparison has no run"):
+        compare([a], [])
+
+
+def test_ways_to_name_a_run(runs: Runs, tmp_path: Path) -> None:
+    named = runs.write("a")
+    folder = named.rpartition(":")[0]
+    file = Path(folder) / "scores" / "a.json"
+    expected = read_scored(named)
+    for way in (file, str(file), folder, Path(folder)):
+        np.testing.assert_array_equal(read_scored(way).counts_NK3, expected.counts_NK3)
+    (tmp_path / "elsewhere").mkdir()
+    for part in ("a.json", "a.npz"):
+        (tmp_path / "elsewhere" / part).write_bytes((file.parent / part).read_bytes())
+    assert read_scored(tmp_path / "elsewhere" / "a.json").images == expected.images
+    runs.write("b")
+    with pytest.raises(RunError, match="several nets") as caught:
+        read_scored(folder)
+    assert "there are: a, b" in caught.value.remedy
+    with pytest.raises(RunError, match="no scores of 'c'"):
+        read_scored(f"{folder}:c")
+    for gone in (str(file.with_name("c.json")), str(runs.folder), "nowhere:a", "nowhere"):
+        with pytest.raises(RunError, match="there are no scores"):
+            read_scored(gone)
+
+
+def test_files_that_are_damaged_or_mixed_up(runs: Runs) -> None:
+    named, other = runs.write("a"), runs.write("b", better(COUNTS, 5))
+    artefact = Artefact(Path(named.rpartition(":")[0]), "")
+    artefact.counts("b").write_bytes(artefact.counts("a").read_bytes())
+    with pytest.raises(RunError, match="do not belong together"):
+        read_scored(other)
+    artefact.counts("b").write_bytes(b"no counts")
+    with pytest.raises(RunError, match="counts cannot be read"):
+        compare([named], [other])
+    artefact.score("b").write_text("{}")
+    with pytest.raises(RunError, match="scores cannot be read"):
+        read_scored(other)

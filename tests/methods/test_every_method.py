@@ -1,0 +1,100 @@
+"""What must hold for every method: a step is finite, its state comes back, an interrupted run goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.methods.cases import FACTS, Stream, changed, copied, tiny, train
+from tutelage.engine.contract import Method
+from tutelage.methods.advent import AdvEnt
+from tutelage.methods.mean_teacher import MeanTeacher
+from tutelage.methods.pixel_kd import PixelKD
+from tutelage.methods.supervised import Supervised
+from tutelage.runs.checkpoints import Checkpoints
+
+KINDS: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "supervised": (Supervised, {"dice": 0.5, "class_weights": "balanced"}),
+    "pixel_kd": (PixelKD, {"temperature": 2.0}),
+    "mean_teacher": (MeanTeacher, {"ramp_steps": 2, "ramp_decay": True}),
+    "advent": (AdvEnt, {"adversarial": 0.1, "entropy": 0.1}),
+}
+ADAM = {"kind": "adamw", "lr": 1e-3}
+
+
+def make(name: str, decoder: str = "lraspp", auxiliary: bool = False, seed: int = 0, **changes: Any) -> Method:
+    kind, settings = KINDS[name]
+    nets = {"student": tiny(decoder, auxiliary, seed)}
+    if kind.teachers:
+        nets["teacher"] = tiny("deeplabv3plus", seed=1)
+    torch.manual_seed(seed)
+    made: Method = kind(nets, kind.Settings(**{**settings, **changes}), FACTS)
+    return made
+
+
+@pytest.mark.parametrize(("decoder", "auxiliary"), [("lraspp", False), ("deeplabv3plus", True)])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_step_changes_what_is_trained_and_stays_finite(name: str, decoder: str, auxiliary: bool) -> None:
+    method = make(name, decoder, auxiliary)
+    before = {child: copied(module) for child, module in method.named_children()}
+    trained = {net for each in method.passes(0) for net in each.trains}
+    train(method, optimizer=ADAM)
+    for child, module in method.named_children():
+        assert all(torch.isfinite(value).all() for value in module.state_dict().values())
+        names = {name for name, _ in module.named_parameters()}
+        moved = changed(module, before[child]) & names
+        if child in trained:
+            # A convolution before a norm over one place, and the like, may have no gradient in one step.
+            assert len(moved) > 0.9 * len(names), (child, names - moved)
+        elif child != "ema":
+            assert not changed(module, before[child])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_no_labels_at_all(name: str) -> None:
+    method = make(name, "deeplabv3plus", True, **({"class_weights": None} if name == "supervised" else {}))
+    labelled = next(stream for stream, needs in method.streams.items() if needs.labels)
+    train(method, **{labelled: Stream(0, ignored=1.0)})
+    assert all(torch.isfinite(value).all() for value in method.state_dict().values())
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_state_goes_round(name: str) -> None:
+    method, other = make(name, auxiliary=True), make(name, auxiliary=True, seed=9)
+    train(method)
+    teacher = copied(other.get_submodule("teacher")) if method.teachers else {}
+    other.load_learned_state(method.learned_state())
+    for key, value in method.learned_state().items():
+        assert torch.equal(value, other.learned_state()[key])
+        assert not key.startswith("teacher.")
+    if method.teachers:
+        assert not changed(other.get_submodule("teacher"), teacher)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_interrupted_run_ends_with_the_same_bytes(name: str, tmp_path: Path) -> None:
+    def run(folder: str, stop_at: int | None = None) -> Method:
+        method = make(name, auxiliary=True)
+        train(
+            method, steps=4, checkpoints=Checkpoints(tmp_path / folder), stop_at=stop_at, optimizer=ADAM, accumulate=2
+        )
+        return method
+
+    whole = run("whole")
+    run("broken", stop_at=2)
+    again = run("broken")
+    assert not changed(again, copied(whole))
+    last = "checkpoint-000000004.safetensors"
+    assert (tmp_path / "whole" / last).read_bytes() == (tmp_path / "broken" / last).read_bytes()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_bf16_computes_nets_in_half_and_keeps_their_weights_in_single(name: str) -> None:
+    method = make(name)
+    train(method, precision="bf16")
+    assert {value.dtype for value in method.state_dict().values() if value.is_floating_point()} == {torch.float32}
+    assert all(torch.isfinite(value).all() for value in method.state_dict().values())
+    assert all(module.precision == "bf16" for module in method.children() if hasattr(module, "precision"))
