@@ -1,10 +1,10 @@
 """The yardstick: a plain fp32 training loop with segmentation-models-pytorch, as its tutorials write it.
 
-    python -m benchmarks.plain --encoder tf_efficientnet_lite0 --steps 1500 --seed 0
+    python -m benchmarks.plain --width 64 --crop 192 --scale 0.5 1.5 --steps 700 --seed 0
 
-trains DeepLabV3+ on CamVid with torchvision's v2 transforms in a DataLoader and scores the test frames. The
-augmentation, the batch, the number of steps, the optimizer and its rates are those of `recipes/camvid/distil.yaml`;
-nothing else is shared with tutelage but the list of files. The last line is JSON.
+trains the student of `recipes/camvid/distil.yaml` with torchvision's v2 transforms in a DataLoader and scores the test
+frames: its augmentation, batch, steps, optimizer and rates; nothing else is shared with tutelage but the list of files.
+The last line is JSON.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Images(TorchDataset):
         return image, mask[0].long()
 
 
-def transforms(crop: int, mean: list[float], std: list[float], train: bool) -> v2.Compose:
+def transforms(crop: int, scale: tuple[float, float], mean: list[float], std: list[float], train: bool) -> v2.Compose:
     """The usual chain."""
     finish = [v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True), v2.Normalize(mean, std)]
     if not train:
@@ -71,7 +71,7 @@ def transforms(crop: int, mean: list[float], std: list[float], train: bool) -> v
     fill = {tv_tensors.Image: 114, tv_tensors.Mask: 255}
     return v2.Compose(
         [
-            ScaleJitter(0.5, 2.0),
+            ScaleJitter(*scale),
             v2.RandomCrop(crop, pad_if_needed=True, fill=fill),
             v2.RandomHorizontalFlip(),
             v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05),
@@ -80,9 +80,9 @@ def transforms(crop: int, mean: list[float], std: list[float], train: bool) -> v
     )
 
 
-def make_net(encoder: str, classes: int) -> nn.Module:
+def make_net(encoder: str, width: int, classes: int) -> nn.Module:
     """DeepLabV3+ of segmentation-models-pytorch, its encoder with packaged ImageNet weights where there are any."""
-    net: nn.Module = smp.DeepLabV3Plus(f"tu-{encoder}", encoder_weights=None, classes=classes)
+    net: nn.Module = smp.DeepLabV3Plus(f"tu-{encoder}", encoder_weights=None, classes=classes, decoder_channels=width)
     if "lite" in encoder:
         weights = {f"model.{name}": value for name, value in packaged(encoder).items()}
         net.encoder.load_state_dict(weights, strict=False)
@@ -93,28 +93,33 @@ def main() -> None:
     """Train, score, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--encoder", default="tf_efficientnet_lite0")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--width", type=int, default=256, help="channels of the decoder")
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--crop", type=int, default=256)
+    parser.add_argument("--scale", type=float, nargs=2, default=(0.5, 2.0))
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--encoder-ratio", type=float, default=0.25)
+    parser.add_argument("--threads", type=int, help="threads of torch (default: all cores)")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--warm-up", type=int, default=5, help="steps that are not timed")
     parser.add_argument("--no-score", action="store_true")
     given = parser.parse_args()
     torch.manual_seed(given.seed)
+    if given.threads:
+        torch.set_num_threads(given.threads)
     data, _ = street_data()
     classes = len(data["train"].classes)
     mean, std = MEAN_STD["lite" if "lite" in given.encoder else "other"]
-    net = make_net(given.encoder, classes)
+    net = make_net(given.encoder, given.width, classes)
     encoder = list(net.encoder.parameters())
     rest = [parameter for name, parameter in net.named_parameters() if not name.startswith("encoder.")]
     optimizer = torch.optim.AdamW(
         [{"params": encoder, "lr": given.lr * given.encoder_ratio}, {"params": rest, "lr": given.lr}], weight_decay=1e-2
     )
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, given.steps, power=0.9)
-    images = Images(data["train"], transforms(given.crop, mean, std, train=True))
+    images = Images(data["train"], transforms(given.crop, (given.scale[0], given.scale[1]), mean, std, train=True))
     sampler = RandomSampler(images, num_samples=given.steps * given.batch)
     loader = DataLoader(images, given.batch, sampler=sampler, num_workers=given.workers)
     net.train()
@@ -138,7 +143,7 @@ def score(net: nn.Module, dataset: Dataset, mean: list[float], std: list[float],
     """mIoU of whole test images, one by one (odd sizes are padded to multiples of 32, as the library asks)."""
     net.eval()
     metric = MulticlassJaccardIndex(classes, ignore_index=255)
-    loader = DataLoader(Images(dataset, transforms(0, mean, std, train=False)), batch_size=1, num_workers=2)
+    loader = DataLoader(Images(dataset, transforms(0, (1.0, 1.0), mean, std, train=False)), batch_size=1, num_workers=2)
     started = time.perf_counter()
     for image, mask in loader:
         height, width = mask.shape[1:]

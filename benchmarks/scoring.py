@@ -22,7 +22,7 @@ def main(rounds: int = 3) -> None:
     print(f"EfficientNet-Lite0 DeepLabV3+, whole images.\n\n{HEADER}")
     settings = NetSettings(encoder="tf_efficientnet_lite0", decoder="deeplabv3plus", weights="packaged")
     ours = build(settings, classes, seed=0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    theirs = make_net("tf_efficientnet_lite0", classes)
+    theirs = make_net("tf_efficientnet_lite0", 256, classes)
     mean, std = MEAN_STD["lite"]
 
     def run(precision: str) -> None:

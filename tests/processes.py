@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["torch", "tutelage.engine.loop", "tutelage.nets.build"])
+_SERVER.set_forkserver_preload(["torch", "tutelage.engine.loop", "tutelage.nets.build", "tutelage.pipeline.running"])
 
 
 def start(function: Callable[..., Any], *arguments: Any) -> Any:

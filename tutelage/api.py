@@ -48,10 +48,16 @@ def estimate(recipe: PathLike, stage: str, overrides: Sequence[str] = ()) -> Cos
 
 
 def check(recipe: PathLike, overrides: Sequence[str] = (), *, quiet: bool = True) -> list[Finding]:
-    """Everything that is found in a recipe's data, the gravest first; every mask is read once."""
+    """Everything that is found in a recipe's data, or in a folder's, the gravest first; every mask is read once."""
+    from tutelage.errors import RecipeError
     from tutelage.pipeline import checking
 
-    return checking.check(_read(recipe, overrides), (lambda text: None) if quiet else print)
+    say = (lambda text: None) if quiet else print
+    if not Path(recipe).is_dir():
+        return checking.check(_read(recipe, overrides), say)
+    if overrides:
+        raise RecipeError(f"a folder has no settings to replace: {overrides[0]}", "write a recipe: tutelage init")
+    return checking.check_folder(Path(recipe), say)
 
 
 def split(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,15 +16,15 @@ _EPILOG = """examples:
   tutelage init --images photos --masks masks     look at a folder, write a working recipe
   tutelage check recipe.yaml                       read every mask once, report what is wrong
   tutelage plan recipe.yaml                        what would run, why, and how long it takes
-  tutelage run recipe.yaml stages.student.steps=500
-  tutelage predict runs/name/student-... photos --out predictions
+  tutelage run recipe.yaml stages.distilled.steps=500
+  tutelage predict runs/recipe/distilled-* photos --out predictions
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     parser = _parser()
-    given = parser.parse_args(arguments)
+    given = _parsed(parser, arguments)
     if given.command is None:
         parser.print_help()
         return 0
@@ -42,13 +43,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if given.debug:
             raise
-        print(
-            f"error: {type(error).__name__}: {error}\n"
-            "  remedy: this is not a fault that tutelage knows; run the command again with --debug for the traceback",
-            file=sys.stderr,
-        )
+        print(f"error: {_unforeseen(error)}", file=sys.stderr)
         return 1
     return status
+
+
+def _unforeseen(error: Exception) -> TutelageError:
+    """What no other place put in words: the system's refusals, and faults of tutelage itself."""
+    if isinstance(error, OSError) and error.filename is not None:
+        reason = f"{error.filename} ({error.strerror})"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return TutelageError(f"the disk is full: {reason}", "free some space and give the same command again")
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return TutelageError(f"the system refuses: {reason}", "change its permissions, or name another place")
+        if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+            return TutelageError(f"a file stands where a folder should be, or a folder: {reason}", "name another place")
+    return TutelageError(
+        f"{type(error).__name__}: {error}",
+        "this is not a fault that tutelage knows; run the command again with --debug for the traceback",
+    )
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; overrides may also stand after an option, where argparse by itself would not know them."""
+    given, left = parser.parse_known_args(arguments)
+    if left and (not hasattr(given, "overrides") or any(one.startswith("-") or "=" not in one for one in left)):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        given.overrides = [*given.overrides, *left]
+    return given
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,7 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--count", type=int, default=8, help="samples per stream (default: 8)")
     show.add_argument("--position", type=int, default=0, help="position in the stream to begin at (default: 0)")
 
-    with_recipe(command("check", _check, "read every mask once and report what is wrong, with the remedy"))
+    check = command("check", _check, "read every mask once and report what is wrong, with the remedy")
+    check.add_argument("recipe", type=Path, help="recipe file, or a folder of images and masks")
+    check.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace the recipe's")
 
     split = with_recipe(command("split", _split, "make train/val/test or few-label partitions as list files"))
     split.add_argument("--data", required=True, help="data set to split (name or name/split)")
@@ -115,7 +140,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", help="name/split of the recipe")
     evaluate.add_argument("--images", type=Path, help="folder of images (without a recipe)")
     evaluate.add_argument("--masks", type=Path, help="folder of masks (without a recipe)")
-    evaluate.add_argument("--protocol", nargs="*", default=[], metavar="a=b", help="e.g. kind=sliding window=[512,512]")
+    evaluate.add_argument(
+        "--protocol", nargs="*", default=[], metavar="a=b", help="e.g. kind=sliding 'window=[512,512]'"
+    )
     evaluate.add_argument("--device", default="auto")
     evaluate.add_argument("--out", type=Path, help="folder for the scores (JSON and per-image counts)")
 
@@ -124,7 +151,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("images", nargs="+", type=Path, help="images, folders or patterns")
     predict.add_argument("--out", type=Path, required=True, help="folder for the results")
     predict.add_argument("--write", default="palette,overlay", help="of: index,palette,overlay,confidence")
-    predict.add_argument("--protocol", nargs="*", default=[], metavar="a=b", help="e.g. kind=sliding window=[512,512]")
+    predict.add_argument(
+        "--protocol", nargs="*", default=[], metavar="a=b", help="e.g. kind=sliding 'window=[512,512]'"
+    )
     predict.add_argument("--device", default="auto")
     predict.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
     predict.add_argument("--overwrite", action="store_true", help="make results again that exist")
@@ -160,9 +189,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(given: argparse.Namespace) -> int:
     from tutelage import api
 
-    outcome = api.run(given.recipe, given.overrides, only=given.only, quiet=given.quiet)
-    if not given.quiet:
-        print(f"all done: {outcome.out}")
+    api.run(given.recipe, given.overrides, only=given.only, quiet=given.quiet)
     return 0
 
 

@@ -45,7 +45,8 @@ def score_table(scores: dict[str, dict[str, Any]]) -> str:
     for name, content in scores.items():
         interval = content["miou_interval"]
         lines.append(
-            f"{name}: mIoU {_percent(content['miou'])} [{_percent(interval['low'])}, {_percent(interval['high'])}], "
+            f"{name}: mIoU {_percent(content['miou'])} [{_percent(interval['low'])}, {_percent(interval['high'])}"
+            f"{'' if interval['reliable'] else '; the interval is not reliable: ' + interval['reason']}], "
             f"pixel accuracy {_percent(content['pixel_accuracy'])}, "
             f"boundary IoU {_percent(content['boundary']['miou'])}, "
             f"calibration error {_percent(content['calibration']['error'])}"
@@ -68,7 +69,7 @@ def model_table(rows: Sequence[Row], size: tuple[int, int], classes: int) -> str
 
     lines = [f"{'name':<26}{'parameters':>12}{'GFLOPs':>9}   (multiply-adds at {size[0]}x{size[1]}, {classes} classes)"]
     for row in rows:
-        lines.append(f"{row.name:<26}{row.parameters / 1e6:>10.2f} M{row.gflops:>9.1f}   {CATALOGUE[row.name].use}")
+        lines.append(f"{row.name:<26}{row.parameters / 1e6:>10.2f} M{row.gflops:>9.3g}   {CATALOGUE[row.name].use}")
         lines.append(f"{'':<26}{'':>23}encoder: {row.encoder}, decoder: {row.decoder}")
     return "\n".join(lines)
 

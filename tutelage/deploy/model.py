@@ -19,6 +19,7 @@ from tutelage.deploy.picture import MAX_PIXELS, Bytes, Picture, allowing
 from tutelage.errors import RunError, TutelageError
 from tutelage.evaluation.inference import Net, predict_logits
 from tutelage.evaluation.protocol import Protocol
+from tutelage.nets.devices import find_device
 from tutelage.nets.segmentor import Precision
 from tutelage.nets.storage import load_segmentor
 from tutelage.runs.store import KEY_LENGTH, Artefact
@@ -134,7 +135,7 @@ def load_model(
     ``mps``; ``precision``: ``fp32``, ``bf16`` or ``fp16``, here or in the protocol. Raises :class:`TutelageError` for a
     missing or damaged file, a folder without nets, and a device or precision that is not there.
     """
-    chosen = _device(device)
+    chosen = find_device(device)
     net, metadata = load_segmentor(_net_file(Path(path)))
     net.precision = _precision(precision, protocol)
     net = net.to(chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -181,8 +182,15 @@ def _shape_remedy(shape: tuple[int, ...]) -> str:
 
 
 def _net_file(path: Path) -> Path:
-    """The weight file itself, or the student's in an artefact's folder."""
-    if not path.is_dir():
+    """The weight file itself, or the student's in an artefact's folder, whose key may be left out."""
+    if not path.exists():
+        stages = sorted(path.parent.glob(f"{path.name}-{'?' * KEY_LENGTH}"))
+        if len(stages) > 1:
+            raise RunError(f"several runs of {path}", f"name one of them: {', '.join(map(str, stages[:8]))}")
+        if not stages:
+            return path
+        path = stages[0]
+    elif not path.is_dir():
         return path
     student = Artefact(path, path.name[-KEY_LENGTH:]).net("student")
     if student.is_file():
@@ -214,16 +222,3 @@ def _precision(named: str, protocol: Protocol | None) -> Precision:
             "leave one of them out",
         )
     return cast(Precision, wanted[0] if wanted else "fp32")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise RunError(
-            f"device {name!r} cannot be used: {str(error).splitlines()[0]}", "take auto or cpu instead"
-        ) from None
-    return device

@@ -21,17 +21,22 @@ _TORCH_MAGIC = (b"PK\x03\x04", b"\x80")
 _PREFERRED = ("state_dict", "model_state_dict", "model", "net", "encoder", "backbone")
 
 
+def require_file(path: Path) -> None:
+    """Raise TutelageError when a weights file is not there."""
+    if not path.is_file():
+        raise TutelageError(
+            f"weights file {path} does not exist",
+            "give the path of a .safetensors, .pth or .pt file, or packaged or hub",
+        )
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
     """Tensors by name, on the CPU, of a safetensors or torch file, and where in the file they were nested.
 
     Raises TutelageError for a file that is missing, cut short, of another kind, without tensors, or that would
     run code when opened.
     """
-    if not path.is_file():
-        raise TutelageError(
-            f"weights file {path} does not exist",
-            "give the path of a .safetensors, .pth or .pt file, or packaged or hub",
-        )
+    require_file(path)
     with open(path, "rb") as file:
         head = file.read(8)
     content = _torch_file(path) if head.startswith(_TORCH_MAGIC) else _safetensors_file(path)

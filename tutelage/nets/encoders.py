@@ -100,7 +100,7 @@ def find_encoder(name: str, stride: int, *, plain: bool) -> EncoderSpec:
     Raises TutelageError for unknown names, for encoders that cannot be dilated to ``stride``, that need one fixed
     image size, or that do not give what the decoder reads.
     """
-    _check_name(name)
+    check_name(name)
     if name in MIX_TRANSFORMERS:
         if plain:
             raise _not_plain(name)
@@ -111,7 +111,7 @@ def find_encoder(name: str, stride: int, *, plain: bool) -> EncoderSpec:
     return _plain(name) if plain else _pyramid(name, stride)
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
     bare = name.split(".")[0]
     if bare in MIX_TRANSFORMERS or (":" not in name and timm.is_model(bare)):
         return

@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,9 @@ from torch.nn import functional as F
 
 from tutelage.errors import TutelageError
 from tutelage.nets import decoders, encoders
+from tutelage.nets.load_report import LoadReport
 from tutelage.nets.modes import Modes, NormMode
 from tutelage.nets.settings import NetSettings
-
-if TYPE_CHECKING:
-    from tutelage.nets.weights import LoadReport
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -133,7 +131,7 @@ class Segmentor(nn.Module):
         with self._autocast(image_B3HW):
             image = (image_B3HW - self.mean) / self.std
             # Always asked for, also with nothing to fill: a branch here would tie an exported graph to one size.
-            image = F.pad(image, (0, -width % multiple, 0, -height % multiple))
+            image = F.pad(image, (0, _missing(width, multiple), 0, _missing(height, multiple)))
             levels, tokens = self.spec.read(self.encoder, image)
         return Features(levels, (height, width), tokens, self._take_recorded())
 
@@ -226,6 +224,11 @@ class Segmentor(nn.Module):
         finally:
             self._modes, self.precision, training = before
             self.train(training)
+
+
+def _missing(size: int, multiple: int) -> int:
+    """What ``size`` lacks to a multiple. Not written ``-size % multiple``: inductor fails on it for symbolic sizes."""
+    return (multiple - size % multiple) % multiple
 
 
 class _Tap:

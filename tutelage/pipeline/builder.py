@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-import torch
-
 from tutelage.data.dataset import Classes, Dataset, describe_bridge
 from tutelage.data.draws import key as draw_key
 from tutelage.data.opening import open_data, task_classes
@@ -15,31 +13,18 @@ from tutelage.data.pseudo_labels import with_pseudo_labels
 from tutelage.data.statistics import read_statistics
 from tutelage.data.stream import LoaderSettings, Stream, ViewSettings
 from tutelage.engine.contract import Facts, Method
-from tutelage.errors import RecipeError, RunError
+from tutelage.errors import DataError, RecipeError, TutelageError
 from tutelage.nets.build import build
 from tutelage.nets.checkpoints import read_tensors
 from tutelage.nets.segmentor import Segmentor
-from tutelage.nets.storage import check_classes, load_segmentor
+from tutelage.nets.storage import check_classes, load_segmentor, read_metadata
 from tutelage.nets.weights import fill
 from tutelage.recipe.reading import Read, method_settings
-from tutelage.recipe.references import WEIGHT_SUFFIXES, roles
+from tutelage.recipe.references import WEIGHT_SUFFIXES, nearest, roles
 from tutelage.recipe.schema import AnnotateStage, TrainStage, find_method
 from tutelage.runs.store import Artefact
 
 Say = Callable[[str], None]
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device that a recipe names. Raises :class:`RunError` for one that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(f"device {name!r} cannot be used: {reason}", "set run.device=auto or cpu") from None
-    return device
 
 
 class Builder:
@@ -81,7 +66,10 @@ class Builder:
                     )
                 split = next(iter(splits))
             if split not in splits:
-                raise RecipeError(f"data set {name!r} has no split {split!r}", f"it has: {', '.join(splits)}")
+                raise RecipeError(
+                    f"{reference!r}: data set {name!r} has no split {split!r}{nearest(split, splits)}",
+                    f"name one of its splits, or add this one under data.{name}.splits",
+                )
             dataset = splits[split]
             mapping = self.recipe.data[name].bridge
             for line in describe_bridge(dataset, self.classes, mapping):
@@ -106,9 +94,18 @@ class Builder:
         return (self.base / self.recipe.data[name].root).resolve()
 
     def splits(self, name: str) -> Mapping[str, Dataset]:
-        """The splits of a data set, in its own classes."""
+        """The splits of a data set, in its own classes.
+
+        Raises :class:`RecipeError` for a name that the recipe has not, and as :func:`open_data` does.
+        """
+        if name not in self.recipe.data:
+            known = self.recipe.data
+            raise RecipeError(f"no data set {name!r}{nearest(name, known)}", "name one of the recipe's data sets")
         if name not in self._opened:
-            self._opened[name] = open_data(self.recipe.data[name], self.base, self.say)
+            try:
+                self._opened[name] = open_data(self.recipe.data[name], self.base, self.say)
+            except DataError as error:
+                raise DataError(f"data.{name}: {error.message}", named(error.remedy, name)) from error
         return self._opened[name]
 
     # Nets
@@ -118,7 +115,10 @@ class Builder:
         settings = self.recipe.nets[name]
         if settings.weights is not None and settings.weights.endswith(WEIGHT_SUFFIXES):
             settings = settings.model_copy(update={"weights": str(self.base / settings.weights)})
-        net = build(settings, len(self.classes), seed=draw_key(seed, "net", name) % (1 << 62))
+        try:
+            net = build(settings, len(self.classes), seed=draw_key(seed, "net", name) % (1 << 62))
+        except TutelageError as error:
+            raise TutelageError(f"net {name!r}: {error.message}", error.remedy) from error
         if net.load_report is not None:
             self.say(f"net {name}: {net.load_report}")
         return net
@@ -162,6 +162,11 @@ class Builder:
             if part not in ("", "encoder"):
                 raise RecipeError(f"init target {target!r} is no net and no encoder", f"write {role} or {role}.encoder")
             tensors, _ = read_tensors(path)
+            others = _classes_of(path)
+            if not part and others is not None and others != self.classes.names and len(others) == len(self.classes):
+                # Another number of classes is seen by the shapes; other names of as many are not.
+                self.say(f"net {role}: {path.name} knows other classes ({', '.join(others)}): its classifier is remade")
+                tensors = {name: value for name, value in tensors.items() if not name.startswith(_HEADS)}
             if part:
                 tensors = {name: value for name, value in tensors.items() if _of_encoder(name)} or tensors
             report = fill(result[role], tensors, str(path))
@@ -214,8 +219,24 @@ class Builder:
         return kind(nets, method_settings(stage), Facts(len(self.classes), pixel_counts))
 
 
+_HEADS = ("classifier.", "auxiliary.")
+
+
+def _classes_of(path: Path) -> tuple[str, ...] | None:
+    """The classes of a net that we wrote; ``None`` for another weight file."""
+    try:
+        return read_metadata(path).classes
+    except TutelageError:
+        return None
+
+
 def _of_encoder(name: str) -> bool:
     return "encoder." in name and not name.startswith(("decoder.", "classifier.", "auxiliary."))
+
+
+def named(remedy: str, data: str) -> str:
+    """A remedy of any data set as that of the recipe's ``data``, to be copied as it stands."""
+    return remedy.replace("data.<name>", f"data.{data}")
 
 
 def listed(data: str | list[str]) -> list[str]:

@@ -1,14 +1,17 @@
-"""Checking the data of a recipe: every split that it names, with the part that it plays."""
+"""Checking the data of a recipe, every split with the part that it plays; or a folder that has no recipe yet."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from tutelage.data.checks import Finding, check_datasets
 from tutelage.data.dataset import Dataset
+from tutelage.data.proposal import look
 from tutelage.errors import DataError
 from tutelage.pipeline.builder import Builder, listed
 from tutelage.pipeline.display import Display
+from tutelage.pipeline.proposal_data import existing_splits, open_pairs
 from tutelage.recipe.reading import Read
 from tutelage.recipe.schema import AnnotateStage, EvaluateStage, Recipe, TrainStage
 
@@ -26,9 +29,32 @@ def check(read: Read, say: Callable[[str], None] = lambda text: None) -> list[Fi
                 datasets.pop(reference, None)
                 say(f"{reference}: {error}")
                 raise
-    used = roles(read.recipe, builder)
-    display = Display()
-    with display.bar("check", sum(map(len, datasets.values()))) as progress:
+    return _check(datasets, roles(read.recipe, builder), say)
+
+
+def check_folder(folder: Path, say: Callable[[str], None] = lambda text: None) -> list[Finding]:
+    """What is found in a folder of images and masks, read as `tutelage init` would read it; it says how.
+
+    Raises :class:`DataError` where no masks are found.
+    """
+    try:
+        seen = look(folder)
+    except DataError as error:
+        remedy = "name the folder that holds both images and masks" if "--masks" in error.remedy else error.remedy
+        raise DataError(error.message, remedy) from error
+    part, reading = seen.data, seen.reading
+    say(f"{folder}: {len(part.found.pairs)} images with masks; classes {', '.join(reading.classes)}")
+    for doubt in seen.doubts:
+        say(f"look: {doubt}")
+    group = {} if part.group is None else {"group": part.group}
+    everything = open_pairs(part.found, {"root": str(part.found.root), **reading.settings(), **group})
+    splits = existing_splits(part, everything)
+    datasets = {f"{folder.name}/{split}": everything.subset(indices) for split, indices in splits.items()}
+    return _check(datasets or {folder.name: everything}, {}, say)
+
+
+def _check(datasets: dict[str, Dataset], used: dict[str, set[str]], say: Callable[[str], None]) -> list[Finding]:
+    with Display().bar("check", sum(map(len, datasets.values()))) as progress:
         return check_datasets(datasets, roles=used, progress=progress, say=say)
 
 

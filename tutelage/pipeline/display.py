@@ -33,7 +33,7 @@ class Display:
             return
         terms = " ".join(f"{name} {value:.4g}" for name, value in record["terms"].items())
         self.say(
-            f"  step {record['step']}/{record['steps']}  {terms}  rate x{next(iter(record['rate'].values())):.3f}  "
+            f"  step {record['step']}/{record['steps']}  {terms}  rate {next(iter(record['rate'].values())):.0%}  "
             f"{record['images_per_s']:.1f} images/s  wait {record['data_wait']:.0%}  "
             f"{record['memory_mib']:.0f} MiB  left {_clock(record['eta_s'])}"
         )

@@ -22,8 +22,6 @@ _LIBRARIES = (
 )
 _OPTIONAL = {
     "opencv-python-headless": ("16-bit three-channel masks (SYNTHIA)", "synthia"),
-    "transformers": ("prompted foundation models", "sam"),
-    "onnx": ("ONNX export", "onnx"),
     "tensorboard": ("the TensorBoard tracker", "track"),
 }
 

@@ -22,6 +22,7 @@ _SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 _OF_TRAIN = {"train": 0.85, "val": 0.15}
 _TARGET_SHARES = {"train": 0.6, "test": 0.4}
 _FEWEST_GROUPS = 6  # below, whole groups make lopsided splits
+_NEAR = 2  # folders to go up for a relative path
 
 Indices = dict[str, list[int]]
 
@@ -46,8 +47,9 @@ class Lists:
     doubts: list[str] = field(default_factory=list)
 
     def relative(self, path: Path) -> str:
-        """A path as the recipe names it."""
-        return Path(os.path.relpath(path, self.recipe_folder)).as_posix()
+        """A path as the recipe names it: relative to the recipe where it is near, so that both can move together."""
+        near = Path(os.path.relpath(path, self.recipe_folder))
+        return (near if near.parts.count("..") <= _NEAR else path).as_posix()
 
     def write(self, dataset: Dataset, parts: Mapping[str, Sequence[int]], root: Path) -> dict[str, str]:
         """Write a list for every part; returns their paths as they stand under `splits`: relative to the root."""
@@ -59,9 +61,9 @@ def source_entry(seen: Look, name: str, lists: Lists) -> Entry:
     """The labelled data, with train, val and test where there are enough images."""
     part = seen.data
     settings = _settings(seen, part, lists)
-    dataset = _opened(part.found, settings)
+    dataset = open_pairs(part.found, settings)
     lists.doubts += [f"{finding.message} (`tutelage check` tells more)" for finding in poisons(dataset)]
-    have = _existing(part, dataset)
+    have = existing_splits(part, dataset)
     if not have:
         made = _split(dataset, _SHARES, part, lists)
         comment = "new splits that show every class where possible (seed 0)"
@@ -98,8 +100,8 @@ def target_entry(seen: Look, part: Part, lists: Lists) -> Entry:
         splits: dict[str, str | dict[str, str]] = {"all": _pictures(seen, found, "target_train", lists)}
         return Entry("target", "the other domain, without masks", settings, splits)
     comment = "the other domain: training sees the images of train, never a mask; the masks of test give the score"
-    dataset = _opened(found, settings)
-    have = _existing(part, dataset)
+    dataset = open_pairs(found, settings)
+    have = existing_splits(part, dataset)
     if "train" in have and "test" in have:
         return Entry("target", comment, settings, _named(part, lists, dataset, have, {}, "target_"))
     if found.unlabeled:
@@ -116,7 +118,7 @@ def _settings(seen: Look, part: Part, lists: Lists) -> dict[str, Any]:
     return settings if part.group is None else {**settings, "group": part.group}
 
 
-def _opened(found: Found, settings: Mapping[str, Any]) -> Dataset:
+def open_pairs(found: Found, settings: Mapping[str, Any]) -> Dataset:
     """All pairs, opened with the very settings that the recipe will have."""
     samples = [sample(image, mask, found.root, lambda name: "") for image, mask in found.pairs]
     with TemporaryDirectory() as folder:
@@ -126,7 +128,7 @@ def _opened(found: Found, settings: Mapping[str, Any]) -> Dataset:
         return open_folder(chosen, found.root)["all"]
 
 
-def _existing(part: Part, dataset: Dataset) -> Indices:
+def existing_splits(part: Part, dataset: Dataset) -> Indices:
     """Indices of the splits that are there, by lists or by folders."""
     place = {item.image.resolve(): index for index, item in enumerate(dataset.samples)}
     pairs: dict[str, list[Pair] | tuple[Pair, ...]] = dict(part.splits)
@@ -169,7 +171,7 @@ def _pictures(seen: Look, found: Found, name: str, lists: Lists) -> str | dict[s
     if tuple(picture_files(found.root)) == tuple(sorted(found.images)):
         return {"images": "."}
     samples = tuple(sample(path, None, found.root, lambda name: "") for path in found.images)
-    bare = replace(_opened(seen.data.found, _settings(seen, seen.data, lists)), name=name, samples=samples)
+    bare = replace(open_pairs(seen.data.found, _settings(seen, seen.data, lists)), name=name, samples=samples)
     return lists.write(bare, {name: range(len(samples))}, found.root)[name]
 
 

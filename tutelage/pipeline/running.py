@@ -12,11 +12,15 @@ import torch
 from tutelage.engine import collectives
 from tutelage.engine.interruption import StoppedError
 from tutelage.errors import RunError, TutelageError
-from tutelage.pipeline.builder import Builder, resolve_device
+from tutelage.nets.devices import find_device
+from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.display import Display
 from tutelage.pipeline.keys import assign_artefacts
+from tutelage.pipeline.preflight import preflight
 from tutelage.pipeline.stages import make
+from tutelage.recipe.moving import moved
 from tutelage.recipe.reading import Read, resolved
+from tutelage.recipe.references import stages_before
 from tutelage.recipe.schema import RunSettings
 from tutelage.runs.store import Artefact, Store
 
@@ -45,7 +49,7 @@ def run(read: Read, *, only: Sequence[str] = (), quiet: bool = False) -> Outcome
 
     Raises :class:`TutelageError` for anything that the user can mend; what was finished stays finished.
     """
-    device = resolve_device(read.recipe.run.device)
+    device = find_device(read.recipe.run.device)
     joined = collectives.join(device)
     if device.type == "cuda" and joined:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -53,9 +57,12 @@ def run(read: Read, *, only: Sequence[str] = (), quiet: bool = False) -> Outcome
     _set_threads(read.recipe.run)
     display = Display(quiet)
     try:
-        return _run(read, only, device, display)
-    finally:
-        collectives.leave()
+        outcome = _run(read, only, device, display)
+    except BaseException:
+        collectives.leave(wait=False)
+        raise
+    collectives.leave()
+    return outcome
 
 
 def _run(read: Read, only: Sequence[str], device: torch.device, display: Display) -> Outcome:
@@ -64,27 +71,38 @@ def _run(read: Read, only: Sequence[str], device: torch.device, display: Display
     builder = Builder(read, display.say)
     assign_artefacts(builder, store)
     _check_names(only, list(recipe.stages))
+    text = resolved(moved(recipe, read.base, store.recipes_folder.resolve()))
     if collectives.rank() == 0:
         _writable(store)
-        store.remember(recipe.name, resolved(recipe), (artefact.key for artefact in builder.artefacts.values()))
-    for name in only or recipe.stages:
+        store.remember(recipe.name, text, (artefact.key for artefact in builder.artefacts.values()))
+    names = [stage for stage in recipe.stages if not only or stage in only]
+    if collectives.rank() == 0:
+        preflight(builder, [name for name in names if builder.artefacts[name].manifest() is None])
+    collectives.barrier()
+    for name in names:
         artefact = builder.artefacts[name]
-        fault = artefact.fault()
-        if fault is None:
+        # Judged once: while rank 0 works already, a slower process must not see something else.
+        fault = collectives.from_first((artefact.fault() or "") if collectives.rank() == 0 else "")
+        if not fault:
             display.say(f"{name}: done ({artefact.folder.name})")
+            if collectives.rank() == 0:
+                artefact.tidy()
             continue
+        if only:
+            _check_inputs(builder, name, only)
         if artefact.manifest() is not None:
             display.say(f"{name}: {fault}; it is made again")
         display.say(f"{name}: {recipe.stages[name].kind} → {artefact.folder}")
         if collectives.rank() == 0:
             with artefact.lock(display.say):
                 artefact.reopen()
-                artefact.begin(resolved(recipe))
+                artefact.begin(text)
                 _make(builder, name, device, display)
         else:
             _make(builder, name, device, display)
     if collectives.rank() == 0:
         _publish_report(builder, store)
+    display.say(f"all done: {store.out}")
     return Outcome(store.out, builder.artefacts)
 
 
@@ -102,12 +120,15 @@ def _make(builder: Builder, name: str, device: torch.device, display: Display) -
         text = str(error)
         if "can't allocate memory" in text or "out of memory" in text.lower():
             raise _out_of_memory(name, text) from error
-        if "Expected more than 1 value per channel" in text:
-            raise TutelageError(
-                f"stage {name!r}: batch norm cannot train on one value per channel (a batch, or micro-batch, of one)",
-                "use a batch of at least two images per micro-batch and process",
-            ) from error
         raise
+    except ValueError as error:
+        if "Expected more than 1 value per channel" not in str(error):
+            raise
+        raise TutelageError(
+            f"stage {name!r}: batch norm cannot train on one value per channel (a batch, or micro-batch, of one)",
+            "use a batch of at least two images per micro-batch and process, or a decoder that does not pool the "
+            "whole image, e.g. lraspp, fpn or segformer",
+        ) from error
     except OSError as error:
         if error.errno in (28, 122, 27):  # no space, quota, file too large
             place = error.filename or builder.artefacts[name].folder
@@ -146,6 +167,14 @@ def _check_names(only: Sequence[str], known: Sequence[str]) -> None:
     unknown = [name for name in only if name not in known]
     if unknown:
         raise RunError(f"no stage {unknown[0]!r} in the recipe", f"stages: {', '.join(known)}")
+
+
+def _check_inputs(builder: Builder, name: str, only: Sequence[str]) -> None:
+    """Raise :class:`RunError` when a stage that is left out is needed and not as it was made."""
+    for needed in stages_before(builder.recipe, name):
+        fault = None if needed in only else builder.artefacts[needed].fault()
+        if fault is not None:
+            raise RunError(f"stage {name!r} needs stage {needed!r}: {fault}", f"add --only {needed}, or run all stages")
 
 
 def _set_threads(run_settings: RunSettings) -> None:

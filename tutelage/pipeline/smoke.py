@@ -14,8 +14,9 @@ from tutelage.engine.meter import peak_memory
 from tutelage.engine.optimizers import build_optimizer
 from tutelage.errors import TutelageError
 from tutelage.evaluation.scoring import evaluate
+from tutelage.nets.devices import find_device
 from tutelage.nets.segmentor import Segmentor
-from tutelage.pipeline.builder import Builder, resolve_device
+from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.keys import assign_artefacts, seed_of
 from tutelage.recipe.reading import Read
 from tutelage.recipe.schema import TrainStage
@@ -63,7 +64,7 @@ def measure(read: Read, name: str) -> Cost:
     """Train a few steps of a stage here and extrapolate. Nothing is written."""
     stage = read.recipe.stages[name]
     assert isinstance(stage, TrainStage)
-    device = resolve_device(read.recipe.run.device)
+    device = find_device(read.recipe.run.device)
     builder = Builder(read)
     assign_artefacts(builder, Store(Path(read.recipe.out_folder())))
     seed = seed_of(builder, stage)

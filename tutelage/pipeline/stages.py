@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tutelage.annotate.pseudo_labels import annotate
-from tutelage.data.checks import format_findings, poisons
 from tutelage.engine import collectives
 from tutelage.engine.contract import Method
 from tutelage.engine.log import TrainingLog, read_log
 from tutelage.engine.loop import Hooks, Progress, fit
 from tutelage.engine.meter import peak_memory
-from tutelage.errors import DataError
+from tutelage.errors import RunError, TutelageError
 from tutelage.evaluation.scoring import evaluate, summary, write_evaluation
 from tutelage.nets.segmentor import Segmentor
-from tutelage.nets.storage import save_segmentor
-from tutelage.pipeline.builder import Builder, listed
+from tutelage.nets.storage import load_segmentor, save_segmentor
+from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.display import Display
 from tutelage.pipeline.keys import net_key, seed_of
 from tutelage.pipeline.reporting import report_content
@@ -49,9 +48,6 @@ def make(builder: Builder, name: str, device: torch.device, display: Display) ->
 
 def train(builder: Builder, stage: TrainStage, artefact: Artefact, device: torch.device, display: Display) -> None:
     """Train a stage's nets, from where an earlier run was interrupted, and write the chosen weights."""
-    if collectives.rank() == 0:
-        refuse_poison(builder, stage)
-    collectives.barrier()
     seed = seed_of(builder, stage)
     nets, streams = builder.nets(stage, seed), builder.streams(stage, seed)
     method = builder.method(stage, nets, streams)
@@ -80,25 +76,15 @@ def train(builder: Builder, stage: TrainStage, artefact: Artefact, device: torch
         say=display.say,
     )
     checkpoints = artefact.checkpoints(stage.keep_checkpoints, display.say)
+    if collectives.rank() == 0:
+        for damaged in _damaged(artefact.best_net(name) for name in method.exported()):
+            display.say(f"the best weights so far are damaged ({damaged}); the stage starts from its beginning")
+            artefact.clear_checkpoints()
+    collectives.barrier()
     with log:
         progress = fit(method, streams, stage, seed=seed, device=device, checkpoints=checkpoints, hooks=hooks)
     if collectives.rank() == 0:
         _finish_training(builder, stage, artefact, method, progress)
-
-
-def refuse_poison(builder: Builder, stage: TrainStage) -> None:
-    """Raise :class:`DataError` with all findings when a mask of the stage would poison training."""
-    references = [name for settings in stage.streams.values() for name in listed(settings.data)]
-    if stage.evaluate is not None:
-        references.append(stage.evaluate.data)
-    plain = [name for name in dict.fromkeys(references) if name not in builder.recipe.stages]
-    datasets = [builder.dataset(name) for name in plain]
-    findings = [finding for dataset in datasets if dataset.labeled for finding in poisons(dataset)]
-    if findings:
-        raise DataError(
-            "these data would poison training:\n" + format_findings(findings),
-            "mend them, or take the files out of the list; `tutelage check` tells more",
-        )
 
 
 def _score_nets(builder: Builder, method: Method, stage: TrainStage, device: torch.device) -> dict[str, dict[str, Any]]:
@@ -128,6 +114,15 @@ def _save_nets(builder: Builder, method: Method, place: Callable[[str], Path]) -
         save_segmentor(net, place(name), classes=builder.classes.names, palette=builder.classes.palette)
 
 
+def _damaged(nets: Iterable[Path]) -> Iterator[str]:
+    for path in nets:
+        if path.is_file():
+            try:
+                load_segmentor(path)
+            except TutelageError as error:
+                yield error.message
+
+
 def _finish_training(
     builder: Builder, stage: TrainStage, artefact: Artefact, method: Method, progress: Progress
 ) -> None:
@@ -136,7 +131,14 @@ def _finish_training(
     best = stage.keep == "best" and progress.best_score is not None
     if best:
         for name in names:
-            write_bytes(artefact.net(name), artefact.best_net(name).read_bytes())
+            try:
+                write_bytes(artefact.net(name), artefact.best_net(name).read_bytes())
+            except FileNotFoundError as error:
+                artefact.clear_checkpoints()
+                raise RunError(
+                    f"the best weights so far are gone: {error.filename}",
+                    "run the same command again; the stage starts from its beginning",
+                ) from None
     else:
         _save_nets(builder, method, artefact.net)
     facts = {
@@ -200,6 +202,7 @@ def _evaluate(
         display.say(
             f"  {label}: mIoU {100 * content['miou']:.2f} [{100 * interval['low']:.2f}, {100 * interval['high']:.2f}] "
             f"on {stage.data} ({len(dataset)} images)"
+            + ("" if interval["reliable"] else f"; the interval is not reliable: {interval['reason']}")
         )
     if collectives.rank() == 0:
         artefact.finish("evaluate", files, {"miou": facts, "protocol": stage.protocol.key()})

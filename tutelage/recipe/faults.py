@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from tutelage.recipe.document import Document, Path_
+from tutelage.recipe.document import COMMAND_LINE, Document, Path_
 from tutelage.recipe.references import nearest
 
 _KEY = "[key]"  # how a validator says that a key, not its value, is meant
@@ -50,8 +50,17 @@ def worded(found: Sequence[Finding], document: Document) -> list[str]:
     lines = []
     for one in found:
         alternatives = [other for other in found if other.unfit and other.path == one.path] if one.unfit else [one]
-        lines.append(f"{document.where(one.path)}: {_sentence(alternatives)}")
+        lines.append(f"{document.where(one.path)}: {_sentence(alternatives)}{_instead(one, document)}")
     return list(dict.fromkeys(lines))
+
+
+def _instead(one: Finding, document: Document) -> str:
+    """What a misspelt override may have meant: it made a net or stage that lacks what every one has."""
+    made = one.path[:2]
+    if one.kind != "missing" or len(one.path) < 3 or document.lines.get(made) != COMMAND_LINE:
+        return ""
+    others = [str(path[1]) for path in document.keys if len(path) == 2 and path[0] == made[0]]
+    return f"; an override made {made[1]!r}{nearest(str(made[1]), others)}"
 
 
 def _sentence(alternatives: Sequence[Finding]) -> str:

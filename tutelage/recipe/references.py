@@ -124,6 +124,25 @@ def roles(recipe: Recipe, stage: TrainStage) -> dict[str, str]:
     return {"student": "student" if "student" in recipe.nets else next(iter(recipe.nets), "student")}
 
 
+def stages_before(recipe: Recipe, name: str) -> list[str]:
+    """The stages whose artefacts stage ``name`` reads, directly."""
+    stage = recipe.stages[name]
+    if isinstance(stage, TrainStage):
+        data = [stage.evaluate.data] if stage.evaluate is not None else []
+        for settings in stage.streams.values():
+            data += [settings.data] if isinstance(settings.data, str) else settings.data
+        nets = [source for source in stage.init.values() if not source.endswith(WEIGHT_SUFFIXES)]
+        references = [*stage.inputs.values(), *nets, *data]
+    elif isinstance(stage, AnnotateStage):
+        references = [stage.net, stage.data]
+    elif isinstance(stage, EvaluateStage):
+        references = [*stage.named().values(), stage.data]
+    else:
+        references = [stage.scores, *stages_before(recipe, stage.scores)]
+    names = dict.fromkeys(reference.partition(".")[0] for reference in references)
+    return [known for known in names if known in recipe.stages]
+
+
 def _report(stage: ReportStage, place: tuple[str, str], known: _Known) -> Iterator[Fault]:
     scores = known.scores.get(stage.scores)
     if scores is None:

@@ -92,6 +92,17 @@ class Artefact:
         """Remove the checkpoints of a finished stage."""
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
+    def tidy(self) -> None:
+        """Remove what a kill left of a finished artefact, unless the process that finished it is still there."""
+        if not any(self.folder.glob(f"**/.*{PARTIAL}*")) and not (self.folder / "checkpoints").is_dir():
+            return
+        try:
+            with self.lock(lambda text: None):
+                remove_partials(self.folder)
+                self.clear_checkpoints()
+        except RunError:
+            pass
+
     def lock(self, say: Callable[[str], None]) -> AbstractContextManager[None]:
         """Hold this artefact's lock; raises :class:`RunError` when another process works on it."""
         return locked(self.folder / "lock", say)
@@ -179,6 +190,11 @@ class Store:
         return [Artefact(folder, folder.name[-KEY_LENGTH:]) for folder in sorted(folders)]
 
     @property
+    def recipes_folder(self) -> Path:
+        """Where resolved recipes are kept; paths in them, as in a stage's settings, start from such a folder."""
+        return self.out / "recipes"
+
+    @property
     def report(self) -> Path:
         """Where the newest report is put for a user to find."""
         return self.out / "report.html"
@@ -192,7 +208,7 @@ class Store:
     def remember(self, name: str, resolved: str, keys: Iterable[str]) -> Path:
         """Keep a fully resolved recipe and the artefacts that it refers to."""
         keys = sorted(keys)
-        path = self.out / "recipes" / f"{name}-{content_key([resolved, keys])}.yaml"
+        path = self.recipes_folder / f"{name}-{content_key([resolved, keys])}.yaml"
         write_json(path.with_suffix(".keys.json"), keys)  # first: a recipe is there when its keys are
         write_text(path, resolved)
         return path
@@ -211,7 +227,7 @@ class Store:
 
     def recipes(self) -> list[Path]:
         """The remembered recipes, oldest first."""
-        written = (path for path in (self.out / "recipes").glob("*.yaml") if PARTIAL not in path.name)
+        written = (path for path in self.recipes_folder.glob("*.yaml") if PARTIAL not in path.name)
         return sorted(written, key=lambda path: path.stat().st_mtime)
 
     def remove(self, artefact: Artefact) -> int:

@@ -1,0 +1,20 @@
+"""The device that a user names."""
+
+from __future__ import annotations
+
+import torch
+
+from tutelage.errors import RunError
+
+
+def find_device(name: str) -> torch.device:
+    """``auto`` is the GPU where there is one. Raises :class:`RunError` for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"device {name!r} cannot be used: {reason}", "take auto or cpu instead") from None
+    return device

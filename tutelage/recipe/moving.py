@@ -1,0 +1,37 @@
+"""A recipe that is kept in another folder: its paths lead to the same files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tutelage.recipe.references import WEIGHT_SUFFIXES
+from tutelage.recipe.schema import Recipe, TrainStage
+
+
+def moved(recipe: Recipe, base: Path, place: Path) -> Recipe:
+    """The recipe of the folder ``base`` as it must be written in the folder ``place``."""
+
+    def path(text: str) -> str:
+        if Path(text).is_absolute():
+            return text
+        try:
+            return Path(os.path.relpath(base / text, place)).as_posix()
+        except ValueError:  # another drive
+            return str(base / text)
+
+    def weights(text: str) -> str:
+        return path(text) if text.endswith(WEIGHT_SUFFIXES) else text
+
+    stages = {
+        name: stage.model_copy(update={"init": {target: weights(source) for target, source in stage.init.items()}})
+        if isinstance(stage, TrainStage)
+        else stage
+        for name, stage in recipe.stages.items()
+    }
+    nets = {
+        name: net if net.weights is None else net.model_copy(update={"weights": weights(net.weights)})
+        for name, net in recipe.nets.items()
+    }
+    data = {name: entry.model_copy(update={"root": path(entry.root)}) for name, entry in recipe.data.items()}
+    return recipe.model_copy(update={"data": data, "nets": nets, "stages": stages})
