@@ -428,13 +428,19 @@ def test_clean_removes_what_no_recent_recipe_refers_to(done: Project) -> None:
         ("[sign, tree, sky, car, way]", "knows other classes (road, car, sky, tree, sign): its classifier is remade"),
     ],
 )
-def test_from_a_net_of_other_classes_the_classifier_is_remade(done: Project, classes: str, text: str) -> None:
+@pytest.mark.parametrize("door", ["init", "weights"])
+def test_from_a_net_of_other_classes_the_classifier_is_remade(
+    done: Project, classes: str, text: str, door: str
+) -> None:
     net = folder(done, "teacher") / "nets" / "student.safetensors"
     bridge = "{tree: null, sign: null}" if "3 here" in text else "{road: way}"
     done.edit(
         ("run:", f"classes: {classes}\nrun:"),
         ("    root: data\n", f"    root: data\n    bridge: {bridge}\n"),
-        ("    steps: 3\n", f"    steps: 1\n    optimizer: {{lr: 1.0e-9}}\n    init: {{student: {net}}}\n"),
+        ("    steps: 3\n", "    steps: 1\n    optimizer: {lr: 1.0e-9}\n"),
+        ("    steps: 1\n", f"    steps: 1\n    init: {{student: {net}}}\n")
+        if door == "init"
+        else ("small: {", f"small: {{weights: {net}, "),
     )
     ran = done.tutelage("run", "recipe.yaml", "out=other", "--only=teacher")
     assert ran.status == 0

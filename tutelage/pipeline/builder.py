@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from torch import Tensor
+
 from tutelage.data.dataset import Classes, Dataset, describe_bridge
 from tutelage.data.draws import key as draw_key
 from tutelage.data.opening import open_data, task_classes
@@ -112,11 +114,14 @@ class Builder:
 
     def new_net(self, name: str, seed: int) -> Segmentor:
         """A net of the recipe with its first weights; which is a function of the name and the seed."""
-        settings = self.recipe.nets[name]
+        settings, file = self.recipe.nets[name], None
         if settings.weights is not None and settings.weights.endswith(WEIGHT_SUFFIXES):
-            settings = settings.model_copy(update={"weights": str(self.base / settings.weights)})
+            file = self.base / settings.weights
+            settings = settings.model_copy(update={"weights": None})
         try:
             net = build(settings, len(self.classes), seed=draw_key(seed, "net", name) % (1 << 62))
+            if file is not None:
+                net.load_report = fill(net, self._tensors(file, name), str(file))
         except TutelageError as error:
             raise TutelageError(f"net {name!r}: {error.message}", error.remedy) from error
         if net.load_report is not None:
@@ -161,20 +166,25 @@ class Builder:
                 continue
             if part not in ("", "encoder"):
                 raise RecipeError(f"init target {target!r} is no net and no encoder", f"write {role} or {role}.encoder")
-            tensors, _ = read_tensors(path)
-            others = _classes_of(path)
-            if not part and others is not None and others != self.classes.names and len(others) == len(self.classes):
-                # Another number of classes is seen by the shapes; other names of as many are not.
-                self.say(f"net {role}: {path.name} knows other classes ({', '.join(others)}): its classifier is remade")
-                tensors = {name: value for name, value in tensors.items() if not name.startswith(_HEADS)}
-            if part:
-                tensors = {name: value for name, value in tensors.items() if _of_encoder(name)} or tensors
+            tensors = self._tensors(path, role, encoder_only=bool(part))
             report = fill(result[role], tensors, str(path))
             self.say(f"net {role} starts from {path.name}: {report}")
         for role, reference in stage.inputs.items():
             trained = self.net_path(reference, stand_ins) is not None
             result[role] = self.trained_net(reference) if trained else self._stand_in(reference)
         return result
+
+    def _tensors(self, path: Path, net: str, encoder_only: bool = False) -> dict[str, Tensor]:
+        """The tensors of a weight file from which a net may start."""
+        tensors, _ = read_tensors(path)
+        if encoder_only:
+            return {name: value for name, value in tensors.items() if _of_encoder(name)} or tensors
+        others = _classes_of(path)
+        if others is not None and others != self.classes.names and len(others) == len(self.classes):
+            # Another number of classes is seen by the shapes; other names of as many are not.
+            self.say(f"net {net}: {path.name} knows other classes ({', '.join(others)}): its classifier is remade")
+            tensors = {name: value for name, value in tensors.items() if not name.startswith(_HEADS)}
+        return tensors
 
     def _stand_in(self, reference: str) -> Segmentor:
         stage = self.recipe.stages[reference.partition(".")[0]]
