@@ -18,7 +18,7 @@ def main(rounds: int = 7) -> None:
     torch.set_num_threads(1)
     data, name = street_data()
     train = data["train"]
-    plain = Images(train, transforms(CROP, [0.5] * 3, [0.5] * 3, train=True))
+    plain = Images(train, transforms(CROP, (0.5, 2.0), [0.5] * 3, [0.5] * 3, train=True))
     colour = ColourSettings(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05)
 
     def stream(cache: str) -> Stream:

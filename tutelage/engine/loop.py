@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from tutelage.data.views import Batch
 from tutelage.engine import checkpoint, collectives
+from tutelage.engine.allocator import keep_freed_memory
 from tutelage.engine.contract import Carry, Method, Pass, Tick
 from tutelage.engine.interruption import Interruption
 from tutelage.engine.meter import Meter
@@ -125,6 +126,8 @@ def fit(
     :class:`~tutelage.engine.interruption.StoppedError` after SIGINT or SIGTERM, once a checkpoint is written.
     """
     hooks = hooks or Hooks()
+    if device.type == "cpu":
+        keep_freed_memory()
     _check_precision(settings, device)
     nets = _prepare(method, settings, device)
     plans = method.optimizers()

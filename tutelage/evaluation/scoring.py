@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tutelage.data.dataset import Dataset
 from tutelage.engine import collectives
+from tutelage.engine.allocator import keep_freed_memory
 from tutelage.errors import DataError, RunError
 from tutelage.evaluation.boundary import BoundaryIoU
 from tutelage.evaluation.calibration import Calibration
@@ -69,6 +70,8 @@ def evaluate(
     """
     if not dataset.labeled:
         raise DataError(f"data set {dataset.name!r} has images without masks", "evaluate on labelled data")
+    if device.type == "cpu":
+        keep_freed_memory()
     chosen = list(range(len(dataset))) if indices is None else list(indices)
     mine = chosen[collectives.rank() :: collectives.world()]
     classes = len(dataset.classes)

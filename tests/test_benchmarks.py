@@ -1,0 +1,35 @@
+"""The benchmarks run: a measurement that does not start measures nothing. Times are not looked at."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def in_process(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "own"), [("plain", ("--width", "16", "--scale", "0.5", "1.5", "--threads", "1")), ("ours", ())]
+)
+def test_both_sides_of_the_training_step(module: str, own: tuple[str, ...]) -> None:
+    given = ("--steps", "3", "--warm-up", "1", "--batch", "2", "--crop", "64", *own)
+    printed = in_process(f"benchmarks.{module}", *given, *(["--no-score"] if module == "plain" else []))
+    assert json.loads(printed.splitlines()[-1])["step_s"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["inputs", "metric"])
+def test_the_measurements_start(name: str) -> None:
+    printed = in_process("benchmarks", name)
+    assert "| ratio |" in printed
