@@ -10,9 +10,9 @@ from __future__ import annotations
 import ctypes
 import functools
 
-# Parameters of mallopt(3).
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
-_PAD = 64 << 20
+# Parameters of mallopt(3). Blocks above 32 MiB still go back: kept, they would leave holes that nothing else fits into.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+_PAD, _LARGE = 64 << 20, 32 << 20
 
 
 @functools.cache
@@ -22,5 +22,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # no glibc: another system, or musl
         return False
-    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, _PAD))
-    return all([bool(mallopt(ctypes.c_int(name), ctypes.c_int(value))) for name, value in settings])
+    settings = ((_MMAP_THRESHOLD, _LARGE), (_TRIM_THRESHOLD, -1), (_TOP_PAD, _PAD))
+    return all(mallopt(ctypes.c_int(name), ctypes.c_int(value)) for name, value in settings)
