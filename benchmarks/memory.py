@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from benchmarks.common import in_process
@@ -28,7 +29,8 @@ def predict(side: int) -> None:
     classes = tuple(f"class {index}" for index in range(19))
     palette = tuple((index * 13, 255 - index * 13, 128) for index in range(19))
     protocol = Protocol(kind="sliding", window=(512, 512), precision="bf16")
-    model = Model(net, classes, palette, protocol=protocol)
+    net.eval()
+    model = Model(net, classes, palette, torch.device("cpu"), protocol, "bf16")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "large.jpg"

@@ -33,3 +33,8 @@ def test_both_sides_of_the_training_step(module: str, own: tuple[str, ...]) -> N
 def test_the_measurements_start(name: str) -> None:
     printed = in_process("benchmarks", name)
     assert "| ratio |" in printed
+
+
+@pytest.mark.slow
+def test_the_peak_of_memory_is_printed() -> None:
+    assert json.loads(in_process("benchmarks.memory", "600").splitlines()[-1])["peak_mib"] > 0
