@@ -5,6 +5,7 @@ status = in_child(train, folder, steps)         # the exit status; -9 for one th
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["torch", "tutelage.engine.loop", "tutelage.nets.build", "tutelage.pipeline.running"])
@@ -54,6 +56,31 @@ class Countdown:
             return function(*arguments, **named)
 
         return counted
+
+
+def write_half(countdown: Countdown) -> Callable[[dict[str, torch.Tensor], Path], None]:
+    """A ``save_file`` that dies when half of the ``number``-th file is written."""
+
+    def write(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        save_file(tensors, path)
+        countdown.calls += 1
+        if countdown.calls == countdown.number:
+            os.truncate(path, path.stat().st_size // 2)
+            die()
+
+    return write
+
+
+def kill_until_done(function: Callable[..., Any], folder: Path, seconds: Callable[[], float]) -> int:
+    """Start ``function(folder)`` again and again, killed after ``seconds()`` each time, until it ends; the kills."""
+    for kills in itertools.count():
+        process = start(function, folder)
+        process.join(seconds())
+        process.kill()
+        process.join()
+        if process.exitcode == 0:
+            return kills
+    raise AssertionError("unreachable")
 
 
 def count_disk_calls(countdown: Countdown) -> None:

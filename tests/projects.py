@@ -18,25 +18,28 @@ SIZE = (48, 64)
 CLASSES = ("road", "car", "sky", "tree", "sign")
 SPLITS = {"train": range(4), "val": range(4, 6)}
 
-RECIPE = """\
-tutelage: 1
-name: tiny
-out: runs
+DATA = """\
 data:
   city:
     root: data
     classes: [road, car, sky, tree, sign]
     splits: {train: train.txt, val: val.txt}
-nets:
-  small: {encoder: mobilenetv3_small_050, decoder: lraspp, width: 32}
+"""
+
+RECIPE = f"""\
+tutelage: 1
+name: tiny
+out: runs
+{DATA}nets:
+  small: {{encoder: mobilenetv3_small_050, decoder: lraspp, width: 32}}
 stages:
   student:
     method: supervised
-    nets: {student: small}
+    nets: {{student: small}}
     streams:
-      labeled: {data: city/train, batch: 2}
+      labeled: {{data: city/train, batch: 2}}
     steps: 2
-  score: {kind: evaluate, nets: [student], data: city/val}
+  score: {{kind: evaluate, nets: [student], data: city/val}}
 """
 
 

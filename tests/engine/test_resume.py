@@ -15,7 +15,7 @@ import torch
 from tests.engine.test_loop import CPU, settings
 from tests.engine.toy import Toy, ToyStream
 from tests.engine.victims import STEPS, train
-from tests.processes import in_child, start
+from tests.processes import in_child, kill_until_done
 from tutelage.engine.interruption import Interruption, StoppedError
 from tutelage.engine.log import read_log
 from tutelage.engine.loop import fit
@@ -99,14 +99,7 @@ def test_killed_at_random_moments(whole: Path, tmp_path: Path) -> None:
     for number in range(12):
         folder = tmp_path / str(number)
         folder.mkdir()
-        while True:
-            process = start(train, folder)
-            process.join(chance.uniform(0.0, 0.2))
-            process.kill()
-            process.join()
-            if process.exitcode == 0:
-                break
-            kills += 1
+        kills += kill_until_done(train, folder, lambda: chance.uniform(0.0, 0.2))
         assert_same(folder, whole)
     assert kills > 6
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.engine.toy import Toy, ToyStream
-from tests.processes import Countdown, count_disk_calls, die
+from tests.processes import Countdown, count_disk_calls, write_half
 from tutelage.engine import checkpoint
 from tutelage.engine.log import TrainingLog
 from tutelage.engine.loop import FitSettings, Hooks, fit
@@ -35,7 +35,7 @@ def train(folder: Path, where: str = "", number: int = 0) -> None:
     if where == "disk":
         count_disk_calls(countdown)
     elif where == "half a checkpoint":
-        checkpoint.save_file = countdown.before(save_file) if number == 0 else _half(countdown)  # type: ignore[attr-defined]
+        checkpoint.save_file = countdown.before(save_file) if number == 0 else write_half(countdown)  # type: ignore[attr-defined]
     elif where == "evaluation":
         evaluate = countdown.before(_score)
     elif where.startswith("SIG"):
@@ -72,17 +72,6 @@ def _saver(toy: Toy, folder: Path):  # type: ignore[no-untyped-def]
             save_file({name: value.contiguous().clone() for name, value in toy.student.state_dict().items()}, partial)
 
     return save_best
-
-
-def _half(countdown: Countdown):  # type: ignore[no-untyped-def]
-    def write_half(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        save_file(tensors, path)
-        countdown.calls += 1
-        if countdown.calls == countdown.number:
-            os.truncate(path, path.stat().st_size // 2)
-            die()
-
-    return write_half
 
 
 def _signal_after_step(toy: Toy, name: str, number: int) -> None:

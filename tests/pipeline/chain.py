@@ -6,15 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.projects import write_project
+from tests.projects import DATA, write_project
 from tutelage.engine.log import read_log
 
-TRAINING = """\
-data:
-  city:
-    root: data
-    classes: [road, car, sky, tree, sign]
-    splits: {train: train.txt, val: val.txt}
+TRAINING = (
+    DATA
+    + """\
 nets:
   small: {encoder: test_efficientnet, decoder: lraspp, width: 16}
 stages:
@@ -28,6 +25,7 @@ stages:
     log_every: 1
     evaluate: {data: city/val, every: 1}
 """
+)
 
 CHAIN = f"""\
 tutelage: 1

@@ -13,7 +13,7 @@ import pytest
 
 from tests.pipeline.chain import STAGES, assert_same, content, course, write_chain
 from tests.pipeline.victims import run, run_with_snapshots
-from tests.processes import in_child, start
+from tests.processes import in_child, kill_until_done
 from tutelage.cli import main
 from tutelage.runs.checkpoints import Checkpoints
 
@@ -108,14 +108,7 @@ def test_killed_at_random_moments(whole: Path, tmp_path: Path) -> None:
     for number in range(6):
         root = tmp_path / str(number)
         runs = write_chain(root)
-        while True:
-            process = start(run, root)
-            process.join(chance.uniform(0.1, 0.9) * takes)
-            process.kill()
-            process.join()
-            if process.exitcode == 0:
-                break
-            kills += 1
+        kills += kill_until_done(run, root, lambda: chance.uniform(0.1, 0.9) * takes)
         assert_same(runs, whole)
     assert kills > 3
 

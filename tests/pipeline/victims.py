@@ -12,10 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-
-from tests.processes import Countdown, count_disk_calls, die
+from tests.processes import Countdown, count_disk_calls, write_half
 from tutelage.cli import main
 from tutelage.engine import checkpoint
 from tutelage.methods.supervised import Supervised
@@ -34,7 +31,7 @@ def run(root: Path, where: str = "", number: int = 0, *arguments: str) -> None:
     if where == "disk":
         count_disk_calls(countdown)
     elif where == "half a checkpoint":
-        checkpoint.save_file = _half(countdown)  # type: ignore[attr-defined]
+        checkpoint.save_file = write_half(countdown)  # type: ignore[attr-defined]
     elif where.startswith("SIG"):
         Supervised.forward = _signalled(Supervised.forward, getattr(signal, where), number)  # type: ignore[method-assign]
     elif where:
@@ -112,17 +109,6 @@ def run_in_company(root: Path, rank: int, world: int, port: int, failing: int, *
 def _telling(path: Path) -> Iterator[None]:
     with open(path, "a", encoding="utf-8") as said, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         yield
-
-
-def _half(countdown: Countdown) -> Callable[..., None]:
-    def write_half(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        save_file(tensors, path)
-        countdown.calls += 1
-        if countdown.calls == countdown.number:
-            os.truncate(path, path.stat().st_size // 2)
-            die()
-
-    return write_half
 
 
 def _failing_at_the_second_call(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,8 +1,8 @@
 """The C library's allocator, told to keep what was freed.
 
 A training step frees and takes the same large tensors again and again. glibc hands such blocks back to the system each
-time, which then has to clear every page anew: a quarter of a step on a CPU. Kept blocks are used again at once; the
-peak of memory stays the same.
+time, which then has to clear every page anew; benchmarks/RESULTS.md has what that costs a step on a CPU. Kept blocks
+are used again at once.
 """
 
 from __future__ import annotations

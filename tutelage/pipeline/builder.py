@@ -22,7 +22,7 @@ from tutelage.nets.segmentor import Segmentor
 from tutelage.nets.storage import check_classes, load_segmentor, read_metadata
 from tutelage.nets.weights import fill
 from tutelage.recipe.reading import Read, method_settings
-from tutelage.recipe.references import WEIGHT_SUFFIXES, nearest, roles
+from tutelage.recipe.references import WEIGHT_SUFFIXES, listed, nearest, roles
 from tutelage.recipe.schema import AnnotateStage, TrainStage, find_method
 from tutelage.runs.store import Artefact
 
@@ -247,8 +247,3 @@ def _of_encoder(name: str) -> bool:
 def named(remedy: str, data: str) -> str:
     """A remedy of any data set as that of the recipe's ``data``, to be copied as it stands."""
     return remedy.replace("data.<name>", f"data.{data}")
-
-
-def listed(data: str | list[str]) -> list[str]:
-    """One name or several, as a list."""
-    return [data] if isinstance(data, str) else list(data)

@@ -9,10 +9,11 @@ from tutelage.data.checks import Finding, check_datasets
 from tutelage.data.dataset import Dataset
 from tutelage.data.proposal import look
 from tutelage.errors import DataError
-from tutelage.pipeline.builder import Builder, listed
+from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.display import Display
 from tutelage.pipeline.proposal_data import existing_splits, open_pairs
 from tutelage.recipe.reading import Read
+from tutelage.recipe.references import listed
 from tutelage.recipe.schema import AnnotateStage, EvaluateStage, Recipe, TrainStage
 
 
@@ -26,7 +27,6 @@ def check(read: Read, say: Callable[[str], None] = lambda text: None) -> list[Fi
             try:
                 datasets[reference] = builder.dataset(reference)
             except DataError as error:
-                datasets.pop(reference, None)
                 say(f"{reference}: {error}")
                 raise
     return _check(datasets, roles(read.recipe, builder), say)

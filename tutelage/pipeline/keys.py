@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tutelage.pipeline.builder import Builder, listed
+from tutelage.pipeline.builder import Builder
 from tutelage.recipe.reading import method_settings
-from tutelage.recipe.references import WEIGHT_SUFFIXES, roles
+from tutelage.recipe.references import WEIGHT_SUFFIXES, listed, roles
 from tutelage.recipe.schema import AnnotateStage, EvaluateStage, ReportStage, Stage, TrainStage, find_method
 from tutelage.runs.atomic import sha256
 from tutelage.runs.store import Store, content_key

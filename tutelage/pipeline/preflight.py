@@ -10,8 +10,8 @@ from tutelage.data.dataset import Dataset
 from tutelage.errors import DataError, TutelageError
 from tutelage.nets.checkpoints import require_file
 from tutelage.nets.encoders import check_name
-from tutelage.pipeline.builder import Builder, listed, named
-from tutelage.recipe.references import WEIGHT_SUFFIXES, roles
+from tutelage.pipeline.builder import Builder, named
+from tutelage.recipe.references import WEIGHT_SUFFIXES, listed, roles
 from tutelage.recipe.schema import EvaluateStage, TrainStage, find_method
 
 

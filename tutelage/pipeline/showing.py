@@ -21,10 +21,11 @@ from tutelage.data.labels import IGNORE
 from tutelage.data.stream import Stream
 from tutelage.data.views import Batch, Geometries, View
 from tutelage.errors import RunError
-from tutelage.pipeline.builder import Builder, Say, listed
+from tutelage.pipeline.builder import Builder, Say
 from tutelage.pipeline.keys import seed_of, stage_content
 from tutelage.pipeline.sheet import Block, Bytes, Cell, Group, Swatch, draw_sheet
 from tutelage.recipe.reading import Read
+from tutelage.recipe.references import listed
 from tutelage.recipe.schema import AnnotateStage, TrainStage
 from tutelage.runs.atomic import writing
 from tutelage.runs.store import Store, content_key

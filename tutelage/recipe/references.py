@@ -71,7 +71,7 @@ def _train(recipe: Recipe, stage: TrainStage, place: tuple[str, str], known: _Kn
         if part not in ("", "encoder"):
             yield (*place, "init", target), f"{target!r} is no net and no encoder; write {role} or {role}.encoder"
     for stream, settings in stage.streams.items():
-        names = [settings.data] if isinstance(settings.data, str) else settings.data
+        names = listed(settings.data)
         for name in names:
             yield from _data(name, (*place, "streams", stream, "data"), known)
         if settings.draws_of is not None and settings.draws_of not in stage.streams:
@@ -124,13 +124,18 @@ def roles(recipe: Recipe, stage: TrainStage) -> dict[str, str]:
     return {"student": "student" if "student" in recipe.nets else next(iter(recipe.nets), "student")}
 
 
+def listed(data: str | list[str]) -> list[str]:
+    """One name or several, as a list."""
+    return [data] if isinstance(data, str) else list(data)
+
+
 def stages_before(recipe: Recipe, name: str) -> list[str]:
     """The stages whose artefacts stage ``name`` reads, directly."""
     stage = recipe.stages[name]
     if isinstance(stage, TrainStage):
         data = [stage.evaluate.data] if stage.evaluate is not None else []
         for settings in stage.streams.values():
-            data += [settings.data] if isinstance(settings.data, str) else settings.data
+            data += listed(settings.data)
         nets = [source for source in stage.init.values() if not source.endswith(WEIGHT_SUFFIXES)]
         references = [*stage.inputs.values(), *nets, *data]
     elif isinstance(stage, AnnotateStage):
