@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.common import machine
 
-ALL = ("inputs", "metric", "scoring", "training", "memory")
+ALL = ("inputs", "metric", "scoring", "training", "memory", "relations", "distillation", "teacher_cache")
 
 
 def main() -> None:

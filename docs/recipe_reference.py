@@ -20,11 +20,12 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from tutelage.cli import _parser
+from tutelage.methods.distillation.term import WeightOrSettings
 from tutelage.recipe.schema import METHODS, MethodChoice, Recipe, find_method
 from tutelage.settings import Settings
 
 _COMMAND_WIDTH = "100"
-_MARK = re.compile(r"^<!-- generated: ([a-z_ ]+) -->$", re.MULTILINE)
+_MARK = re.compile(r"^<!-- generated: ([a-z_ -]+) -->$", re.MULTILINE)
 _PLAIN = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null"}
 _BOUNDS = {"gt": "above", "ge": "from", "lt": "below", "le": "to", "multiple_of": "multiple of"}
 
@@ -150,29 +151,19 @@ def _methods() -> str:
             ]
         )
     ]
-    nested: dict[type[Settings], None] = {}
+    nested: dict[type[Settings], list[str]] = {}
     for name in METHODS:
         method = find_method(name)
         head = f"### `stages.<name>.method`, name: `{name}`"
         parts.append("\n".join([head, "", _sentence(method.__doc__), "", method_reference(name)]))
-        for field in method.Settings.model_fields.values():
-            nested.update(dict.fromkeys(inner for inner, _ in _nested(field.annotation)))
+        _find_places(method.Settings, "", nested)
     reachable: dict[type[Settings], list[str]] = {}
     _find_places(Recipe, "", reachable)
-    for model in nested:
-        if model not in reachable:
-            key = _key_of(model)
-            parts.append(_section(model, f"`stages.<name>.method.{key}`", []))
+    for model, found in nested.items():
+        if model not in reachable and found[0]:  # what stands nowhere is a method's own settings
+            places = [f"stages.<name>.method.{place}" for place in dict.fromkeys(found)]
+            parts.append(_section(model, f"`{places[0]}`", places))
     return "\n\n".join(parts)
-
-
-def _key_of(model: type[Settings]) -> str:
-    """The key under which a method has a group of settings."""
-    for name in METHODS:
-        for key, field in find_method(name).Settings.model_fields.items():
-            if any(inner is model for inner, _ in _nested(field.annotation)):
-                return key
-    raise KeyError(model.__name__)
 
 
 def _table(model: type[Settings]) -> str:
@@ -185,7 +176,8 @@ def _table(model: type[Settings]) -> str:
 
 
 def _value(field: FieldInfo) -> str:
-    return _type(field.annotation) + _bounds(field.metadata)
+    value = _type(field.annotation) + _bounds(field.metadata)
+    return f"number (the weight) or {value}" if WeightOrSettings in field.metadata else value
 
 
 def _bounds(metadata: typing.Iterable[Any]) -> str:

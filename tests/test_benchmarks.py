@@ -38,3 +38,12 @@ def test_the_measurements_start(name: str) -> None:
 @pytest.mark.slow
 def test_the_peak_of_memory_is_printed() -> None:
     assert json.loads(in_process("benchmarks.memory", "600").splitlines()[-1])["peak_mib"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pair", "memory"])
+@pytest.mark.parametrize("way", ["dense", "fp32", "bf16"])
+def test_relational_losses_are_measured(kind: str, way: str) -> None:
+    found = json.loads(in_process("benchmarks.relations", kind, way, "--small").splitlines()[-1])
+    assert found["loss"] > 0
+    assert all(spent > 0 for spent in found["times"])

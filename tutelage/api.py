@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tutelage.data.checks import Finding
+    from tutelage.data.dataset import Classes
     from tutelage.deploy.model import Model
     from tutelage.deploy.outputs import Kind
     from tutelage.deploy.predict import PredictReport
     from tutelage.evaluation.comparison import Comparison
     from tutelage.evaluation.protocol import Protocol
     from tutelage.nets.catalogue import Row
+    from tutelage.nets.published.importing import Imported
+    from tutelage.pipeline.laddering import Outcome as Ladder
+    from tutelage.pipeline.laddering import PlannedRung
     from tutelage.pipeline.running import Outcome, Planned
     from tutelage.pipeline.smoke import Cost
     from tutelage.recipe.reading import Read
@@ -45,6 +49,35 @@ def estimate(recipe: PathLike, stage: str, overrides: Sequence[str] = ()) -> Cos
     from tutelage.pipeline.smoke import smoke
 
     return smoke(_read(recipe, overrides), stage)
+
+
+def ladder(
+    recipe: PathLike,
+    overrides: Sequence[str] = (),
+    *,
+    only: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    report_only: bool = False,
+    quiet: bool = True,
+) -> Ladder:
+    """Train and score the rungs of a recipe's ladder, or those in ``only``, and write what pays and what does not."""
+    from tutelage.pipeline import laddering
+
+    return laddering.run(_read(recipe, overrides), rungs=only, seeds=seeds, report_only=report_only, quiet=quiet)
+
+
+def plan_ladder(
+    recipe: PathLike,
+    overrides: Sequence[str] = (),
+    *,
+    only: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    measure: bool = True,
+) -> list[PlannedRung]:
+    """What :func:`ladder` would train; with ``measure``, how long it takes, from a few steps of each rung."""
+    from tutelage.pipeline import laddering
+
+    return laddering.plan(_read(recipe, overrides), rungs=only, seeds=seeds, measure=measure)
 
 
 def check(recipe: PathLike, overrides: Sequence[str] = (), *, quiet: bool = True) -> list[Finding]:
@@ -217,6 +250,40 @@ def models(size: tuple[int, int] = (512, 1024), classes: int = 19) -> list[Row]:
     return rows(size, classes)
 
 
+def import_checkpoint(
+    file: PathLike,
+    *,
+    net: str,
+    out: PathLike,
+    classes: int | str | None = None,
+    like: PathLike | None = None,
+    force: bool = False,
+) -> Imported:
+    """Make a published checkpoint of the net ``net`` (``deeplabv3_resnet18_v1`` ...) a net file that every verb reads.
+
+    Its classes are a number, ``"a,b,c"`` or a file of names, or those of the recipe ``like``. Says what was loaded;
+    refuses a file that does not hold the whole net.
+    """
+    from tutelage.errors import RunError
+    from tutelage.nets.published import importing
+    from tutelage.nets.storage import save_segmentor
+    from tutelage.pipeline.builder import Builder
+
+    target = Path(out)
+    if target.suffix != ".safetensors":
+        raise RunError(f"a net file is called NAME.safetensors, not {target.name}", f"--out {target.stem}.safetensors")
+    if target.exists() and not force:
+        raise RunError(f"{target} exists", "give --force to replace it, or another --out")
+    if (classes is None) == (like is None):
+        raise RunError("the classes of the net are not known", "give either --classes or --like")
+    importing.settings_of(net)  # before any data is opened
+    task = _named_classes(str(classes)) if like is None else Builder(_read(like, ())).classes
+    imported, report = importing.import_checkpoint(Path(file), net, len(task))
+    facts = {"imported": {"file": Path(file).name, "net": net}}
+    save_segmentor(imported, target, classes=task.names, palette=task.palette, extra=facts)
+    return report
+
+
 def doctor(*, hub: bool = False) -> tuple[str, bool]:
     """Versions, devices and weights as text, and whether all that is needed works; ``hub`` uses the network."""
     from tutelage.pipeline.doctor import diagnose
@@ -261,6 +328,18 @@ def toycity(
         {"kind": "toycity", "root": str(out), "splits": splits, "size": size, "domain": domain, "seed": seed}
     )
     open_data(settings, Path.cwd())
+
+
+def _named_classes(text: str) -> Classes:
+    """``19``, ``a,b,c`` or a file of names as classes."""
+    from tutelage.data.dataset import Classes
+    from tutelage.data.proposal.names import given_names
+
+    if text.isdecimal():
+        return Classes(tuple(f"class {number}" for number in range(int(text))))
+    given = given_names(text)
+    free = Classes(given.names)
+    return Classes(free.names, tuple(map(given.colours.get, free.names, free.palette)))
 
 
 def _read(recipe: PathLike, overrides: Sequence[str]) -> Read:

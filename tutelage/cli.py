@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -104,6 +106,14 @@ def _parser() -> argparse.ArgumentParser:
     plan = with_recipe(command("plan", _plan, "say what a run would do, why, and how long it takes"))
     plan.add_argument("--no-smoke", action="store_true", help="do not run two steps of each stage to estimate time")
 
+    ladder = with_recipe(command("ladder", _ladder, "say whether a teacher pays: train with and without, and compare"))
+    ladder.add_argument("--only", action="append", default=[], metavar="RUNG", help="train only this (repeatable)")
+    ladder.add_argument("--seeds", nargs="+", default=[], metavar="SEED", help="train only these seeds")
+    ladder.add_argument("--report-only", action="store_true", help="train nothing, write the table of what is finished")
+    ladder.add_argument("--plan", action="store_true", help="train nothing, say what would be and how long it takes")
+    ladder.add_argument("--no-smoke", action="store_true", help="with --plan: do not run a few steps to estimate time")
+    ladder.add_argument("--quiet", action="store_true", help="print errors only")
+
     show = with_recipe(command("show", _show, "write pictures of exactly what the nets see"))
     show.add_argument("--out", type=Path, default=Path("shown"), help="folder for the pictures (default: shown)")
     show.add_argument("--stage", action="append", default=[], metavar="STAGE", help="only this stage (repeatable)")
@@ -167,6 +177,14 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--size", default="512x1024", help="input height x width for the FLOPs (default: 512x1024)")
     models.add_argument("--classes", type=int, default=19)
 
+    imported = command("import-checkpoint", _import_checkpoint, "make a published checkpoint a net file of tutelage")
+    imported.add_argument("file", type=Path, help="checkpoint of CIRKD's repository (a state dict)")
+    imported.add_argument("--net", required=True, help="which net, e.g. deeplabv3_resnet18_v1, segformer_b0")
+    imported.add_argument("--classes", help="number of classes, or a,b,c, or a file with class names")
+    imported.add_argument("--like", type=Path, metavar="RECIPE", help="take class names and colours from a recipe")
+    imported.add_argument("--out", type=Path, required=True, help="net file to write (.safetensors)")
+    imported.add_argument("--force", action="store_true", help="replace a file that exists")
+
     doctor = command("doctor", _doctor, "print versions, devices and weights, and the fix for what is wrong")
     doctor.add_argument("--hub", action="store_true", help="also try to reach the weight hub (uses the network)")
 
@@ -200,6 +218,25 @@ def _plan(given: argparse.Namespace) -> int:
         return api.estimate(given.recipe, stage, given.overrides)
 
     print(tables.plan_table(api.plan(given.recipe, given.overrides), None if given.no_smoke else estimate))
+    return 0
+
+
+def _ladder(given: argparse.Namespace) -> int:
+    from tutelage import api, tables
+
+    # Overrides that stand behind `--seeds 0 1` are read as seeds.
+    overrides = [*given.overrides, *(text for text in given.seeds if "=" in text)]
+    seeds = [text for text in given.seeds if "=" not in text]
+    if not all(re.fullmatch(r"-?\d+", seed) for seed in seeds):
+        raise RecipeError(f"these are no seeds: {' '.join(seeds)}", "e.g. --seeds 0 1")
+    which: dict[str, Any] = {"only": given.only, "seeds": [int(seed) for seed in seeds]}
+    if given.plan:
+        planned = api.plan_ladder(given.recipe, overrides, **which, measure=not given.no_smoke)
+        print(tables.ladder_plan_table(planned))
+        return 0
+    outcome = api.ladder(given.recipe, overrides, **which, report_only=given.report_only, quiet=given.quiet)
+    if not given.quiet and os.environ.get("RANK", "0") == "0":  # of several processes, one says it
+        print(tables.ladder_table(outcome))
     return 0
 
 
@@ -318,6 +355,16 @@ def _models(given: argparse.Namespace) -> int:
 
     size = _size(given.size)
     print(tables.model_table(api.models(size, given.classes), size, given.classes))
+    return 0
+
+
+def _import_checkpoint(given: argparse.Namespace) -> int:
+    from tutelage import api
+
+    report = api.import_checkpoint(
+        given.file, net=given.net, out=given.out, classes=given.classes, like=given.like, force=given.force
+    )
+    print(f"{report}\nwrote {given.out}")
     return 0
 
 

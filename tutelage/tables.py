@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tutelage.nets.catalogue import Row
+    from tutelage.pipeline.laddering import Outcome as Ladder
+    from tutelage.pipeline.laddering import PlannedRung
     from tutelage.pipeline.running import Planned
     from tutelage.pipeline.smoke import Cost
 
@@ -30,9 +32,45 @@ def plan_table(rows: Sequence[Planned], estimate: Callable[[str], Cost | str] | 
             f"{'':<{wide}}  about {_duration(cost.hours)} ({cost.step_seconds:.2f} s a step{extra}), "
             f"{cost.memory_mib:.0f} MiB of memory, {cost.disk_mib:.0f} MiB of disk"
         )
+        lines += [f"{'':<{wide}}  {cost.cache}"] if cost.cache else []
     if hours:
         lines.append(f"training in all: about {_duration(hours)} on this machine as it is now")
     return "\n".join(lines)
+
+
+def ladder_plan_table(rows: Sequence[PlannedRung]) -> str:
+    """What a ladder would train, rung by rung, and what that costs."""
+    wide = max(len(row.name) for row in rows)
+    lines, hours = [], 0.0
+    for row in rows:
+        trials = f", {row.trials} trials" if row.trials else ""
+        lines.append(f"{row.name:<{wide}}  {row.done} done, {row.missing} to train{trials}")
+        if isinstance(row.cost, str):
+            lines.append(f"{'':<{wide}}  no estimate: {row.cost}")
+        elif row.cost is not None:
+            hours += row.hours
+            lines.append(
+                f"{'':<{wide}}  about {_duration(row.hours)} ({row.cost.step_seconds:.2f} s a step), "
+                f"{row.cost.memory_mib:.0f} MiB of memory"
+            )
+            lines += [f"{'':<{wide}}  {row.cost.cache}"] if row.cost.cache else []
+    if hours:
+        lines.append(f"training in all: about {_duration(hours)} on this machine as it is now, without the teacher's")
+    return "\n".join(lines)
+
+
+def ladder_table(ladder: Ladder) -> str:
+    """The ladder's result, aligned, a sentence for each rung, and where the files are."""
+    from tutelage.report.ladder import HEAD, cells, missing, notes, sentence
+
+    content = ladder.content
+    rows = [HEAD, *(cells(content, rung) for rung in content.rungs)]
+    wide = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
+    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, wide, strict=True)).rstrip() for row in rows]
+    sentences = [f"{rung.name}: {sentence(content, rung)}" for rung in content.rungs if rung.name != content.plain]
+    lacking = [f"missing: {'; '.join(missing(content))}"] if missing(content) else []
+    files = [str(path) for path in (ladder.files.markdown, ladder.files.page, ladder.files.json)]
+    return "\n".join([*lines, "", *sentences, "", *notes(content), *lacking, *files])
 
 
 def _duration(hours: float) -> str:

@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tutelage.losses.adversarial import SOURCE, TARGET, domain_loss, entropy, self_information
+from tutelage.losses.adversarial import (
+    SOURCE,
+    TARGET,
+    critic_loss,
+    domain_loss,
+    entropy,
+    fooling_loss,
+    gradient_penalty,
+    self_information,
+)
 
 
 def of_probabilities(*probabilities: float) -> Tensor:
@@ -70,3 +79,38 @@ def test_a_net_that_fools_moves_the_scores_to_the_source(kind) -> None:  # type:
 def test_scores_of_any_size_stay_finite() -> None:
     assert torch.isfinite(domain_loss(torch.tensor([-1e4, 1e4]), TARGET))
     assert domain_loss(torch.zeros(3, dtype=torch.float64), TARGET).dtype == torch.float64
+
+
+def test_a_critics_losses_by_hand() -> None:
+    student, teacher = torch.tensor([0.5, -3.0]), torch.tensor([0.25, 2.0])
+    assert fooling_loss(student).item() == pytest.approx(1.25)
+    assert critic_loss(student, teacher).item() == pytest.approx((0.75 + 0) / 2 + (1.5 + 0) / 2)
+    assert critic_loss(student, teacher, "wasserstein").item() == pytest.approx(-1.25 - 1.125)
+
+
+def test_a_critic_and_its_student_pull_in_opposite_directions() -> None:
+    scores = torch.zeros(3, requires_grad=True)
+    (down,) = torch.autograd.grad(fooling_loss(scores), scores)
+    (up,) = torch.autograd.grad(critic_loss(scores, torch.zeros(3)), scores)
+    assert (down < 0).all()
+    assert (up > 0).all()
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.5, 1.0, 3.0])
+def test_the_penalty_of_a_linear_critic_by_hand(slope: float) -> None:
+    """It scores slope times one element: the gradient has that length everywhere."""
+    weight = torch.tensor(slope, requires_grad=True)
+    student, teacher = torch.zeros(2, 3, 4, 4, requires_grad=True), torch.ones(2, 3, 4, 4)
+    penalty = gradient_penalty(lambda x: weight * x[:, 0, 0, 0], student, teacher, torch.rand(2, 1, 1, 1))
+    assert penalty.item() == pytest.approx((slope - 1) ** 2)
+    penalty.backward()
+    assert weight.grad.item() == pytest.approx(2 * (slope - 1) if slope else 0)
+    assert student.grad is None
+
+
+def test_the_penalty_lies_between_the_nets() -> None:
+    """alpha = 1 is the teacher, 0 the student: the slope of half the square is the place itself."""
+    student, teacher = torch.full((1, 1, 1, 1), 3.0), torch.full((1, 1, 1, 1), 5.0)
+    for alpha, place in ((0.0, 3.0), (1.0, 5.0), (0.25, 3.5)):
+        found = gradient_penalty(lambda x: x**2 / 2, student, teacher, torch.full((1, 1, 1, 1), alpha))
+        assert found.item() == pytest.approx((place - 1) ** 2)

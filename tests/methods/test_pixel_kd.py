@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from tests.methods.cases import FACTS, Stub, batch, changed, copied, gradients, terms, tiny, train
 from tutelage.losses.distillation import pixel_kd
+from tutelage.methods.distillation.distill import on_grid
 from tutelage.methods.pixel_kd import PixelKD
 
 
@@ -35,8 +35,7 @@ def test_a_teacher_on_another_grid_is_brought_to_the_students(student_stride: in
     kd, given = method(Stub(0, student_stride), Stub(1, teacher_stride)), batch(1, size=(48, 40))
     image = given["weak"].image
     student, teacher = kd.student(image).logits, kd.teacher(image).logits
-    grid = student.shape[2:]
-    resized = F.interpolate(teacher, grid, mode="bilinear", align_corners=False)
+    resized = on_grid(teacher, student)
     torch.testing.assert_close(terms(kd, {"labeled": given})["pixel_kd"], pixel_kd(student, resized))
     if student_stride == teacher_stride:
         assert torch.equal(resized, teacher)
@@ -53,7 +52,7 @@ def test_ignored_positions_count_in_the_distillation_alone() -> None:
 def test_gradients_reach_the_student_alone() -> None:
     kd = method()
     sum(terms(kd, {"labeled": batch(1)}).values()).backward()  # type: ignore[union-attr]
-    assert gradients(kd) == {"student": True, "teacher": False, "task": False}
+    assert {name for name, reached in gradients(kd).items() if reached} == {"student"}
     assert all(p.grad is None for p in kd.teacher.parameters())
 
 
@@ -78,7 +77,7 @@ def test_a_trained_teacher_is_in_evaluation_mode_and_stays_byte_for_byte() -> No
 def test_without_weight_it_is_supervised_training() -> None:
     given = batch(3)
     found = terms(method(weight=0.0), {"labeled": given})
-    assert found["pixel_kd"].item() == 0
+    assert found.keys() == {"cross_entropy"}
     assert found["cross_entropy"].item() > 0
 
 

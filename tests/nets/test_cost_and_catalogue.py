@@ -9,7 +9,7 @@ from torch import nn
 from tutelage.errors import TutelageError
 from tutelage.nets.build import build
 from tutelage.nets.catalogue import CATALOGUE, USUAL_CLASSES, USUAL_SIZE, compute, rows, settings_of
-from tutelage.nets.cost import flops, latency, parameters
+from tutelage.nets.cost import counting, flops, latency, parameters
 from tutelage.nets.settings import NetSettings
 
 
@@ -17,6 +17,29 @@ def test_a_convolution_is_counted_as_by_hand() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1))
     assert parameters(net) == (3 * 9 + 1) * 8 + 2 * 8 + (8 + 1) * 4
     assert flops(net, (10, 12)) == 10 * 12 * (3 * 9 * 8 + 8 * 4)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.Conv2d(8, 16, 3, stride=2, groups=2),
+        nn.ConvTranspose2d(8, 4, 2, stride=2),
+    ],
+)
+def test_a_step_takes_thrice_what_a_pass_takes(net: nn.Module) -> None:
+    """Also of convolutions in groups, whose backward pass torch's own formula counts once too often for each group."""
+    image = torch.rand(2, 8, 10, 12, requires_grad=True)
+    with counting() as counted:
+        result = net(image)
+        forward = counted()
+        result.sum().backward()
+    assert forward > 0
+    assert counted() == 3 * forward
+    with counting() as counted:
+        net(image.detach()).sum().backward()
+    assert counted() == 2 * forward
 
 
 def test_attention_is_counted_and_the_net_is_left_as_it_was() -> None:

@@ -68,7 +68,7 @@ def content(runs: Path) -> dict[str, bytes]:
 def _lasting(runs: Path) -> Iterator[Path]:
     for manifest in sorted(runs.glob("*/artefact.json")):
         for path in sorted(manifest.parent.rglob("*")):
-            if path.is_file() and path.name not in ("times.json", "log.jsonl", "lock"):
+            if path.is_file() and path.name not in ("times.json", "cost.json", "log.jsonl", "lock"):
                 yield path
 
 

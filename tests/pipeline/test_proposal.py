@@ -33,7 +33,12 @@ def test_a_folder_becomes_a_recipe_that_runs(city: Path, monkeypatch: pytest.Mon
     trained = {name for name, stage in recipe.stages.items() if isinstance(stage, TrainStage)}
     assert trained == {"teacher", "baseline", "distilled", "semi", "adapted"}
     assert {"score", "score_target", "report"} <= set(recipe.stages)
-    small = ["run.threads=1", "nets.teacher.encoder=mobilenetv3_small_050", "nets.teacher.weights=null"]
+    small = [
+        "run.threads=1",
+        "run.weak_teacher=warn",
+        "nets.teacher.encoder=mobilenetv3_small_050",
+        "nets.teacher.weights=null",
+    ]
     small += ["nets.teacher.decoder=lraspp", "nets.student.encoder=mobilenetv3_small_050", "nets.student.weights=null"]
     small += [f"stages.{name}.steps=1" for name in trained]
     small += [f"stages.{name}.evaluate.every=1" for name in trained - {"adapted"}]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -78,6 +78,11 @@ def _permutation(seed: int, stream: str, round_: int, length: int) -> np.ndarray
     return generator(seed, stream, "sample", round_).permutation(length)
 
 
+def sample_name(dataset: Dataset, index: int) -> str:
+    """What batches call image ``index`` of a data set."""
+    return f"{dataset.name}:{dataset.samples[index].name}"
+
+
 @dataclass
 class Stream:
     """An endless sequence of batches over pooled datasets."""
@@ -122,6 +127,16 @@ class Stream:
         round_, place = divmod(position, len(self._index))
         dataset, sample = self._index[_permutation(self.seed, self._key, round_, len(self._index))[place]]
         return int(dataset), int(sample)
+
+    def view_size(self) -> tuple[int, int]:
+        """Height and width of what the first view shows; without a crop, of the first position's image."""
+        first = next(iter(self.views.values()))
+        crop = (first.augment or self.augment).crop
+        if crop is not None:
+            return crop
+        cuts: Any = self.load(0)["cuts"]
+        height, width = next(iter(cuts.values()))[0].shape[:2]
+        return int(height), int(width)
 
     def load(self, position: int) -> dict[str, object]:
         """Everything that a worker makes of one position; a pure function of it.
@@ -175,7 +190,7 @@ class Stream:
                     geometry,
                 )
             colours[view] = (cut, draw_colour(settings.colour, self.seed, f"{self._key}/{view}", position))
-        return {"cuts": cuts, "colours": colours, "position": position, "sample": f"{data.name}:{record.name}"}
+        return {"cuts": cuts, "colours": colours, "position": position, "sample": sample_name(data, sample)}
 
     def collate(self, items: Sequence[dict]) -> RawBatch:
         """Samples of one micro-batch as one batch."""

@@ -126,6 +126,16 @@ def _widen(key: str, values: Tensor) -> Tensor:
     return values.to(torch.int64) if key == "label" else values.to(torch.float32) / 255.0
 
 
+def places(geometry: Geometries, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Where the cells of a grid (h, w) over the view lie in their source: y and x (B, h, w) float64, in its pixels."""
+    matrix, (height, width) = geometry.matrix, grid
+    y = (torch.arange(height, device=matrix.device, dtype=torch.float64) + 0.5) * (geometry.size[0] / height)
+    x = (torch.arange(width, device=matrix.device, dtype=torch.float64) + 0.5) * (geometry.size[1] / width)
+    source_x = matrix[:, 0, 0, None, None] * x + matrix[:, 0, 1, None, None] * y[:, None] + matrix[:, 0, 2, None, None]
+    source_y = matrix[:, 1, 0, None, None] * x + matrix[:, 1, 1, None, None] * y[:, None] + matrix[:, 1, 2, None, None]
+    return source_y, source_x
+
+
 def warp(
     map_: Tensor, geometry: Geometries, grid: tuple[int, int] | None = None, mode: str = "nearest", fill: float = 0.0
 ) -> Tensor:
@@ -138,12 +148,7 @@ def warp(
     planes = map_ if map_.ndim == 4 else map_[:, None]
     rows, columns = planes.shape[-2:]
     height, width = grid or geometry.size
-    y = (torch.arange(height, device=map_.device, dtype=torch.float64) + 0.5) * (geometry.size[0] / height)
-    x = (torch.arange(width, device=map_.device, dtype=torch.float64) + 0.5) * (geometry.size[1] / width)
-    matrix = geometry.matrix
-    # (B, h, w): where each output pixel lies in its source, in units of the whole source.
-    source_x = matrix[:, 0, 0, None, None] * x + matrix[:, 0, 1, None, None] * y[:, None] + matrix[:, 0, 2, None, None]
-    source_y = matrix[:, 1, 0, None, None] * x + matrix[:, 1, 1, None, None] * y[:, None] + matrix[:, 1, 2, None, None]
+    source_y, source_x = places(geometry, (height, width))
     extent_y, extent_x = geometry.source[:, 0, None, None], geometry.source[:, 1, None, None]
     inside = (source_x >= 0) & (source_x < extent_x) & (source_y >= 0) & (source_y < extent_y)
     if mode == "nearest":

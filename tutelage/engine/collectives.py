@@ -79,6 +79,15 @@ def gather_rows(rows: Tensor) -> Tensor:
     return torch.cat([part[: int(n)] for part, n in zip(parts, counts, strict=True)])
 
 
+def gather_equal(rows: Tensor) -> Tensor:
+    """Rows (n, ...) of all ranks, in the order of ranks; n is the same everywhere. Not differentiable."""
+    if not active():
+        return rows
+    parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world())]
+    dist.all_gather(parts, rows.detach().contiguous())
+    return torch.cat(parts)
+
+
 def from_first(text: str) -> str:
     """Rank 0's text, on every rank."""
     if not active():

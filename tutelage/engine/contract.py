@@ -63,6 +63,8 @@ class Facts:
     """Number of classes."""
     pixel_counts: Callable[[], Sequence[int]] = lambda: ()
     """Counts the pixels of each class in the labelled training masks (reads them all, once)."""
+    size: tuple[int, int] | None = None
+    """Height and width of the crops of the first stream; ``None``: they differ."""
 
 
 class Carry(UserDict[str, Tensor]):

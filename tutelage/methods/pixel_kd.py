@@ -2,8 +2,7 @@
 
     L = L_task + w * T^2 * mean over positions of KL(softmax(z_T / T) || softmax(z_S / T))
 
-Taken on the student's grid; a teacher whose logits lie on another grid is resized to it. Ignored and padded
-positions count. Source: the classic 2015 form, per pixel, as CIRKD and its baselines use it.
+The simplest combination of :mod:`tutelage.methods.distillation`, under its own name.
 """
 
 from __future__ import annotations
@@ -11,15 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from tutelage.data.views import Batch
-from tutelage.engine.contract import Facts, Method, Needs, Tick
-from tutelage.losses.distillation import pixel_kd
-from tutelage.losses.resize import resize_logits
-from tutelage.methods.supervised import TaskLoss, TaskSettings, Weight
+from tutelage.engine.contract import Facts
+from tutelage.methods.distillation.cache import CacheSettings
+from tutelage.methods.distillation.distill import Distill, DistillSettings, Losses
+from tutelage.methods.distillation.pixel_kd import PixelKDTermSettings
+from tutelage.methods.supervised import TaskSettings, Weight
 from tutelage.nets.segmentor import Segmentor
 from tutelage.settings import Settings
 
@@ -33,35 +30,18 @@ class PixelKDSettings(Settings):
     """w: weight of the distillation term."""
     task: TaskSettings = TaskSettings()
     """The loss on labels beside it."""
+    cache: CacheSettings | None = None
+    """Replay what the teacher said once of every image; null: it sees every crop. The manual's page on training says
+    when that pays."""
 
 
-class PixelKD(Method):
+class PixelKD(Distill):
     """A frozen teacher and labels teach the student on the same crops."""
 
     Settings = PixelKDSettings
-    streams = {"labeled": Needs(labels=True, views=("weak",), about="images with masks")}
-    teachers = ("teacher",)
+    version = 2
 
     def __init__(self, nets: Mapping[str, Segmentor], settings: PixelKDSettings, facts: Facts) -> None:
-        super().__init__()
-        self.student = nets["student"]
-        self.teacher = nets["teacher"]
-        self.task = TaskLoss(settings.task, facts)
-        self.settings = settings
-
-    def counts(self, batches: Mapping[str, Batch]) -> Mapping[str, Tensor]:
-        """The weight of the valid labels."""
-        return {"labeled": self.task.counts(batches["labeled"]["weak"].label)}
-
-    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
-        """One labelled batch, seen by both nets."""
-        view = batches["labeled"]["weak"]
-        with torch.no_grad():
-            taught = self.teacher(view.image).logits
-        prediction = self.student(view.image)
-        terms: dict[str, Tensor] = self.task(prediction, self.student.stride, view.label, tick.share("labeled"))
-        grid = (prediction.logits.shape[2], prediction.logits.shape[3])
-        if taught.shape[2:] != prediction.logits.shape[2:]:
-            taught = resize_logits(taught, grid, "centers", self.teacher.stride)
-        terms["pixel_kd"] = self.settings.weight * pixel_kd(prediction.logits, taught, self.settings.temperature)
-        return terms
+        term = PixelKDTermSettings(weight=settings.weight, temperature=settings.temperature)
+        losses = Losses(pixel_kd=term)
+        super().__init__(nets, DistillSettings(losses=losses, task=settings.task, cache=settings.cache), facts)

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 
 def parameters(net: nn.Module) -> int:
@@ -43,6 +46,32 @@ def flops(net: nn.Module, size: tuple[int, int]) -> int:
         for module, training in modes:
             module.training = training
     return counter.get_total_flops() // 2
+
+
+@contextmanager
+def counting() -> Iterator[Callable[[], float]]:
+    """Counts the multiply-adds of everything in the block, backward passes included; yields what tells the number."""
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _backward})
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        yield lambda: counter.get_total_flops() / 2
+
+
+def _backward(
+    grad_out: Sequence[int],
+    x: Sequence[int],
+    weight: Sequence[int],
+    _bias: Any,
+    _stride: Any,
+    _padding: Any,
+    _dilation: Any,
+    transposed: bool,
+    _output_padding: Any,
+    _groups: int,
+    output_mask: Sequence[bool],
+    **_: Any,
+) -> int:
+    """Each gradient of a convolution takes what the convolution takes; torch counts those of groups too often."""
+    return sum(output_mask[:2]) * conv_flop_count(list(x), list(weight), list(grad_out), transposed)
 
 
 def latency(net: nn.Module, size: tuple[int, int], *, repeats: int = 20, warm_up: int = 5) -> float:

@@ -1,10 +1,10 @@
 """Decoders: from an encoder's levels to the embedding that the last 1x1 classifier reads.
 
-All but LR-ASPP are segmentation-models-pytorch's, taken out of its public model classes. Its heads are left out
-(their convolution is 1x1 or 3x3 and they enlarge the logits): here every net ends in one 1x1 classifier on the
-decoder's own grid. DeepLabV3+ and FPN resize with aligned corners inside, as that library does. Decoders with
-a global pooling branch and BatchNorm (deeplabv3, deeplabv3plus, upernet) need at least two images a batch in
-training.
+All but LR-ASPP and the heads of published nets are segmentation-models-pytorch's, taken out of its public model
+classes. Its heads are left out (their convolution is 1x1 or 3x3 and they enlarge the logits): here every net ends in
+one 1x1 classifier on the decoder's own grid. DeepLabV3+ and FPN resize with aligned corners inside, as that library
+does. Decoders with a global pooling branch and BatchNorm (deeplabv3, deeplabv3plus, upernet) need at least two images a
+batch in training.
 
 Dimensions: B batch, C channels, D embedding, h w a level's grid.
 """
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 import tutelage.torchvision_operators  # noqa: F401  (before segmentation_models_pytorch)
 from tutelage.nets.encoders import EncoderSpec, stand_ins
 from tutelage.nets.lraspp import LRASPP
+from tutelage.nets.published.encoders import make_encoder
+from tutelage.nets.published.heads import Head, make_head
 from tutelage.nets.settings import NetSettings
 
 import segmentation_models_pytorch as smp  # isort: skip
@@ -71,8 +73,10 @@ class LightDecoder(nn.Module):
         return embedding_BDhw
 
 
-def make(settings: NetSettings, spec: EncoderSpec) -> tuple[nn.Module, Decoder | LightDecoder]:
+def make(settings: NetSettings, spec: EncoderSpec) -> tuple[nn.Module, Decoder | LightDecoder | Head]:
     """The bare encoder and the decoder that ``settings`` name, with random weights."""
+    if spec.kind == "published":
+        return make_encoder(spec.name, settings.drop_path), make_head(settings, spec.channels)
     arguments: dict[str, Any] = dict(spec.arguments)
     if settings.drop_path and spec.kind != "mit":
         arguments["drop_path_rate"] = settings.drop_path

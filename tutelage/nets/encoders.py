@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 import tutelage.torchvision_operators  # noqa: F401  (before timm)
 from tutelage.errors import TutelageError
+from tutelage.nets.published.encoders import LEVELS as PUBLISHED_LEVELS
+from tutelage.nets.published.encoders import strides as published_strides
 
 import timm  # isort: skip
 from timm.layers import DropPath  # isort: skip
@@ -30,6 +32,8 @@ MEAN_STD: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    # BGR in 0..255 minus its mean, said of RGB in 0..1; the net turns the channels round afterwards.
+    "caffe": ((122.67891434 / 255, 116.66876762 / 255, 104.00698793 / 255), (1 / 255, 1 / 255, 1 / 255)),
 }
 
 MIX_TRANSFORMERS = tuple(f"mit_b{size}" for size in range(6))
@@ -46,12 +50,14 @@ class EncoderSpec:
     """
 
     name: str
-    kind: Literal["timm", "mit", "vit"]
+    kind: Literal["timm", "mit", "vit", "published"]
     channels: tuple[int, ...]
     strides: tuple[int, ...]
     multiple: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    # Whether the normalised channels are handed over as blue, green, red.
+    bgr: bool = False
     # Stand-ins that smp's decoders expect before the first level: one per power of two finer than it.
     stand_ins: int = 0
     channels_last: bool = False
@@ -86,9 +92,7 @@ class EncoderSpec:
             if self.tokens:
                 return tuple(level for level, _ in found), tuple(tokens for _, tokens in found)
             return tuple(found), ()
-        levels = encoder(image)
-        if self.kind == "mit":
-            levels = levels[2:]
+        levels = encoder(image)[-len(self.channels) :]  # the Mix Transformers give the image, and nothing, before them
         if self.channels_last:
             levels = [level.permute(0, 3, 1, 2).contiguous() for level in levels]
         return tuple(levels), ()
@@ -101,6 +105,10 @@ def find_encoder(name: str, stride: int, *, plain: bool) -> EncoderSpec:
     image size, or that do not give what the decoder reads.
     """
     check_name(name)
+    if name in PUBLISHED_LEVELS:  # its settings allow nothing but the papers' decoders and strides
+        return EncoderSpec(
+            name, "published", PUBLISHED_LEVELS[name], published_strides(name), 1, *MEAN_STD["caffe"], bgr=True
+        )
     if name in MIX_TRANSFORMERS:
         if plain:
             raise _not_plain(name)
@@ -113,13 +121,13 @@ def find_encoder(name: str, stride: int, *, plain: bool) -> EncoderSpec:
 
 def check_name(name: str) -> None:
     bare = name.split(".")[0]
-    if bare in MIX_TRANSFORMERS or (":" not in name and timm.is_model(bare)):
+    if bare in MIX_TRANSFORMERS or name in PUBLISHED_LEVELS or (":" not in name and timm.is_model(bare)):
         return
     if ":" in name:
         raise TutelageError(
             f"encoder {name!r} is an address, not a name", "name a timm model; put downloaded files under weights:"
         )
-    near = difflib.get_close_matches(bare, [*timm.list_models(), *MIX_TRANSFORMERS], n=4, cutoff=0.5)
+    near = difflib.get_close_matches(bare, [*timm.list_models(), *MIX_TRANSFORMERS, *PUBLISHED_LEVELS], n=4, cutoff=0.5)
     raise TutelageError(
         f"there is no encoder {name!r} in timm {timm.__version__}",
         f"did you mean {', '.join(near)}?" if near else "python -c 'import timm; print(timm.list_models())' lists all",
@@ -197,7 +205,15 @@ def _measure(name: str, net: Any, stride: int, stand_ins: int, arguments: dict[s
         raise _not_dilatable(name, stride)
     channels = tuple(level.shape[1] for level in levels)
     return EncoderSpec(
-        name, "timm", channels, strides, multiple, *_stated(name), stand_ins, channels_last, arguments=arguments
+        name,
+        "timm",
+        channels,
+        strides,
+        multiple,
+        *_stated(name),
+        stand_ins=stand_ins,
+        channels_last=channels_last,
+        arguments=arguments,
     )
 
 

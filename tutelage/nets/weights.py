@@ -99,10 +99,15 @@ def _lite_name(key: str, stages: tuple[int, ...]) -> str:
 
 def _from_hub(net: Segmentor) -> dict[str, Tensor]:
     spec = net.spec
+    if spec.kind == "published" and "mit_b" not in spec.name:
+        raise TutelageError(
+            f"no hub has the published weights of encoder {spec.name}",
+            "set weights: to the path of its ImageNet file, or leave weights out",
+        )
     try:
         with torch.random.fork_rng(devices=[]):
-            if spec.kind == "mit":
-                pretrained = get_encoder(spec.name, weights="imagenet")
+            if "mit_b" in spec.name:
+                pretrained = get_encoder(spec.name.removeprefix("cirkd_"), weights="imagenet")
             else:
                 pretrained = timm.create_model(spec.name, pretrained=True, **spec.arguments)
     except Exception as error:  # the hub's client raises many kinds

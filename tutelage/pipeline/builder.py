@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from tutelage.data.dataset import Classes, Dataset, describe_bridge
@@ -38,6 +40,8 @@ class Builder:
         self.say = say
         self.artefacts: dict[str, Artefact] = {}
         """Stage name → its artefact, finished or not."""
+        self.caches: dict[str, Artefact] = {}
+        """Key of a training stage → the artefact with its teacher's answers, where it replays them."""
         self._opened: dict[str, Mapping[str, Dataset]] = {}
         self._bridged: dict[str, Dataset] = {}
 
@@ -204,7 +208,7 @@ class Builder:
         return {
             name: Stream(
                 name=name,
-                datasets=[self.dataset(reference) for reference in listed(settings.data)],
+                datasets=_pooled([self.dataset(reference) for reference in listed(settings.data)]),
                 seed=seed,
                 batch=settings.batch,
                 views={view: settings.views.get(view, ViewSettings()) for view in needs[name].views},
@@ -226,7 +230,21 @@ class Builder:
             return [int(sum(counts[index] for counts in totals)) for index in range(len(self.classes))]
 
         kind = find_method(stage.method.name)
-        return kind(nets, method_settings(stage), Facts(len(self.classes), pixel_counts))
+        first = next(iter(streams.values()))
+        facts = Facts(len(self.classes), pixel_counts, first.view_size())
+        with torch.random.fork_rng(devices=[]):
+            # What a method adds to its nets (critics, projections, queues) starts from the stage's seed, too.
+            torch.default_generator.manual_seed(draw_key(first.seed, "method", stage.method.name) % (1 << 62))
+            return kind(nets, method_settings(stage), facts)
+
+
+def _pooled(datasets: list[Dataset]) -> list[Dataset]:
+    """Masks that people made have no confidence; pseudo labels that are pooled with them leave theirs out."""
+    samples = [sample for dataset in datasets for sample in dataset.samples]
+    if len({sample.confidence is None for sample in samples}) < 2:
+        return datasets
+    plain = [tuple(replace(sample, confidence=None) for sample in dataset.samples) for dataset in datasets]
+    return [replace(dataset, samples=its) for dataset, its in zip(datasets, plain, strict=True)]
 
 
 _HEADS = ("classifier.", "auxiliary.")

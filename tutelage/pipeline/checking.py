@@ -12,6 +12,7 @@ from tutelage.errors import DataError
 from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.display import Display
 from tutelage.pipeline.proposal_data import existing_splits, open_pairs
+from tutelage.recipe.ladder import expand, untuned
 from tutelage.recipe.reading import Read
 from tutelage.recipe.references import listed
 from tutelage.recipe.schema import AnnotateStage, EvaluateStage, Recipe, TrainStage
@@ -29,7 +30,10 @@ def check(read: Read, say: Callable[[str], None] = lambda text: None) -> list[Fi
             except DataError as error:
                 say(f"{reference}: {error}")
                 raise
-    return _check(datasets, roles(read.recipe, builder), say)
+    recipe = read.recipe
+    if recipe.ladder is not None:
+        recipe = expand(recipe, untuned(recipe.ladder)).recipe
+    return _check(datasets, roles(recipe, builder), say)
 
 
 def check_folder(folder: Path, say: Callable[[str], None] = lambda text: None) -> list[Finding]:

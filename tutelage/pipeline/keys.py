@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tutelage.pipeline import teacher_cache
 from tutelage.pipeline.builder import Builder
 from tutelage.recipe.reading import method_settings
 from tutelage.recipe.references import WEIGHT_SUFFIXES, listed, roles
@@ -19,7 +20,11 @@ _IDLE |= {"keep_checkpoints"}
 def assign_artefacts(builder: Builder, store: Store) -> None:
     """Give every stage of the recipe its artefact, in order: a key needs the keys of the stages before."""
     for name, stage in builder.recipe.stages.items():
-        builder.artefacts[name] = store.artefact(name, content_key(stage_content(builder, stage)))
+        artefact = store.artefact(name, content_key(stage_content(builder, stage)))
+        builder.artefacts[name] = artefact
+        answers = cache_content(builder, stage)
+        if answers is not None:
+            builder.caches[artefact.key] = store.artefact("teacher_cache", content_key(answers))
 
 
 def seed_of(builder: Builder, stage: TrainStage) -> int:
@@ -53,6 +58,14 @@ def stage_content(builder: Builder, stage: Stage) -> dict[str, Any]:
     return content
 
 
+def cache_content(builder: Builder, stage: Stage) -> dict[str, Any] | None:
+    """Everything that decides what a stage's teacher says of its images; ``None``: the stage keeps no such answers."""
+    if not isinstance(stage, TrainStage) or teacher_cache.chosen(stage) is None:
+        return None
+    data = [builder.data_key(reference) for reference in listed(stage.streams["labeled"].data)]
+    return teacher_cache.content(stage, net_key(builder, stage.inputs["teacher"]), data, list(builder.classes.names))
+
+
 def _train(builder: Builder, stage: TrainStage) -> dict[str, Any]:
     method = find_method(stage.method.name)
     course = {name: value for name, value in stage.model_dump(mode="json").items() if name not in _IDLE}
@@ -69,7 +82,7 @@ def _train(builder: Builder, stage: TrainStage) -> dict[str, Any]:
         "method": {
             "name": stage.method.name,
             "version": method.version,
-            "settings": method_settings(stage).model_dump(mode="json"),
+            "settings": _method(stage),
         },
         "nets": {role: _net_settings(builder, name) for role, name in roles(builder.recipe, stage).items()},
         "inputs": {role: net_key(builder, reference) for role, reference in stage.inputs.items()},
@@ -79,6 +92,12 @@ def _train(builder: Builder, stage: TrainStage) -> dict[str, Any]:
         "seed": seed_of(builder, stage),
         "course": course,
     }
+
+
+def _method(stage: TrainStage) -> dict[str, Any]:
+    """The settings of a stage's method; a cache that is not used does not show, as when there was none."""
+    settings = method_settings(stage).model_dump(mode="json")
+    return {key: value for key, value in settings.items() if key != "cache" or value is not None}
 
 
 def _net_settings(builder: Builder, name: str) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,61 +50,95 @@ def run(read: Read, *, only: Sequence[str] = (), quiet: bool = False) -> Outcome
 
     Raises :class:`TutelageError` for anything that the user can mend; what was finished stays finished.
     """
-    device = find_device(read.recipe.run.device)
+    with at_work(read.recipe.run) as device:
+        _check_names(only, list(read.recipe.stages))
+        names = [stage for stage in read.recipe.stages if not only or stage in only]
+        work = begin(read, names, device, Display(quiet))
+        for name in names:
+            if not work.is_done(name):
+                if only:
+                    _check_inputs(work.builder, name, only)
+                work.make(name)
+        if collectives.rank() == 0:
+            _publish_report(work.builder, work.store)
+        work.display.say(f"all done: {work.store.out}")
+    return Outcome(work.store.out, work.builder.artefacts)
+
+
+@contextmanager
+def at_work(settings: RunSettings) -> Iterator[torch.device]:
+    """The device to work on, once all processes of the run have met; they part at the end."""
+    device = find_device(settings.device)
     joined = collectives.join(device)
     if device.type == "cuda" and joined:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    _set_threads(read.recipe.run)
-    display = Display(quiet)
+    _set_threads(settings)
     try:
-        outcome = _run(read, only, device, display)
+        yield device
     except BaseException:
         collectives.leave(wait=False)
         raise
     collectives.leave()
-    return outcome
 
 
-def _run(read: Read, only: Sequence[str], device: torch.device, display: Display) -> Outcome:
+@dataclass(frozen=True)
+class Work:
+    """A recipe some of whose stages are about to be made, on all ranks alike."""
+
+    builder: Builder
+    store: Store
+    text: str
+    """The recipe, to be kept with what it makes."""
+    device: torch.device
+    display: Display
+
+    def is_done(self, name: str) -> bool:
+        """Whether a stage's artefact is there and whole; says so."""
+        artefact = self.builder.artefacts[name]
+        if self._fault(name):
+            return False
+        self.display.say(f"{name}: done ({artefact.folder.name})")
+        if collectives.rank() == 0:
+            artefact.tidy()
+        return True
+
+    def make(self, name: str) -> None:
+        """Make a stage whose inputs are there. Raises :class:`HeldError` while another process is at it."""
+        artefact, display = self.builder.artefacts[name], self.display
+        fault = self._fault(name)
+        if collectives.rank() > 0:
+            _make(self.builder, name, self.device, display)
+            return
+        with artefact.lock(display.say):
+            if collectives.world() == 1 and artefact.fault() is None:
+                return  # another process finished it in the meantime
+            if artefact.manifest() is not None:
+                display.say(f"{name}: {fault}; it is made again")
+            display.say(f"{name}: {self.builder.recipe.stages[name].kind} → {artefact.folder}")
+            artefact.reopen()
+            artefact.begin(self.text)
+            _make(self.builder, name, self.device, display)
+
+    def _fault(self, name: str) -> str:
+        """Judged once: while rank 0 works already, a slower process must not see something else."""
+        return collectives.from_first((self.builder.artefacts[name].fault() or "") if collectives.rank() == 0 else "")
+
+
+def begin(read: Read, names: Sequence[str], device: torch.device, display: Display) -> Work:
+    """Give all stages their artefacts, keep the recipe, and look at what the stages ``names`` need."""
     recipe = read.recipe
     store = Store(Path(recipe.out_folder()))
     builder = Builder(read, display.say)
     assign_artefacts(builder, store)
-    _check_names(only, list(recipe.stages))
     text = resolved(moved(recipe, read.base, store.recipes_folder.resolve()))
     if collectives.rank() == 0:
         _writable(store)
-        store.remember(recipe.name, text, (artefact.key for artefact in builder.artefacts.values()))
-    names = [stage for stage in recipe.stages if not only or stage in only]
-    if collectives.rank() == 0:
+        kept = [*builder.artefacts.values(), *builder.caches.values()]
+        store.remember(recipe.name, text, (artefact.key for artefact in kept))
         preflight(builder, [name for name in names if builder.artefacts[name].manifest() is None])
     collectives.barrier()
-    for name in names:
-        artefact = builder.artefacts[name]
-        # Judged once: while rank 0 works already, a slower process must not see something else.
-        fault = collectives.from_first((artefact.fault() or "") if collectives.rank() == 0 else "")
-        if not fault:
-            display.say(f"{name}: done ({artefact.folder.name})")
-            if collectives.rank() == 0:
-                artefact.tidy()
-            continue
-        if only:
-            _check_inputs(builder, name, only)
-        if artefact.manifest() is not None:
-            display.say(f"{name}: {fault}; it is made again")
-        display.say(f"{name}: {recipe.stages[name].kind} → {artefact.folder}")
-        if collectives.rank() == 0:
-            with artefact.lock(display.say):
-                artefact.reopen()
-                artefact.begin(text)
-                _make(builder, name, device, display)
-        else:
-            _make(builder, name, device, display)
-    if collectives.rank() == 0:
-        _publish_report(builder, store)
-    display.say(f"all done: {store.out}")
-    return Outcome(store.out, builder.artefacts)
+    return Work(builder, store, text, device, display)
 
 
 def _make(builder: Builder, name: str, device: torch.device, display: Display) -> None:

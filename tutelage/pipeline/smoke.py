@@ -8,14 +8,19 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import torch
+
 from tutelage.engine import checkpoint
 from tutelage.engine.loop import Hooks, fit
 from tutelage.engine.meter import peak_memory
 from tutelage.engine.optimizers import build_optimizer
 from tutelage.errors import TutelageError
 from tutelage.evaluation.scoring import evaluate
+from tutelage.methods.distillation.distill import Distill
+from tutelage.nets.cost import counting
 from tutelage.nets.devices import find_device
 from tutelage.nets.segmentor import Segmentor
+from tutelage.pipeline import teacher_cache
 from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.keys import assign_artefacts, seed_of
 from tutelage.recipe.reading import Read
@@ -34,13 +39,20 @@ class Cost:
     memory_mib: float
     disk_mib: float
     note: str = ""
+    multiply_adds: float | None = None
+    """Of one step, all nets and both directions, where they were counted."""
+    cache: str = ""
+    """For a method that can replay its teacher's answers: what a step takes either way, and which is cheaper."""
 
 
-def smoke(read: Read, name: str) -> Cost | str:
-    """Train two steps of a stage in another process and extrapolate; a reason instead where that is not possible."""
+def smoke(read: Read, name: str, count: bool = False) -> Cost | str:
+    """Train two steps of a stage in another process and extrapolate; a reason instead where that is not possible.
+
+    With ``count``, one more step is taken, whose multiply-adds are counted.
+    """
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(read, name, send))
+    process = context.Process(target=_measure, args=(read, name, count, send))
     process.start()
     send.close()
     try:
@@ -51,16 +63,18 @@ def smoke(read: Read, name: str) -> Cost | str:
     return result
 
 
-def _measure(read: Read, name: str, answer: Connection) -> None:
+def _measure(read: Read, name: str, count: bool, answer: Connection) -> None:
+    if read.recipe.run.threads is not None:
+        torch.set_num_threads(read.recipe.run.threads)
     try:
-        answer.send(measure(read, name))
+        answer.send(measure(read, name, count))
     except TutelageError as error:
         answer.send(str(error))
     except Exception as error:  # whatever it is, the plan goes on without an estimate
         answer.send(f"{type(error).__name__}: {error}")
 
 
-def measure(read: Read, name: str) -> Cost:
+def measure(read: Read, name: str, count: bool = False) -> Cost:
     """Train a few steps of a stage here and extrapolate. Nothing is written."""
     stage = read.recipe.stages[name]
     assert isinstance(stage, TrainStage)
@@ -70,13 +84,34 @@ def measure(read: Read, name: str) -> Cost:
     seed = seed_of(builder, stage)
     nets, streams = builder.nets(stage, seed, stand_ins=True), builder.streams(stage, seed)
     method = builder.method(stage, nets, streams)
-    marks: list[float] = []
-    hooks = Hooks(log=lambda record: marks.append(time.perf_counter()))
-    settings = stage.model_copy(update={"steps": max(stage.steps, _WARM + _MEASURED), "log_every": 1})
-    fit(method, streams, settings, seed=seed, device=device, hooks=hooks, stop_at=_WARM + _MEASURED)
-    step_seconds = (marks[-1] - marks[_WARM - 1]) / _MEASURED
-    hours = step_seconds * stage.steps / 3600.0
-    note = ""
+    # The counter sees nothing inside compiled code.
+    changes = {"steps": max(stage.steps, _WARM + _MEASURED), "log_every": 1, "compile": stage.compile and not count}
+    settings = stage.model_copy(update=changes)
+
+    def timed() -> float:
+        marks: list[float] = []
+        hooks = Hooks(log=lambda record: marks.append(time.perf_counter()))
+        fit(method, streams, settings, seed=seed, device=device, hooks=hooks, stop_at=_WARM + _MEASURED)
+        return (marks[-1] - marks[_WARM - 1]) / _MEASURED
+
+    note, verdict = "", ""
+    cached = teacher_cache.chosen(stage) is not None
+    if isinstance(method, Distill) and (cached or not count) and teacher_cache.possible(stage) is not None:
+        stream = streams["labeled"]
+        asker = teacher_cache.Asker(stage, method.teacher, device)
+        cache, per_image = teacher_cache.trial(asker, stream, _WARM + _MEASURED)
+        seconds = {}
+        for way in (not cached, cached) if not count else (cached,):  # the way of the recipe last
+            method.cache = cache if way else None
+            seconds[way] = timed()
+        step_seconds, known = seconds[cached], len(teacher_cache.samples_of(stream))
+        making = per_image * known
+        if not count:
+            verdict = teacher_cache.verdict(seconds[False], seconds[True], making, known, cached)
+    else:
+        step_seconds, making = timed(), 0.0
+    made = not cached or builder.caches[builder.artefacts[name].key].manifest() is not None
+    hours = (step_seconds * stage.steps + (0.0 if made else making)) / 3600.0
     if stage.evaluate is not None:
         dataset = builder.dataset(stage.evaluate.data)
         started, images = time.perf_counter(), list(range(min(2, len(dataset))))
@@ -98,4 +133,11 @@ def measure(read: Read, name: str) -> Cost:
     trained = sum(p.numel() * 4 for o in optimizers.values() for group in o.param_groups for p in group["params"])
     state = trained * (1 if stage.optimizer.kind == "sgd" else 2)
     disk = (weights + state) * (stage.keep_checkpoints + 1) / 2**20
-    return Cost(hours, step_seconds, peak_memory(device), disk, note)
+    memory = peak_memory(device)
+    multiply_adds = None
+    if count:
+        # After the others: what a method remembers (queues) is there by now.
+        with counting() as counted:
+            fit(method, streams, settings, seed=seed, device=device, stop_at=1)
+        multiply_adds = counted()
+    return Cost(hours, step_seconds, memory, disk, note, multiply_adds, verdict)

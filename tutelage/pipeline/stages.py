@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tutelage.annotate.pseudo_labels import annotate
+from tutelage.data.stream import Stream
 from tutelage.engine import collectives
 from tutelage.engine.contract import Method
 from tutelage.engine.log import TrainingLog, read_log
@@ -17,12 +18,16 @@ from tutelage.engine.loop import Hooks, Progress, fit
 from tutelage.engine.meter import peak_memory
 from tutelage.errors import RunError, TutelageError
 from tutelage.evaluation.scoring import evaluate, summary, write_evaluation
+from tutelage.methods.distillation.distill import Distill
 from tutelage.nets.segmentor import Segmentor
 from tutelage.nets.storage import load_segmentor, save_segmentor
+from tutelage.pipeline import teacher_cache
 from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.display import Display
-from tutelage.pipeline.keys import net_key, seed_of
+from tutelage.pipeline.keys import cache_content, net_key, seed_of
 from tutelage.pipeline.reporting import report_content
+from tutelage.pipeline.slices import evenly
+from tutelage.pipeline.teachers import check_teachers
 from tutelage.recipe.schema import AnnotateStage, EvaluateStage, ReportStage, TrainStage
 from tutelage.report.page import render
 from tutelage.runs.atomic import write_bytes, write_json, write_text
@@ -51,6 +56,8 @@ def train(builder: Builder, stage: TrainStage, artefact: Artefact, device: torch
     seed = seed_of(builder, stage)
     nets, streams = builder.nets(stage, seed), builder.streams(stage, seed)
     method = builder.method(stage, nets, streams)
+    if artefact.key in builder.caches:
+        _replay_teacher(builder, stage, artefact, method, streams, device, display)
     for title, text in method.extra_report().items():
         display.say(f"{title}: {text}")
     trackers = builder.recipe.run.trackers if collectives.rank() == 0 else ()
@@ -81,10 +88,28 @@ def train(builder: Builder, stage: TrainStage, artefact: Artefact, device: torch
             display.say(f"the best weights so far are damaged ({damaged}); the stage starts from its beginning")
             artefact.clear_checkpoints()
     collectives.barrier()
+    if not checkpoints.steps():
+        check_teachers(builder, stage, method, device, display)
     with log:
         progress = fit(method, streams, stage, seed=seed, device=device, checkpoints=checkpoints, hooks=hooks)
     if collectives.rank() == 0:
         _finish_training(builder, stage, artefact, method, progress)
+
+
+def _replay_teacher(
+    builder: Builder,
+    stage: TrainStage,
+    artefact: Artefact,
+    method: Method,
+    streams: Mapping[str, Stream],
+    device: torch.device,
+    display: Display,
+) -> None:
+    """Give the method what its teacher said of every image, asked now where nobody did."""
+    assert isinstance(method, Distill)
+    asker, content = teacher_cache.Asker(stage, method.teacher, device), cache_content(builder, stage)
+    assert content is not None
+    method.cache = teacher_cache.ready(builder.caches[artefact.key], content, asker, streams["labeled"], display)
 
 
 def _score_nets(builder: Builder, method: Method, stage: TrainStage, device: torch.device) -> dict[str, dict[str, Any]]:
@@ -101,11 +126,6 @@ def _score_nets(builder: Builder, method: Method, stage: TrainStage, device: tor
         iou = [None if value != value else round(float(value), 5) for value in scores.iou]
         result[name] = {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy, "iou": iou}
     return result
-
-
-def evenly(length: int, count: int | None) -> list[int] | None:
-    """``count`` indices spread evenly over ``length``; ``None``: all."""
-    return None if count is None or count >= length else [i * length // count for i in range(count)]
 
 
 def _save_nets(builder: Builder, method: Method, place: Callable[[str], Path]) -> None:

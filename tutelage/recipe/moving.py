@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from tutelage.recipe.references import WEIGHT_SUFFIXES
-from tutelage.recipe.schema import Recipe, TrainStage
+from tutelage.recipe.schema import Course, Recipe, TrainStage
 
 
 def moved(recipe: Recipe, base: Path, place: Path) -> Recipe:
@@ -23,15 +23,14 @@ def moved(recipe: Recipe, base: Path, place: Path) -> Recipe:
     def weights(text: str) -> str:
         return path(text) if text.endswith(WEIGHT_SUFFIXES) else text
 
-    stages = {
-        name: stage.model_copy(update={"init": {target: weights(source) for target, source in stage.init.items()}})
-        if isinstance(stage, TrainStage)
-        else stage
-        for name, stage in recipe.stages.items()
-    }
+    def started(course: Course) -> Course:
+        return course.model_copy(update={"init": {target: weights(it) for target, it in course.init.items()}})
+
+    stages = {name: started(stage) if isinstance(stage, TrainStage) else stage for name, stage in recipe.stages.items()}
+    ladder = recipe.ladder and recipe.ladder.model_copy(update={"training": started(recipe.ladder.training)})
     nets = {
         name: net if net.weights is None else net.model_copy(update={"weights": weights(net.weights)})
         for name, net in recipe.nets.items()
     }
     data = {name: entry.model_copy(update={"root": path(entry.root)}) for name, entry in recipe.data.items()}
-    return recipe.model_copy(update={"data": data, "nets": nets, "stages": stages})
+    return recipe.model_copy(update={"data": data, "nets": nets, "stages": stages, "ladder": ladder})

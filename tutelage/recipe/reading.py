@@ -7,19 +7,32 @@ from __future__ import annotations
 
 import copy
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from tutelage.engine.loop import FitSettings
 from tutelage.errors import RecipeError
 from tutelage.evaluation.protocol import Protocol
 from tutelage.recipe.document import COMMAND_LINE, Document, Path_, parse, read, value_of
 from tutelage.recipe.faults import Finding, findings, worded
+from tutelage.recipe.ladder import course, known_rungs, nested, rung_settings
 from tutelage.recipe.references import Fault, check_references, nearest
-from tutelage.recipe.schema import FORMAT, METHODS, AnnotateStage, EvaluateStage, Recipe, TrainStage, find_method
+from tutelage.recipe.schema import (
+    FORMAT,
+    METHODS,
+    AnnotateStage,
+    Course,
+    EvaluateStage,
+    Labelling,
+    LadderSettings,
+    Recipe,
+    TrainStage,
+    find_method,
+)
 from tutelage.settings import Settings
 
 
@@ -73,6 +86,8 @@ def _checked(document: Document, overrides: Sequence[str], base: Path) -> Read:
         faults += worded(found, document)
         places = _faulty_references(document, found)
     faults += _method_faults(document)
+    if recipe is not None and recipe.ladder is not None:
+        faults += dict.fromkeys(_course_faults(recipe.ladder, document))
     faults += [f"{document.where(place)}: {text}" for place, text in places]
     if faults or recipe is None:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
@@ -94,11 +109,31 @@ def resolved(recipe: Recipe) -> str:
         written = content["stages"][name]
         if isinstance(stage, TrainStage):
             written["method"] = {"name": stage.method.name, **method_settings(stage).model_dump(mode="json")}
-            if stage.evaluate is not None:
-                written["evaluate"]["protocol"] = _protocol(stage.evaluate.protocol)
+            _resolve_course(stage, written)
         elif isinstance(stage, (AnnotateStage, EvaluateStage)):
             written["protocol"] = _protocol(stage.protocol)
+    if recipe.ladder is None:
+        del content["ladder"]
+    else:
+        _resolve_ladder(recipe.ladder, content["ladder"])
     return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
+
+
+def _resolve_ladder(ladder: LadderSettings, written: dict[str, Any]) -> None:
+    _resolve_course(ladder.training, written["training"])
+    written["score"]["protocol"] = _protocol(ladder.score.protocol)
+    for name, rung in ladder.rungs.items():
+        settings = rung_settings(rung.name).model_validate(rung.settings())
+        content = settings.model_dump(mode="json")
+        if isinstance(settings, Labelling):
+            content["protocol"] = _protocol(settings.protocol)
+        changes = {"training": written["rungs"][name]["training"]} if rung.training else {}
+        written["rungs"][name] = {"name": rung.name, **content, **changes}
+
+
+def _resolve_course(course: Course, written: dict[str, Any]) -> None:
+    if course.evaluate is not None:
+        written["evaluate"]["protocol"] = _protocol(course.evaluate.protocol)
 
 
 def _protocol(protocol: Protocol) -> dict[str, Any]:
@@ -119,6 +154,7 @@ def json_schema() -> dict[str, Any]:
         definitions[own["title"]] = own
         choices.append({"$ref": f"#/$defs/{own['title']}"})
     definitions["MethodChoice"] = {"anyOf": [*choices, {"enum": sorted(METHODS)}]}
+    definitions["Rung"] = {"anyOf": [definitions["Rung"], {"enum": sorted(METHODS)}]}
     return schema
 
 
@@ -131,7 +167,7 @@ def _apply(document: Document, override: str) -> None:
     place = document.content
     for depth, part in enumerate(parts[:-1], 1):
         inner = place.get(part)
-        if depth == 3 and part == "method" and isinstance(inner, str):
+        if depth == 3 and isinstance(inner, str) and (part == "method" or parts[:2] == ["ladder", "rungs"]):
             inner = {"name": inner}
         elif inner is None:
             inner = {}
@@ -189,25 +225,45 @@ def _remove(content: dict[str, Any], path: Path_) -> set[Path_]:
 
 def _method_faults(document: Document) -> Iterable[str]:
     """Faults in the settings of the methods that the stages name."""
-    stages = document.content.get("stages")
+    stages, ladder = document.content.get("stages"), document.content.get("ladder")
     for name, stage in stages.items() if isinstance(stages, dict) else ():
-        if not isinstance(stage, dict) or stage.get("kind", "train") != "train" or "method" not in stage:
-            continue
-        method = stage["method"]
-        place: Path_ = ("stages", name, "method")
-        chosen = method.get("name") if isinstance(method, dict) else method
-        if not isinstance(chosen, str):
-            continue  # the frame's check has said so
-        if chosen not in METHODS:
-            yield f"{document.where((*place, 'name'))}: unknown method {chosen!r}{nearest(chosen, METHODS)}"
-            continue
-        settings = find_method(chosen).Settings
+        if isinstance(stage, dict) and stage.get("kind", "train") == "train" and "method" in stage:
+            yield from _choice_faults(document, ("stages", name, "method"), stage["method"], METHODS, ())
+    rungs = ladder.get("rungs") if isinstance(ladder, dict) else None
+    for name, rung in rungs.items() if isinstance(rungs, dict) else ():
+        yield from _choice_faults(document, ("ladder", "rungs", name), rung, known_rungs(), ("training",))
+
+
+def _choice_faults(
+    document: Document, place: Path_, choice: Any, known: Collection[str], other: Collection[str]
+) -> Iterable[str]:
+    """Faults of one choice of a method; keys in ``other`` are not the method's."""
+    chosen = choice.get("name") if isinstance(choice, dict) else choice
+    if not isinstance(chosen, str):
+        return  # the frame's check has said so
+    if chosen not in known:
+        yield f"{document.where((*place, 'name'))}: unknown method {chosen!r}{nearest(chosen, known)}"
+        return
+    settings = rung_settings(chosen)
+    try:
+        given = choice if isinstance(choice, dict) else {}
+        settings.model_validate({key: value for key, value in given.items() if key != "name" and key not in other})
+    except ValidationError as error:
+        yield from worded(findings(error, place, settings), document)
+
+
+def _course_faults(ladder: LadderSettings, document: Document) -> Iterable[str]:
+    """Faults of what the rungs, or the trials, change of the training."""
+    changes: list[tuple[Path_, dict[str, Any]]] = [
+        (("ladder", "rungs", name, "training"), rung.training) for name, rung in ladder.rungs.items()
+    ]
+    for key, tried in ladder.tune.values.items() if ladder.tune is not None else ():
+        changes += [(("ladder", "tune", "values"), nested(key, value)) for value in tried]
+    for place, change in changes:
         try:
-            settings.model_validate(
-                {k: v for k, v in method.items() if k != "name"} if isinstance(method, dict) else {}
-            )
+            course(ladder, change, {})
         except ValidationError as error:
-            yield from worded(findings(error, place, settings), document)
+            yield from worded(findings(error, place, FitSettings), document)
 
 
 def protocol_from(pairs: Sequence[str]) -> Protocol:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import itertools
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from tutelage.recipe.schema import METHODS, AnnotateStage, EvaluateStage, Recipe, ReportStage, TrainStage, find_method
+from pydantic import ValidationError
+
+from tutelage.recipe.ladder import known_rungs, label_stage, label_stage_name, method_of, new_stages, train_stage
+from tutelage.recipe.schema import (
+    METHODS,
+    PSEUDO_LABELS,
+    AnnotateStage,
+    EvaluateStage,
+    LadderSettings,
+    Recipe,
+    ReportStage,
+    TrainStage,
+    find_method,
+)
 
 Fault = tuple[tuple[str | int, ...], str]
 _SECTIONS = ("data", "nets", "stages")
@@ -52,10 +67,12 @@ def check_references(recipe: Recipe, left_out: Collection[tuple[str, str]] = ())
             known.scores[name] = stage
         elif isinstance(stage, ReportStage):
             faults += _report(stage, place, known)
+    if recipe.ladder is not None:
+        faults += dict.fromkeys(_ladder(recipe, recipe.ladder, known))
     return faults
 
 
-def _train(recipe: Recipe, stage: TrainStage, place: tuple[str, str], known: _Known) -> Iterator[Fault]:
+def _train(recipe: Recipe, stage: TrainStage, place: tuple[str, ...], known: _Known) -> Iterator[Fault]:
     chosen = roles(recipe, stage)
     for role, net in chosen.items():
         if net not in known.nets and (stage.nets or not known.unread):
@@ -87,7 +104,7 @@ def _train(recipe: Recipe, stage: TrainStage, place: tuple[str, str], known: _Kn
         yield from _method(stage, place)
 
 
-def _method(stage: TrainStage, place: tuple[str, str]) -> Iterator[Fault]:
+def _method(stage: TrainStage, place: tuple[str, ...]) -> Iterator[Fault]:
     method = find_method(stage.method.name)
     for stream, needs in method.streams.items():
         if stream not in stage.streams:
@@ -115,6 +132,72 @@ def _method(stage: TrainStage, place: tuple[str, str]) -> Iterator[Fault]:
                 (*place, "inputs", role),
                 f"method {stage.method.name} has no role {role!r}{nearest(role, method.teachers)}",
             )
+
+
+def _ladder(recipe: Recipe, ladder: LadderSettings, known: _Known) -> Iterator[Fault]:
+    """Faults of a ladder; what its rungs say of the training that they share is said once."""
+    if ladder.student not in known.nets:
+        yield ("ladder", "student"), f"no net {ladder.student!r}{nearest(ladder.student, known.nets)}"
+    if ladder.teacher is not None:
+        yield from _reference(ladder.teacher, ("ladder", "teacher"), known)
+    yield from _data(ladder.score.data, ("ladder", "score", "data"), known)
+    if ladder.tune is not None:
+        yield from _data(ladder.tune.data, ("ladder", "tune", "data"), known)
+        if ladder.tune.data == ladder.score.data:
+            yield ("ladder", "tune", "data"), "values that are chosen on the scored data flatter; name other data"
+        if "steps" in ladder.tune.values:
+            yield ("ladder", "tune", "values"), "trials compare at an equal number of steps; a rung may have its own"
+    if ladder.plain not in ladder.rungs:
+        where = "plain" if "plain" in ladder.model_fields_set else "rungs"
+        yield ("ladder", where), f"no rung {ladder.plain!r}{nearest(ladder.plain, ladder.rungs)}"
+    rungs = {name: rung for name, rung in ladder.rungs.items() if rung.name in known_rungs()}
+    labels = [label_stage_name(name) for name, rung in rungs.items() if rung.name == PSEUDO_LABELS]
+    known = replace(known, annotated=[*known.annotated, *labels])
+    sound = len(rungs) == len(ladder.rungs)
+    for name, rung in rungs.items():
+        place = ("ladder", "rungs", name)
+        pseudo = rung.name == PSEUDO_LABELS
+        if ladder.teacher is None and (pseudo or "teacher" in find_method(rung.name).teachers):
+            yield place, f"{rung.name} needs a trained net: `teacher: <stage>` beside `student`"
+            sound = False
+            continue
+        try:
+            if pseudo:
+                yield from _data(label_stage(ladder, name).data, (*place, "data"), known)
+            stage = train_stage(ladder, name, 0, {})
+        except ValidationError:
+            sound = False  # said where settings are checked
+            continue
+        for path, text in _train(recipe, stage, place, known):
+            part = path[3:4]
+            if part == ("inputs",) and path[4:5] != ("teacher",):
+                yield place, f"{text}; a ladder has one net that teaches, the role `teacher`"
+            elif part not in (("nets",), ("inputs",)):
+                yield ("ladder", "training", *path[3:]), text
+    if sound:
+        yield from _idle_streams(ladder)
+        with contextlib.suppress(ValidationError):  # of what the trials change, said there, too
+            for name in new_stages(recipe):
+                if name in recipe.stages or name in recipe.data:
+                    yield ("ladder", "rungs"), f"a stage of the ladder would be called {name!r}, a name that is taken"
+
+
+def _idle_streams(ladder: LadderSettings) -> Iterator[Fault]:
+    """Streams and views that no rung asks for."""
+    methods = [find_method(method_of(rung).name) for rung in ladder.rungs.values()]
+    needed = list(dict.fromkeys(itertools.chain.from_iterable(method.streams for method in methods)))
+    for stream, settings in ladder.training.streams.items():
+        place = ("ladder", "training", "streams", stream)
+        if stream not in needed:
+            yield place, f"no rung has a stream {stream!r}{nearest(stream, needed)}"
+            continue
+        views = {view for method in methods if stream in method.streams for view in method.streams[stream].views}
+        for view in settings.views:
+            if view not in views:
+                yield (*place, "views", view), f"no rung has a view {view!r}{nearest(view, sorted(views))}"
+        if settings.draws_of is not None and settings.draws_of not in ladder.training.streams:
+            known = ladder.training.streams
+            yield (*place, "draws_of"), f"no stream {settings.draws_of!r}{nearest(settings.draws_of, known)}"
 
 
 def roles(recipe: Recipe, stage: TrainStage) -> dict[str, str]:

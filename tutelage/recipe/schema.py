@@ -1,4 +1,4 @@
-"""The schema of a recipe: data, nets, stages.
+"""The schema of a recipe: data, nets, stages, and the ladder that is made of them.
 
 Only the frame stands here. What a data set, a net, a stream, an optimizer or a protocol may be told is defined beside
 its code; a method's settings are found by the method's name, and imported only when a recipe names it.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tutelage.data.opening import DataSettings
 from tutelage.data.stream import StreamSettings
@@ -26,6 +26,9 @@ FORMAT = 1
 METHODS = {
     "supervised": "tutelage.methods.supervised:Supervised",
     "pixel_kd": "tutelage.methods.pixel_kd:PixelKD",
+    "distill": "tutelage.methods.distillation.distill:Distill",
+    "cirkd": "tutelage.methods.cirkd:CIRKD",
+    "cirkd_v2": "tutelage.methods.cirkd:CIRKDV2",
     "mean_teacher": "tutelage.methods.mean_teacher:MeanTeacher",
     "advent": "tutelage.methods.advent:AdvEnt",
 }
@@ -60,6 +63,8 @@ class RunSettings(Settings):
     """Where the disk cache lies; null: a folder in the system's place for temporary files."""
     on_unreadable: Literal["error", "skip"] = "error"
     """An image that cannot be read ends the run, or another one takes its place."""
+    weak_teacher: Literal["error", "warn"] = "error"
+    """A teacher that is hardly better than naming the commonest class everywhere ends the run, or is only named."""
     trackers: list[Literal["tensorboard", "mlflow", "wandb", "trackio"]] = []
     """Where the log goes besides `log.jsonl`; each must be installed (`pip install tutelage[track]`)."""
 
@@ -90,7 +95,20 @@ class EvaluateDuring(Settings):
     """Only so many images, evenly spread; null: all."""
 
 
-class TrainStage(FitSettings):
+class Course(FitSettings):
+    """All of a training but its method: images, start weights, steps, optimizer, which weights are kept."""
+
+    init: dict[str, str] = {}
+    """Start weights: role (or `role.encoder`) → earlier stage, or a weight file (ends in .safetensors, .pt, .pth)."""
+    streams: dict[Name, StreamSettings]
+    """The streams that the method asks for; in a ladder each rung takes those that its method asks for."""
+    evaluate: EvaluateDuring | None = None
+    """Evaluation while training; null: none, and the last weights are kept."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights the stage hands on: those with the best score, or the last."""
+
+
+class TrainStage(Course):
     """Train nets with a method."""
 
     kind: Literal["train"] = "train"
@@ -100,14 +118,6 @@ class TrainStage(FitSettings):
     """Role → net of the recipe; by default role `student` is the net `student`."""
     inputs: dict[Name, Reference] = {}
     """Role → trained net of an earlier stage (`stage` or `stage.net`), e.g. `teacher: big`."""
-    init: dict[str, str] = {}
-    """Start weights: role (or `role.encoder`) → earlier stage, or a weight file (ends in .safetensors, .pt, .pth)."""
-    streams: dict[Name, StreamSettings]
-    """The streams that the method asks for."""
-    evaluate: EvaluateDuring | None = None
-    """Evaluation while training; null: none, and the last weights are kept."""
-    keep: Literal["best", "last"] = "best"
-    """Which weights the stage hands on: those with the best score, or the last."""
     seed: int | None = None
     """The stage's own seed; null: the recipe's. A fixed one lets several runs share the stage."""
 
@@ -119,12 +129,9 @@ class TrainStage(FitSettings):
         return values
 
 
-class AnnotateStage(Settings):
-    """Write pseudo labels: what a trained net says of unlabelled images."""
+class Labelling(Settings):
+    """Which images get pseudo labels, and which of their pixels."""
 
-    kind: Literal["annotate"] = "annotate"
-    net: Reference
-    """The net that labels (`stage` or `stage.net`)."""
     data: str
     """The images (`name/split`); their masks, if they have any, are not opened."""
     policy: Literal["argmax", "threshold", "class_balanced"] = "argmax"
@@ -135,6 +142,14 @@ class AnnotateStage(Settings):
     """For `class_balanced`: share of each class's pixels that are labelled."""
     protocol: Protocol = Protocol()
     """How the net is applied."""
+
+
+class AnnotateStage(Labelling):
+    """Write pseudo labels: what a trained net says of unlabelled images."""
+
+    kind: Literal["annotate"] = "annotate"
+    net: Reference
+    """The net that labels (`stage` or `stage.net`)."""
 
 
 class EvaluateStage(Settings):
@@ -178,6 +193,85 @@ class ReportStage(Settings):
 Stage = Annotated[TrainStage | AnnotateStage | EvaluateStage | ReportStage, Field(discriminator="kind")]
 
 
+PSEUDO_LABELS = "pseudo_labels"
+"""The rung that no method is: the teacher labels images, and the plain student trains on them too."""
+
+
+class Rung(MethodChoice):
+    """One way to train the ladder's student: a method by `name`, or `pseudo_labels`, with its settings beside it."""
+
+    training: dict[str, Any] = {}
+    """What of the ladder's `training` is different here (`steps`, `optimizer` ...); the table says so."""
+
+
+class LadderScore(Settings):
+    """How every rung is scored."""
+
+    data: str
+    """Labelled data set (`name/split`) that no rung was trained or chosen on."""
+    protocol: Protocol = Protocol()
+    """How the nets are applied."""
+
+
+class LadderTuning(Settings):
+    """The same trials for every rung; the best values are used for all its seeds."""
+
+    data: str
+    """Labelled data set (`name/split`) on which the trials are compared; not the one that is scored."""
+    values: Annotated[dict[str, list[Any]], Field(min_length=1)]
+    """Key of `training` → values to try, e.g. `optimizer.lr: [2.0e-3, 4.0e-3]`; several keys: every combination."""
+    steps: Annotated[int, Field(gt=0)] | None = None
+    """Optimizer steps of a trial; null: as many as the ladder's."""
+    seed: int = 0
+    """Seed of all trials."""
+
+    @field_validator("values")
+    @classmethod
+    def _several_different(cls, values: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        for key, tried in values.items():
+            if len(tried) < 2 or any(value in tried[:place] for place, value in enumerate(tried)):
+                raise ValueError(f"{key} needs two values or more, each once")
+        return values
+
+
+class LadderSettings(Settings):
+    """Does teaching pay on these images? The same student trained in several ways, over several seeds, compared."""
+
+    student: Name
+    """The net of the recipe that every rung trains."""
+    teacher: Reference | None = None
+    """The trained net (`stage` or `stage.net`) of all methods that need a teacher."""
+    training: Course
+    """What all rungs share: the same images, the same number of updates."""
+    score: LadderScore
+    """On what they are compared."""
+    seeds: Annotated[list[int], Field(min_length=1)] = [0, 1, 2]
+    """Every rung is trained once with each."""
+    rungs: Annotated[dict[Name, Rung], Field(min_length=1)]
+    """The ways to train, by name: a method's name, or `{name: ..., settings}`."""
+    plain: Name = "plain"
+    """The rung that every other must beat."""
+    tune: LadderTuning | None = None
+    """Trials before the seeds; null: every rung is trained as `training` says."""
+    worth: Annotated[float, Field(ge=0)] = 0.5
+    """The smallest gain in points of mIoU that pays for a teacher."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_rungs(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("rungs"), dict):
+            rungs = {name: {"name": it} if isinstance(it, str) else it for name, it in values["rungs"].items()}
+            return {**values, "rungs": rungs}
+        return values
+
+    @field_validator("seeds")
+    @classmethod
+    def _each_once(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("each seed once")
+        return seeds
+
+
 class Recipe(Settings):
     """A whole experiment."""
 
@@ -197,6 +291,8 @@ class Recipe(Settings):
     """Nets by name."""
     stages: dict[Name, Stage]
     """What is done, in order."""
+    ladder: LadderSettings | None = None
+    """What `tutelage ladder` compares; `tutelage run` leaves it alone."""
     run: RunSettings = RunSettings()
     """How the work is done."""
 

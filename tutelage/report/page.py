@@ -44,7 +44,7 @@ def render(content: ReportContent) -> str:
     recipe = content.recipe[:_LONGEST_RECIPE]
     values: dict[str, Any] = {
         "content": content,
-        "style": _style(),
+        "style": style(),
         "version": __version__,
         "verdict": words.verdict(content),
         "gain": _gain(content),
@@ -72,9 +72,12 @@ def render(content: ReportContent) -> str:
         "recipe": recipe,
         "recipe_cut": len(content.recipe) - len(recipe),
     }
-    page = _environment().get_template("page.html").render(values)
-    # File names may hold bytes that are no text (lone surrogates in Python), which no page can.
-    return page.encode("utf-8", "replace").decode("utf-8")
+    return filled("page.html", values)
+
+
+def filled(template: str, values: dict[str, Any]) -> str:
+    """A template with its values. File names may hold bytes that are no text, which no page can."""
+    return _environment().get_template(template).render(values).encode("utf-8", "replace").decode("utf-8")
 
 
 @cache
@@ -93,7 +96,7 @@ def _environment() -> jinja2.Environment:
 
 
 @cache
-def _style() -> Markup:
+def style() -> Markup:
     """The style sheet, which is our own text and no user's."""
     loader = _environment().loader
     assert loader is not None

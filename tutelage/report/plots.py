@@ -14,7 +14,7 @@ from itertools import pairwise
 from markupsafe import Markup
 
 from tutelage.report.content import Comparison, Points, Reliability
-from tutelage.report.words import known, percent, signed
+from tutelage.report.words import known, percent, short, signed
 
 STYLES = 6
 """How many line colours the style sheet knows."""
@@ -195,6 +195,54 @@ def gain_chart(comparison: Comparison, about: str) -> Markup:
     parts += [_rule(frame.across(end), middle - 6, frame.across(end), middle + 6, "whisker") for end in (low, high)]
     parts.append(Markup('<circle class="gain" cx="{}" cy="{}" r="5.5"/>').format(f"{frame.across(gain):.1f}", middle))
     return _svg(360, 62, about, parts)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """One row of :func:`gains_chart`; ``tone`` is ``gain``, ``loss`` or ``open``."""
+
+    name: str
+    comparison: Comparison
+    tone: str
+
+
+def gains_chart(gains: Sequence[Gain], worth: float, about: str) -> Markup:
+    """A dot with its interval for each name; a line at 0 and one at ``worth``. Empty where there is no interval."""
+    rows = [(gain, bounds) for gain in gains if (bounds := _bounds(gain.comparison)) is not None]
+    if not rows:
+        return Markup("")
+    ends = [0.0, worth, *(end for _, bounds in rows for end in bounds)]
+    room = (max(ends) - min(ends)) * 0.06 or 0.01
+    height = 24 * len(rows)
+    frame = Frame(118, 18, 330, height, (min(ends) - room, max(ends) + room), (0.0, 1.0))
+    floor = frame.top + height
+    parts = [_rule(frame.left, floor, frame.left + frame.width, floor, "axis")]
+    for tick in ticks(100 * frame.x[0], 100 * frame.x[1], 6):
+        place = frame.across(tick / 100)
+        parts.append(_rule(place, floor, place, floor + 4, "axis"))
+        parts.append(_text(place, floor + 17, f"{signed(tick / 100, 1).removesuffix('.0')}", "middle"))
+    parts.append(_rule(frame.across(0), frame.top, frame.across(0), floor, "zero"))
+    if worth > 0:
+        place = frame.across(worth)
+        parts.append(_rule(place, frame.top, place, floor, "mark"))
+        parts.append(_text(place, 11, "pays", "middle"))
+    for number, (gain, (low, middle, high)) in enumerate(rows):
+        y = frame.top + 24 * number + 12
+        parts.append(_text(frame.left - 8, y + 4, short(gain.name, 18), "end"))
+        parts.append(_rule(frame.across(low), y, frame.across(high), y, f"whisker {gain.tone}"))
+        parts.append(
+            Markup('<circle class="gain {}" cx="{}" cy="{}" r="5"><title>{}</title></circle>').format(
+                gain.tone, f"{frame.across(middle):.1f}", f"{y:.1f}", f"{gain.name}: {signed(middle, 2)}"
+            )
+        )
+    return _svg(460, height + 42, about, parts)
+
+
+def _bounds(comparison: Comparison) -> tuple[float, float, float] | None:
+    """Low end, gain and high end; ``None`` where one of them is missing."""
+    values = (comparison.interval.low, comparison.gain, comparison.interval.high)
+    low, gain, high = (value if value is not None and known(value) else None for value in values)
+    return None if low is None or gain is None or high is None else (low, gain, high)
 
 
 def _axes(

@@ -21,6 +21,10 @@ except ImportError:  # Windows
 _held: set[TextIO] = set()
 
 
+class HeldError(RunError):
+    """Another process is alive in what is to be locked."""
+
+
 def _let_go() -> None:
     """In a forked child: a lock that a loader's worker shares would outlive the process that holds it."""
     for file in _held:
@@ -37,7 +41,7 @@ def locked(path: Path, say: Callable[[str], None] = lambda text: None) -> Iterat
     """Hold the lock file ``path`` while the block runs.
 
     The system releases the lock when its holder dies, however it dies; a file that is left over is recognised as
-    stale, said, and taken over. Raises :class:`RunError` naming the holder when another process is alive in it.
+    stale, said, and taken over. Raises :class:`HeldError` naming the holder when another process is alive in it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -52,7 +56,7 @@ def locked(path: Path, say: Callable[[str], None] = lambda text: None) -> Iterat
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RunError(
+                raise HeldError(
                     f"another process works in {path.parent}: {_holder(path)}",
                     "wait for it, stop it, or choose another folder with out=...",
                 ) from None

@@ -6,6 +6,7 @@
         log.jsonl                 the course of training (times and all; not part of the artefact's content)
         checkpoints/              while training
         nets/ scores/ labels/     what the stage made
+        answers/                  in an artefact of its own: what a teacher said of every image
     <out>/recipes/<name>-<key>.yaml   resolved recipes, by which `tutelage clean` knows what is still referred to
     <out>/report.html             the newest report
 
@@ -59,6 +60,11 @@ class Artefact:
         return self.folder / "labels"
 
     @property
+    def answers(self) -> Path:
+        """Folder of what a teacher said of every image."""
+        return self.folder / "answers"
+
+    @property
     def report(self) -> Path:
         """The page of a `report` stage."""
         return self.folder / "report.html"
@@ -67,6 +73,16 @@ class Artefact:
     def times(self) -> Path:
         """How long the stage took (no part of its content)."""
         return self.folder / "times.json"
+
+    @property
+    def cost(self) -> Path:
+        """What a step of the stage takes, where it was measured (no part of its content)."""
+        return self.folder / "cost.json"
+
+    @property
+    def diverged(self) -> bool:
+        """Whether its training ended with a loss that was not finite; begun again, it would do so again."""
+        return self.manifest() is None and any((self.folder / "checkpoints").glob("not-finite-*"))
 
     def net(self, name: str) -> Path:
         """Weights of one net, as the finished stage hands them on."""

@@ -1,0 +1,317 @@
+"""The section `ladder`: what it expands into, and which faults of it are said where."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.recipe.texts import faults, line_of, parsed
+from tutelage.recipe.ladder import NET, TEACHER_SCORE, combinations, expand, train_stage, untuned
+from tutelage.recipe.moving import moved
+from tutelage.recipe.reading import json_schema, read_recipe, resolved
+from tutelage.recipe.schema import AnnotateStage, EvaluateStage, LadderSettings, TrainStage
+
+ROOT = Path(__file__).resolve().parents[2]
+
+LADDER = """\
+tutelage: 1
+name: demo
+data:
+  city:
+    classes: [road, car]
+    splits: {train: train.txt, val: val.txt, test: test.txt, more: more.txt}
+nets:
+  small: {encoder: resnet10t, decoder: lraspp}
+  big: {encoder: resnet18, decoder: deeplabv3plus}
+stages:
+  teacher:
+    method: supervised
+    nets: {student: big}
+    streams: {labeled: {data: city/train}}
+  unused: {kind: evaluate, nets: [teacher], data: city/val}
+ladder:
+  student: small
+  teacher: teacher
+  training:
+    streams:
+      labeled: {data: city/train, batch: 4, augment: {crop: [64, 64]}}
+    steps: 30
+    optimizer: {lr: 1.0e-3, momentum: 0.8}
+    keep: last
+  score:
+    data: city/test
+    protocol: {precision: bf16}
+  seeds: [0, 5]
+  rungs:
+    plain: supervised
+    pseudo: {name: pseudo_labels, data: city/train, policy: threshold, threshold: 0.8}
+    kd:
+      name: pixel_kd
+      temperature: 2.0
+"""
+
+TUNE = "ladder.tune={data: city/val, steps: 10, values: {optimizer.lr: [4.0e-3, 0.0025]}}"
+
+
+def ladder(text: str = LADDER, *overrides: str) -> LadderSettings:
+    found = parsed(text, *overrides).recipe.ladder
+    assert found is not None
+    return found
+
+
+def stages(*overrides: str) -> dict[str, object]:
+    return dict(expand(parsed(LADDER, *overrides).recipe, {}).recipe.stages)
+
+
+def train(name: str, *overrides: str) -> TrainStage:
+    stage = stages(*overrides)[name]
+    assert isinstance(stage, TrainStage)
+    return stage
+
+
+# What it becomes
+
+
+def test_all_rungs_come_at_the_first_seed_before_the_second() -> None:
+    own = ["teacher", "unused"]
+    first = ["plain-0", "score-plain-0", "pseudo-0", "score-pseudo-0", "kd-0", "score-kd-0"]
+    second = [name.replace("-0", "-5") for name in first]
+    assert list(stages()) == [*own, TEACHER_SCORE, "label-pseudo", *first, *second]
+
+
+def test_a_rung_is_a_train_stage_that_has_all_but_the_method_from_the_ladder() -> None:
+    plain, kd = train("plain-0"), train("kd-5")
+    assert (plain.method.name, plain.inputs, plain.seed, plain.nets) == ("supervised", {}, 0, {"student": "small"})
+    assert (kd.method.name, kd.method.settings(), kd.seed) == ("pixel_kd", {"temperature": 2.0}, 5)
+    assert kd.inputs == {"teacher": "teacher"}
+    assert kd.nets == plain.nets
+    for stage in (plain, kd):
+        assert (stage.steps, stage.keep, stage.evaluate) == (30, "last", None)
+        assert (stage.optimizer.lr, stage.optimizer.momentum) == (1e-3, 0.8)
+        assert stage.streams == ladder().training.streams
+
+
+def test_it_is_the_stage_that_a_user_would_have_written() -> None:
+    """So that artefacts of stages that are written out are found again."""
+    written = parsed(
+        LADDER.replace(
+            "  unused:",
+            """\
+  mine:
+    method: {name: pixel_kd, temperature: 2.0}
+    nets: {student: small}
+    inputs: {teacher: teacher}
+    streams:
+      labeled: {data: city/train, batch: 4, augment: {crop: [64, 64]}}
+    steps: 30
+    optimizer: {lr: 1.0e-3, momentum: 0.8}
+    keep: last
+    seed: 5
+  unused:""",
+        )
+    )
+    assert written.recipe.stages["mine"] == train("kd-5")
+
+
+def test_every_net_is_scored_alone() -> None:
+    score = stages()["score-kd-5"]
+    assert isinstance(score, EvaluateStage)
+    assert (score.nets, score.data, score.protocol.precision) == ({NET: "kd-5"}, "city/test", "bf16")
+    assert not score.boundary
+    teacher = stages()[TEACHER_SCORE]
+    assert isinstance(teacher, EvaluateStage)
+    assert teacher.nets == {NET: "teacher"}
+
+
+def test_pseudo_labels_are_pooled_with_the_labels() -> None:
+    label = stages()["label-pseudo"]
+    assert isinstance(label, AnnotateStage)
+    assert (label.net, label.data, label.policy, label.threshold) == ("teacher", "city/train", "threshold", 0.8)
+    pseudo = train("pseudo-0")
+    assert pseudo.method.name == "supervised"
+    assert pseudo.inputs == {}
+    assert pseudo.streams["labeled"].data == ["city/train", "label-pseudo"]
+    several = "ladder.training.streams.labeled={data: [city/train, city/more], repeat: [2, 1]}"
+    pooled = train("pseudo-0", several).streams["labeled"]
+    assert (pooled.data, pooled.repeat) == (["city/train", "city/more", "label-pseudo"], [2, 1, 1])
+
+
+def test_a_rung_gets_the_streams_of_its_method() -> None:
+    streams = """ladder.training.streams={
+        labeled: {data: city/train, views: {weak: {colour: {brightness: 0.2}}}},
+        unlabeled: {data: city/more, draws_of: labeled, views: {weak: {colour: {brightness: 0.5}}}}}"""
+    rung = "ladder.rungs.mt=mean_teacher"
+    assert list(train("mt-0", streams, rung).streams) == ["labeled", "unlabeled"]
+    assert list(train("mt-0", streams, rung).streams["unlabeled"].views) == ["weak"]
+    assert list(train("plain-0", streams, rung).streams) == ["labeled"]
+    assert train("plain-0", streams, rung).streams["labeled"] == train("mt-0", streams, rung).streams["labeled"]
+
+
+def test_a_rung_may_be_trained_otherwise() -> None:
+    longer = train("long-0", "ladder.rungs.long={name: supervised, training: {steps: 60, optimizer: {lr: 0.1}}}")
+    assert (longer.steps, longer.optimizer.lr, longer.optimizer.momentum) == (60, 0.1, 0.8)
+    assert train("plain-0").steps == 30
+
+
+def test_trials_come_first_and_are_the_same_for_every_rung() -> None:
+    names = [name for name in stages(TUNE) if name not in stages()]
+    assert names == [
+        f"{prefix}{rung}-{value}"
+        for rung in ("plain", "pseudo", "kd")
+        for value in ("lr4e-3", "lr2_5e-3")
+        for prefix in ("", "score-")
+    ]
+    trial = train("kd-lr2_5e-3", TUNE)
+    assert (trial.steps, trial.optimizer.lr, trial.optimizer.momentum, trial.seed) == (10, 0.0025, 0.8, 0)
+    score = stages(TUNE)["score-kd-lr2_5e-3"]
+    assert isinstance(score, EvaluateStage)
+    assert score.data == "city/val"
+    recipe = parsed(LADDER, TUNE).recipe
+    expanded = expand(recipe, {"kd": {"optimizer.lr": 0.0025}})
+    assert set(expanded.attempts) == {("kd", 0), ("kd", 5)}
+    chosen = expanded.recipe.stages["kd-5"]
+    assert isinstance(chosen, TrainStage)
+    assert (chosen.steps, chosen.optimizer.lr) == (30, 0.0025)
+
+
+def test_several_keys_are_tried_in_every_combination() -> None:
+    both = ladder(LADDER, "ladder.tune={data: city/val, values: {optimizer.lr: [1, 2], clip: [0.5, 1.0, null]}}")
+    tried = list(combinations(both))
+    assert len(tried) == 6
+    assert tried[1] == {"optimizer.lr": 1, "clip": 1.0}
+    assert untuned(both)["kd"] == {"optimizer.lr": 1, "clip": 0.5}
+    assert train_stage(both, "kd", 0, tried[2]).clip is None
+
+
+def test_a_resolved_ladder_is_the_same_ladder() -> None:
+    for overrides in ((), (TUNE, "ladder.rungs.long={name: supervised, training: {steps: 60}}")):
+        text = resolved(parsed(LADDER, *overrides).recipe)
+        again = parsed(text).recipe
+        assert resolved(again) == text
+        assert yaml.safe_load(text)["ladder"]["rungs"]["kd"]["temperature"] == 2.0
+    assert "ladder" not in yaml.safe_load(resolved(parsed(LADDER.partition("ladder:\n")[0]).recipe))
+
+
+def test_start_weights_move_with_the_recipe(tmp_path: Path) -> None:
+    recipe = parsed(LADDER, "ladder.training.init={student: start.pt, student.encoder: teacher}").recipe
+    kept = moved(recipe, tmp_path, tmp_path / "runs" / "recipes").ladder
+    assert kept is not None
+    assert kept.training.init == {"student": "../../start.pt", "student.encoder": "teacher"}
+
+
+def test_the_schema_for_editors_knows_ladders() -> None:
+    schema = json_schema()
+    json.dumps(schema)
+    assert "LadderSettings" in schema["$defs"]
+    assert {"type": "string"} not in schema["$defs"]["Rung"]["anyOf"]
+    assert "pixel_kd" in schema["$defs"]["Rung"]["anyOf"][1]["enum"]
+
+
+# Faults
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("student: small", "student: smal", "no net 'smal'; did you mean 'small'? (known: small, big)"),
+        ("  teacher: teacher", "  teacher: unused", "no train stage 'unused' before this (known: teacher)"),
+        ("    data: city/test", "    data: town/test", "no data set 'town' (known: city)"),
+        ("labeled: {data: city/train, batch", "labeled: {data: cty/train, batch", "no data set 'cty'"),
+        ("    plain: supervised", "    plan: supervised", "no rung 'plain'; did you mean 'plan'?"),
+        ("    plain: supervised", "    plain: supervise", "unknown method 'supervise'; did you mean 'supervised'?"),
+        ("pseudo_labels, data", "pseudo_label, data", "unknown method 'pseudo_label'; did you mean 'pseudo_labels'?"),
+        ("data: city/train, policy", "data: ctiy/train, policy", "no data set 'ctiy'"),
+        ("policy: threshold", "policy: all", "ladder.rungs.pseudo.policy is 'all'"),
+        (
+            "temperature: 2.0",
+            "temprature: 2.0",
+            "unknown key 'ladder.rungs.kd.temprature'; did you mean 'temperature'?",
+        ),
+        (
+            "temperature: 2.0",
+            "training: {stps: 1}",
+            "unknown key 'ladder.rungs.kd.training.stps'; did you mean 'steps'?",
+        ),
+        ("temperature: 2.0", "training: {steps: 0}", "ladder.rungs.kd.training.steps should be greater than 0"),
+        ("seeds: [0, 5]", "seeds: [0, 0]", "ladder.seeds: each seed once"),
+        ("seeds: [0, 5]", "seeds: []", "ladder.seeds should have at least 1 item"),
+        ("seeds: [0, 5]", "sedes: [0, 5]", "unknown key 'ladder.sedes'; did you mean 'seeds'?"),
+        ("      labeled: {data", "      labelled: {data", "no rung has a stream 'labelled'; did you mean 'labeled'?"),
+        ("batch: 4, ", "views: {waek: {}}, ", "no rung has a view 'waek'; did you mean 'weak'?"),
+        ("    keep: last", "    init: {student: unused}", "no train stage 'unused' before this"),
+        ("    keep: last", "    evaluate: {data: town/val}", "no data set 'town'"),
+    ],
+)
+def test_faults_are_said_with_their_line(old: str, new: str, said: str) -> None:
+    assert LADDER.count(old) >= 1
+    text = LADDER.replace(old, new, 1)
+    line = f"r.yaml:{line_of(text, 'rungs:' if 'no rung' in said and 'plan' in said else new.strip())}: "
+    assert any(fault.startswith(line) and said in fault for fault in faults(text)), faults(text)
+
+
+def test_what_the_rungs_share_is_said_once() -> None:
+    found = faults(LADDER.replace("labeled: {data: city/train, batch", "labeled: {data: cty/train, batch"))
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("ladder.rungs.mt=mean_teacher", "method mean_teacher needs a stream 'unlabeled'"),
+        ("ladder.tune={data: city/test, values: {optimizer.lr: [1, 2]}}", "values that are chosen on the scored data"),
+        ("ladder.tune={data: cty, values: {optimizer.lr: [1, 2]}}", "no data set 'cty'"),
+        ("ladder.tune={data: city/val, values: {optimizer.lr: [1]}}", "optimizer.lr needs two values or more"),
+        ("ladder.tune={data: city/val, values: {optimizer.lr: [1, 1.0]}}", "optimizer.lr needs two values or more"),
+        ("ladder.tune={data: city/val, values: {}}", "ladder.tune.values should have at least 1 item"),
+        ("ladder.tune={data: city/val, values: {optimizer.lrr: [1, 2]}}", "did you mean 'lr'?"),
+        ("ladder.tune={data: city/val, values: {steps: [1, 2]}}", "trials compare at an equal number of steps"),
+        ("stages.plain-0={kind: evaluate, nets: [teacher], data: city/val}", "called 'plain-0', a name that is taken"),
+    ],
+)
+def test_faults_of_overrides(override: str, said: str) -> None:
+    assert any(said in fault for fault in faults(LADDER, override)), faults(LADDER, override)
+
+
+def test_a_ladder_without_a_teacher_has_rungs_that_need_none() -> None:
+    text = LADDER.replace("  teacher: teacher\n  training", "  training")
+    found = faults(text)
+    assert len(found) == 2
+    assert all("needs a trained net: `teacher: <stage>` beside `student`" in fault for fault in found)
+    alone = text.partition("    pseudo:")[0]
+    assert TEACHER_SCORE not in expand(parsed(alone).recipe, {}).recipe.stages
+
+
+def test_faults_of_a_ladder_and_of_the_rest_are_said_at_once() -> None:
+    text = LADDER.replace("decoder: lraspp", "decodr: lraspp").replace("temperature", "temprature")
+    text = text.replace("data: city/test", "data: town/test")
+    said = "\n".join(faults(text))
+    for part in ("decodr", "temprature", "no data set 'town'"):
+        assert part in said
+
+
+def test_a_rung_that_is_only_named_can_be_given_settings() -> None:
+    assert ladder(LADDER, "ladder.rungs.kd=pixel_kd", "ladder.rungs.kd.temperature=3").rungs["kd"].settings() == {
+        "temperature": 3
+    }
+
+
+# Ours
+
+
+def test_our_ladders_can_be_read_and_share_the_teacher() -> None:
+    camvid = read_recipe(ROOT / "recipes" / "camvid" / "ladder.yaml").recipe
+    distil = read_recipe(ROOT / "recipes" / "camvid" / "distil.yaml").recipe
+    assert camvid.data == distil.data
+    assert camvid.nets == distil.nets
+    assert camvid.stages["teacher"] == distil.stages["teacher"]
+    assert camvid.out_folder() == distil.out_folder()
+    expanded = expand(camvid, {}).recipe.stages
+    plain, baseline = expanded["plain-0"], distil.stages["baseline"]
+    assert isinstance(baseline, TrainStage)
+    assert plain == baseline.model_copy(update={"seed": 0})
+    dubai = read_recipe(ROOT / "recipes" / "dubai" / "ladder.yaml").recipe
+    assert dubai.ladder is not None
+    assert dubai.ladder.tune is not None

@@ -1,0 +1,41 @@
+"""Attention transfer: the student's feature has its energy where the teacher's has it.
+
+    w * mean over images and positions of (at(f_S) - at(f_T))^2
+    at(f) = the mean over channels of |f|^p, as a unit vector over positions
+
+The mean over positions makes the loss small (1e-4 to 1e-3), hence the weight of 10000. Channels may differ.
+Source: attention transfer (ICLR 2017), in the form of the CIRKD repository.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from tutelage.engine.contract import Tick
+from tutelage.losses.attention import attention_transfer
+from tutelage.methods.distillation.term import Seen, Term, TermSettings
+from tutelage.methods.supervised import Weight
+
+
+class ATSettings(TermSettings):
+    """Attention transfer between features."""
+
+    weight: Weight = 10_000.0
+    """Weight of the term."""
+    power: Annotated[float, Field(ge=1)] = 2.0
+    """p: the higher, the more the strongest channels count."""
+
+
+class AT(Term):
+    """Where the feature has its energy."""
+
+    Settings = ATSettings
+
+    def forward(self, seen: Seen, tick: Tick) -> Mapping[str, Tensor]:
+        """The weighted loss."""
+        loss = attention_transfer(seen.student.feature, seen.teacher.feature, self.settings.power)
+        return {"at": self.settings.weight * loss}

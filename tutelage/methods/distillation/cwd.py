@@ -1,0 +1,84 @@
+"""Channel-wise distillation: each channel is a distribution over positions, which the student copies.
+
+    w * T^2 / (B C) * sum over images and channels of KL(softmax_hw(x_T / T) || softmax_hw(x_S / T))
+
+x are logits, or features; where the feature channels of both nets differ, a 1x1 convolution without bias brings the
+student's to the teacher's, is trained with the student and dropped at the end.
+
+For features the published code divides by the student's channels before that convolution, while it sums over the
+teacher's: its loss is Ct / Cs times the mean. Its numbers come back with `divisor: published`, or with the default
+divisor and a weight of 50 Ct / Cs. The published scripts for CWD also add pixel KD (1) and a critic (0.001).
+Source: channel-wise knowledge distillation (ICCV 2021), in the form of the CIRKD repository.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from tutelage.engine.contract import Tick
+from tutelage.losses.distillation import cwd
+from tutelage.methods.distillation.projection import linear
+from tutelage.methods.distillation.term import Pair, Seen, Term, TermSettings
+from tutelage.methods.supervised import Weight
+
+
+class CWDSettings(TermSettings):
+    """Channel-wise distillation of logits."""
+
+    weight: Weight = 3.0
+    """Weight of the term (0.3 for SegFormer)."""
+    temperature: Annotated[float, Field(gt=0)] = 4.0
+    """T: above 1, both distributions are softened."""
+
+
+class CWD(Term):
+    """Where each class is."""
+
+    Settings = CWDSettings
+
+    def forward(self, seen: Seen, tick: Tick) -> Mapping[str, Tensor]:
+        """The weighted loss."""
+        loss = cwd(seen.student.logits, seen.teacher.logits, self.settings.temperature)
+        return {"cwd": self.settings.weight * loss}
+
+
+class CWDFeaturesSettings(TermSettings):
+    """Channel-wise distillation of features."""
+
+    weight: Weight = 50.0
+    """Weight of the term (5 for SegFormer); the published strength is 50 Ct / Cs, see `divisor`."""
+    temperature: Annotated[float, Field(gt=0)] = 4.0
+    """T: above 1, both distributions are softened."""
+    divisor: Literal["teacher", "published"] = "teacher"
+    """The channels that the sum is divided by: the teacher's, which makes it a mean, or (`published`) the student's."""
+
+
+class CWDFeatures(Term):
+    """Where each channel fires."""
+
+    Settings = CWDFeaturesSettings
+
+    def __init__(self, settings: CWDFeaturesSettings, pair: Pair) -> None:
+        super().__init__(settings, pair)
+        ours, theirs = pair.student.channels, pair.teacher.channels
+        self.channels = (ours, theirs)
+        self.align = linear(ours, theirs) if ours != theirs else None
+        self.divisor = theirs if settings.divisor == "teacher" else ours
+
+    def forward(self, seen: Seen, tick: Tick) -> Mapping[str, Tensor]:
+        """The weighted loss."""
+        feature = seen.student.feature
+        if self.align is not None:
+            feature = self.align(feature)
+        loss = cwd(feature, seen.teacher.feature, self.settings.temperature, self.divisor)
+        return {"cwd_features": self.settings.weight * loss}
+
+    def describe(self) -> str:
+        """The projection, if there is one."""
+        if self.align is None:
+            return "features are compared as they are"
+        return "the student's {} channels are projected to {}".format(*self.channels)

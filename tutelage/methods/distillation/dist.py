@@ -1,0 +1,58 @@
+"""DIST: the student's probabilities correlate with the teacher's, within each position and within each class.
+
+    w * T^2 * (b * (1 - mean over positions of r(p_S[i, :], p_T[i, :]))
+             + g * (1 - mean over classes   of r(p_S[:, k], p_T[:, k])))
+
+p = softmax(z / T), positions i are those of all images of the batch, r is Pearson's correlation: a match up to scale
+and shift, which asks less of a student than equal probabilities when its teacher is much stronger.
+
+As in the release, auxiliary logits are distilled the same way with 0.4 of the weight where both nets have them.
+Source: knowledge distillation from a stronger teacher (NeurIPS 2022); hunto/DIST_KD, segmentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from tutelage.engine.contract import Tick
+from tutelage.losses.distillation import dist
+from tutelage.methods.distillation.term import Seen, Term, TermSettings
+from tutelage.methods.supervised import Weight
+
+
+class DISTSettings(TermSettings):
+    """DIST on logits."""
+
+    inter: Weight = 1.0
+    """b: weight of the correlation between classes, at each position."""
+    intra: Weight = 1.0
+    """g: weight of the correlation within each class, over all positions of the batch."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """T: above 1, both distributions are softened."""
+    auxiliary: Weight = 0.4
+    """Share of the weight for auxiliary logits, where both nets have them."""
+
+
+class DIST(Term):
+    """Correlation between classes and within classes."""
+
+    Settings = DISTSettings
+
+    @staticmethod
+    def beyond_probabilities(settings: DISTSettings) -> str:
+        """Auxiliary logits, unless they have no weight."""
+        return "its auxiliary logits (`auxiliary: 0` leaves them out)" if settings.auxiliary else ""
+
+    def forward(self, seen: Seen, tick: Tick) -> Mapping[str, Tensor]:
+        """The weighted losses."""
+        settings = self.settings
+        options = (settings.inter, settings.intra, settings.temperature)
+        terms = {"dist": settings.weight * dist(seen.student.logits, seen.teacher.logits, *options)}
+        ours, theirs = seen.student.auxiliary, seen.teacher.auxiliary
+        if ours is not None and theirs is not None and settings.auxiliary:
+            terms["dist_auxiliary"] = settings.weight * settings.auxiliary * dist(ours, theirs, *options)
+        return terms

@@ -1,0 +1,339 @@
+"""Distillation from a frozen teacher: L = L_task + sum over terms of weight * L_term.
+
+Both nets see the same crops. Maps are compared on the student's grid: a finer map of the teacher is averaged over
+each of the student's cells, a coarser one is enlarged bilinearly. Feature terms take the embedding, that is the
+input of the last 1x1 classifier (with the student's dropout, as published), or a map that the recipe names.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tutelage.data.views import Batch, View, warp
+from tutelage.engine.contract import Facts, Method, Needs, Optimization, Pass, Tick
+from tutelage.engine.optimizers import ScheduleSettings
+from tutelage.errors import RecipeError
+from tutelage.methods.distillation.at import AT, ATSettings
+from tutelage.methods.distillation.cache import CacheSettings, TeacherCache
+from tutelage.methods.distillation.cirkd import Memory, MemorySettings, MinibatchPixel, MinibatchPixelSettings
+from tutelage.methods.distillation.cirkd_v2 import Channel, ChannelSettings, ContextBlock
+from tutelage.methods.distillation.cwd import CWD, CWDFeatures, CWDFeaturesSettings, CWDSettings
+from tutelage.methods.distillation.dist import DIST, DISTSettings
+from tutelage.methods.distillation.dsd import DSDCategory, DSDCategorySettings, DSDPixel, DSDPixelSettings
+from tutelage.methods.distillation.fitnet import FitNet, FitNetSettings
+from tutelage.methods.distillation.ifvd import IFVD, IFVDSettings
+from tutelage.methods.distillation.mgd import MGD, MGDSettings
+from tutelage.methods.distillation.pixel_kd import PixelKDTerm, PixelKDTermSettings
+from tutelage.methods.distillation.skd import SKDHolistic, SKDHolisticSettings, SKDPairwise, SKDPairwiseSettings
+from tutelage.methods.distillation.term import AdversarialTerm, Maps, Pair, Seen, Side, Term, WeightOrSettings
+from tutelage.methods.supervised import TaskLoss, TaskSettings
+from tutelage.nets.segmentor import Prediction, Segmentor
+from tutelage.settings import Settings
+
+_AnySettings = Settings
+
+
+class Losses(Settings):
+    """The terms beside the task loss; a bare number is a weight, the rest as published."""
+
+    pixel_kd: Annotated[PixelKDTermSettings | None, WeightOrSettings] = None
+    """The teacher's class distribution at every position."""
+    skd_pairwise: Annotated[SKDPairwiseSettings | None, WeightOrSettings] = None
+    """Structured KD: similarities of all pairs of positions of an image."""
+    skd_holistic: Annotated[SKDHolisticSettings | None, WeightOrSettings] = None
+    """Structured KD: a critic that tells the nets' logits apart."""
+    ifvd: Annotated[IFVDSettings | None, WeightOrSettings] = None
+    """Intra-class feature variation: similarity of each position to its class's mean."""
+    cwd: Annotated[CWDSettings | None, WeightOrSettings] = None
+    """Channel-wise distillation of logits: where each class is."""
+    cwd_features: Annotated[CWDFeaturesSettings | None, WeightOrSettings] = None
+    """Channel-wise distillation of features: where each channel fires."""
+    dsd_pixel: Annotated[DSDPixelSettings | None, WeightOrSettings] = None
+    """Double similarity: how attention changes from map to map."""
+    dsd_category: Annotated[DSDCategorySettings | None, WeightOrSettings] = None
+    """Double similarity: similarities of all pairs of classes."""
+    at: Annotated[ATSettings | None, WeightOrSettings] = None
+    """Attention transfer."""
+    fitnet: Annotated[FitNetSettings | None, WeightOrSettings] = None
+    """Regression of the teacher's features."""
+    dist: Annotated[DISTSettings | None, WeightOrSettings] = None
+    """Correlation between classes and within classes."""
+    mgd: Annotated[MGDSettings | None, WeightOrSettings] = None
+    """Masked generative distillation: the teacher's features from the student's, partly masked."""
+    cirkd_minibatch: Annotated[MinibatchPixelSettings | None, WeightOrSettings] = None
+    """CIRKD: relations between the pixels of a mini-batch."""
+    cirkd_memory: Annotated[MemorySettings | None, WeightOrSettings] = None
+    """CIRKD: relations to remembered pixels and regions."""
+    cirkd_channel: Annotated[ChannelSettings | None, WeightOrSettings] = None
+    """CIRKD V2: relations between channels, in the mini-batch and to remembered ones."""
+
+    def chosen(self) -> dict[str, Any]:
+        """The terms that are asked for, with a weight above zero."""
+        terms = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: settings for name, settings in terms.items() if settings is not None and settings.weight > 0}
+
+
+TERMS: dict[str, type[Term]] = {
+    "pixel_kd": PixelKDTerm,
+    "skd_pairwise": SKDPairwise,
+    "skd_holistic": SKDHolistic,
+    "ifvd": IFVD,
+    "cwd": CWD,
+    "cwd_features": CWDFeatures,
+    "dsd_pixel": DSDPixel,
+    "dsd_category": DSDCategory,
+    "at": AT,
+    "fitnet": FitNet,
+    "dist": DIST,
+    "mgd": MGD,
+    "cirkd_minibatch": MinibatchPixel,
+    "cirkd_memory": Memory,
+    "cirkd_channel": Channel,
+}
+"""The name of a term in a recipe → its class."""
+
+
+class DistillBase(Settings):
+    """What every distillation may be told."""
+
+    student_feature: str = "embedding"
+    """The student's map for feature terms: `embedding`, `level0` (the encoder's finest) to `level4`, or the name of a
+    submodule (`encoder.layer3`)."""
+    teacher_feature: str = "embedding"
+    """The same for the teacher."""
+    task: TaskSettings = TaskSettings()
+    """The loss on labels beside it."""
+    cache: CacheSettings | None = None
+    """Replay what the teacher said once of every image; null: it sees every crop. The manual's page on training says
+    when that pays."""
+
+    def terms(self) -> Losses:
+        """The terms that are asked for; published combinations say them here."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _kept_in_a_cache(self) -> DistillBase:
+        if self.cache is not None:
+            temperature_of(self.terms())
+        return self
+
+
+def temperature_of(losses: Losses) -> float:
+    """The temperature at which a cache keeps the teacher's probabilities for these terms.
+
+    Raises ``ValueError`` for terms that need more of the teacher, or several temperatures.
+    """
+    chosen = losses.chosen()
+    lacking = [f"{name} needs {it}" for name, own in chosen.items() if (it := TERMS[name].beyond_probabilities(own))]
+    if lacking:
+        raise ValueError(
+            f"a cache holds the teacher's class probabilities alone: {', '.join(lacking)}; use `cache: null`"
+        )
+    temperatures = {settings.temperature for settings in chosen.values()}
+    if len(temperatures) != 1:
+        raise ValueError(
+            "a cache holds the teacher's class probabilities at one temperature, "
+            + ("but the terms have several" if temperatures else "but there is no term")
+        )
+    return float(temperatures.pop())
+
+
+class DistillSettings(DistillBase):
+    """Distillation by any combination of terms."""
+
+    losses: Losses = Losses(pixel_kd=PixelKDTermSettings())
+    """Terms by name."""
+    context: bool = False
+    """Whether feature terms see the student through CIRKD V2's context block, which is dropped at the end."""
+
+    def terms(self) -> Losses:
+        """Those of the recipe."""
+        return self.losses
+
+
+class Distill(Method):
+    """A frozen teacher and labels teach the student on the same crops."""
+
+    Settings: ClassVar[type[_AnySettings]] = DistillSettings
+    streams = {"labeled": Needs(labels=True, views=("weak",), about="images with masks")}
+    teachers = ("teacher",)
+
+    def __init__(self, nets: Mapping[str, Segmentor], settings: Any, facts: Facts) -> None:
+        super().__init__()
+        self.student = nets["student"]
+        self.teacher = nets["teacher"]
+        self.task = TaskLoss(settings.task, facts)
+        self.cache: TeacherCache | None = None
+        """What the teacher said of every image, where that is replayed; given before training."""
+        self.chosen = (settings.student_feature, settings.teacher_feature)
+        chosen = settings.terms().chosen()
+        pair, self.sizes = self._pair(facts)
+        self.terms = nn.ModuleDict({name: TERMS[name](term, pair) for name, term in chosen.items()})
+        self.context = ContextBlock(pair.student.channels) if self.context_of(settings) else None
+        self.critics = nn.ModuleDict(
+            {name: term.make_critic(pair) for name, term in self._terms().items() if isinstance(term, AdversarialTerm)}
+        )
+
+    @staticmethod
+    def context_of(settings: Any) -> bool:
+        """Whether the settings ask for the context block."""
+        return bool(settings.context)
+
+    def passes(self, step: int) -> tuple[Pass, ...]:
+        """The student with what the terms learn; then the critics, if any."""
+        train = Pass("train", {"student", "terms", *(("context",) if self.context is not None else ())})
+        return (train, Pass("judge", {"critics"})) if len(self.critics) else (train,)
+
+    def optimizers(self) -> Mapping[str, Optimization]:
+        """What the terms learn goes with the student; a critic has its own optimizer, at a constant rate."""
+        nets = ("student", "terms", *(("context",) if self.context is not None else ()))
+        result = {"main": Optimization(nets)}
+        for term in self._terms().values():
+            if isinstance(term, AdversarialTerm):
+                result["critic"] = Optimization(("critics",), term.critic_optimizer, ScheduleSettings(kind="constant"))
+        return result
+
+    def counts(self, batches: Mapping[str, Batch]) -> Mapping[str, Tensor]:
+        """The weight of the valid labels."""
+        return {"labeled": self.task.counts(batches["labeled"]["weak"].label)}
+
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+        """One labelled batch, seen by both nets; or the critics' turn."""
+        return self._judge(tick) if pass_name == "judge" else self._train(batches, tick)
+
+    def _train(self, batches: Mapping[str, Batch], tick: Tick) -> dict[str, Tensor]:
+        view = batches["labeled"]["weak"]
+        with torch.no_grad():
+            taught = self._taught(batches["labeled"])
+        prediction = self.student(view.image)
+        terms: dict[str, Tensor] = self.task(prediction, self.student.stride, view.label, tick.share("labeled"))
+        mine = self._maps(self.student, prediction, self.chosen[0])
+        if self.context is not None:
+            mine = mine._replace(feature=self.context(mine.feature))
+        theirs = on_grids_of(taught, mine)
+        if self.cache is not None:
+            theirs = theirs._replace(logits=_only_shown(theirs.logits, mine.logits.detach(), view))
+        seen = Seen(mine, theirs, view.label)
+        for name, term in self._terms().items():
+            if isinstance(term, AdversarialTerm):
+                terms[name] = term.fool(self.critics[name], seen)
+                tick.carry["student"], tick.carry["teacher"] = seen.student.logits, seen.teacher.logits
+            else:
+                terms.update(term(seen, tick))
+        return terms
+
+    def _taught(self, batch: Batch) -> Maps:
+        """What the teacher says of the view, or said of its images."""
+        view = batch["weak"]
+        if self.cache is None:
+            return self._maps(self.teacher, self.teacher(view.image), self.chosen[1])
+        height, width = self.sizes[1].logits.shape[2:]
+        logits = self.cache.logits(batch.samples, view.geometry, (int(height), int(width)))
+        return Maps(logits, logits, None)  # settings let no term near the others
+
+    def _judge(self, tick: Tick) -> dict[str, Tensor]:
+        student, teacher = tick.carry["student"], tick.carry["teacher"]
+        return {
+            f"{name}_critic": term.judge(self.critics[name], student, teacher, tick)
+            for name, term in self._terms().items()
+            if isinstance(term, AdversarialTerm)
+        }
+
+    def _terms(self) -> dict[str, Term]:
+        return {name: term for name, term in self.terms.items() if isinstance(term, Term)}
+
+    def extra_report(self) -> dict[str, Any]:
+        """What is projected where, and what is kept in memory."""
+        (student_feature, teacher_feature), (mine, theirs) = self.chosen, self.sizes
+        lines = [
+            f"student {student_feature} {_shown(mine.feature)}, logits {_shown(mine.logits)}; "
+            f"teacher {teacher_feature} {_shown(theirs.feature)}, logits {_shown(theirs.logits)}"
+        ]
+        for what in ("feature", "logits"):
+            ours, others = getattr(mine, what).shape[2:], getattr(theirs, what).shape[2:]
+            if ours != others:
+                how = "averaged" if others[0] > ours[0] else "enlarged"
+                lines.append(f"the teacher's {what} is {how} to the student's grid")
+        if self.cache is not None:
+            lines.append("the teacher's logits are replayed from its cache")
+        lines += [f"{name}: {text}" for name, term in self._terms().items() if (text := term.describe())]
+        return {"distillation": "\n  ".join(lines)}
+
+    def _pair(self, facts: Facts) -> tuple[Pair, tuple[Maps, Maps]]:
+        """What both nets give for one crop, from shapes alone."""
+        if facts.size is None:
+            raise RecipeError("distillation must know the size of the crops", "give streams.labeled.augment.crop")
+        sides = []
+        for net, chosen, who in ((self.student, self.chosen[0], "student"), (self.teacher, self.chosen[1], "teacher")):
+            level = re.fullmatch(r"level(\d)", chosen)
+            if level is not None and int(level[1]) >= len(net.feature_channels):
+                raise RecipeError(
+                    f"{who}_feature: there is no {chosen}",
+                    f"the encoder of the {who} has level0 to level{len(net.feature_channels) - 1}",
+                )
+            if level is None and chosen != "embedding":
+                net.tap((*net.taps, chosen))
+            shapes = copy.deepcopy(net).to("meta").eval()
+            sides.append(self._maps(shapes, shapes(torch.empty(2, 3, *facts.size, device="meta")), chosen))
+        mine, theirs = sides
+        for maps, who, chosen in zip(sides, ("student", "teacher"), self.chosen, strict=True):
+            if maps.feature.dim() != 4:
+                raise RecipeError(
+                    f"{who}_feature: {chosen} gives {tuple(maps.feature.shape)}, no map (B, C, h, w)",
+                    "choose a submodule that gives a map, `embedding`, or `level0` and so on",
+                )
+        if theirs.logits.shape[1] != facts.classes:
+            raise RecipeError(
+                f"the teacher has {theirs.logits.shape[1]} classes and the task {facts.classes}",
+                "train the teacher on the task's classes",
+            )
+        grid, logits_grid = ((int(maps.shape[2]), int(maps.shape[3])) for maps in (mine.feature, mine.logits))
+        student = Side(int(mine.feature.shape[1]), mine.auxiliary is not None)
+        teacher = Side(int(theirs.feature.shape[1]), theirs.auxiliary is not None)
+        return Pair(facts.classes, student, teacher, grid, logits_grid), (mine, theirs)
+
+    @staticmethod
+    def _maps(net: Segmentor, prediction: Prediction, chosen: str) -> Maps:
+        if chosen == "embedding":
+            feature = prediction.embedding
+        elif re.fullmatch(r"level\d", chosen):
+            feature = prediction.features[int(chosen[-1])]
+        else:
+            feature = prediction.taps[chosen]
+        return Maps(prediction.logits, feature, prediction.auxiliary)
+
+
+def on_grids_of(theirs: Maps, mine: Maps) -> Maps:
+    """The teacher's maps on the grids of the student's."""
+    auxiliary = theirs.auxiliary
+    if auxiliary is not None and mine.auxiliary is not None:
+        auxiliary = on_grid(auxiliary, mine.auxiliary)
+    return Maps(on_grid(theirs.logits, mine.logits), on_grid(theirs.feature, mine.feature), auxiliary)
+
+
+def on_grid(theirs: Tensor, mine: Tensor) -> Tensor:
+    """A map (B, C, ., .) on the grid of another: averaged where it is finer, bilinear where it is coarser."""
+    size = (mine.shape[2], mine.shape[3])
+    if theirs.shape[2:] == mine.shape[2:]:
+        return theirs
+    if theirs.shape[2] >= size[0] and theirs.shape[3] >= size[1]:
+        return F.adaptive_avg_pool2d(theirs, size)
+    return F.interpolate(theirs, size, mode="bilinear", align_corners=False)
+
+
+def _only_shown(theirs: Tensor, mine: Tensor, view: View) -> Tensor:
+    """The teacher's logits (B, K, h, w), and the student's own where the view shows padding: nothing to learn there."""
+    inside = warp(torch.ones_like(mine[:, :1, :1, :1]), view.geometry, (mine.shape[2], mine.shape[3]))
+    return torch.where(inside > 0, theirs, mine)
+
+
+def _shown(maps: Tensor) -> str:
+    return "x".join(str(int(side)) for side in maps.shape[1:])

@@ -1,0 +1,42 @@
+"""Intra-class feature variation: how far each position is from its class's mean, compared between both nets.
+
+    w * mean over ALL positions of (cos(f_S, m_S) - cos(f_T, m_T))^2
+
+m is the mean feature of the position's class in the same image, by the labels; gradient flows through the student's.
+Positions without a label contribute 0 but count in the mean. Channels may differ. The published scripts for IFVD also
+add pixel KD (1) and a critic (0.001).
+Source: intra-class feature variation distillation (ECCV 2020), in the form of the CIRKD repository.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from tutelage.engine.contract import Tick
+from tutelage.losses.distillation import ifvd
+from tutelage.methods.distillation.term import Pair, Seen, Term, TermSettings
+from tutelage.methods.supervised import Weight
+
+
+class IFVDSettings(TermSettings):
+    """Intra-class feature variation."""
+
+    weight: Weight = 20.0
+    """Weight of the term."""
+
+
+class IFVD(Term):
+    """How typical each position is of its class."""
+
+    Settings = IFVDSettings
+
+    def __init__(self, settings: IFVDSettings, pair: Pair) -> None:
+        super().__init__(settings, pair)
+        self.classes = pair.classes
+
+    def forward(self, seen: Seen, tick: Tick) -> Mapping[str, Tensor]:
+        """The weighted loss."""
+        loss = ifvd(seen.student.feature, seen.teacher.feature, seen.label_BHW, self.classes)
+        return {"ifvd": self.settings.weight * loss}

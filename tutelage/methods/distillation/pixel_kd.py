@@ -1,0 +1,41 @@
+"""Pixel-wise distillation as a term: the student copies the teacher's class distribution at every position.
+
+    w * T^2 * mean over positions of KL(softmax(z_T / T) || softmax(z_S / T))
+
+Ignored and padded positions count. Source: the classic 2015 form, per pixel, as CIRKD and its baselines use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from tutelage.engine.contract import Tick
+from tutelage.losses.distillation import pixel_kd
+from tutelage.methods.distillation.term import Seen, Term, TermSettings
+
+
+class PixelKDTermSettings(TermSettings):
+    """Pixel-wise distillation of logits."""
+
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """T: above 1, both distributions are softened."""
+
+
+class PixelKDTerm(Term):
+    """The class distribution at every position."""
+
+    Settings = PixelKDTermSettings
+
+    @staticmethod
+    def beyond_probabilities(settings: PixelKDTermSettings) -> str:
+        """Nothing."""
+        return ""
+
+    def forward(self, seen: Seen, tick: Tick) -> Mapping[str, Tensor]:
+        """The weighted loss."""
+        loss = pixel_kd(seen.student.logits, seen.teacher.logits, self.settings.temperature)
+        return {"pixel_kd": self.settings.weight * loss}

@@ -1,0 +1,102 @@
+"""Structured knowledge distillation: similarities of all pairs of positions, and a critic of whole maps.
+
+    pair-wise:  w * mean over images and pairs of positions of (A_S - A_T)^2
+                A = cosine similarities of the features, max-pooled by 2x2
+    holistic:   w * -mean D(z_S), for the student
+                v * (mean relu(1 - D(z_T)) + mean relu(1 + D(z_S))), for the critic D, on detached logits (hinge)
+                v * (mean D(z_S) - mean D(z_T) + g * mean (|D'| - 1)^2), wgan-gp, D' at a random point in between
+
+D reads raw logits and not the image; both are so in the CIRKD repository, unlike in SKD's own paper. The student moves
+first, then the critic with its own optimizer, on the logits of the same forward. The published SKD is both terms and
+pixel KD with a weight of 1. Source: structured knowledge distillation (CVPR 2019), in the form of the CIRKD repository.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from tutelage.engine.contract import Tick
+from tutelage.engine.optimizers import OptimizerSettings
+from tutelage.losses.adversarial import critic_loss, fooling_loss, gradient_penalty
+from tutelage.losses.distillation import skd_pairwise
+from tutelage.methods.distillation.term import AdversarialTerm, Pair, Seen, Term, TermSettings
+from tutelage.methods.supervised import Weight
+from tutelage.nets.discriminators import HolisticCritic
+
+
+class SKDPairwiseSettings(TermSettings):
+    """Pair-wise similarities of structured knowledge distillation."""
+
+    weight: Weight = 10.0
+    """Weight of the term."""
+    pool: Annotated[int, Field(gt=0)] = 2
+    """Side of the windows of positions that are max-pooled first; memory falls with its fourth power."""
+
+
+class SKDPairwise(Term):
+    """Similarities of all pairs of positions of an image."""
+
+    Settings = SKDPairwiseSettings
+
+    def forward(self, seen: Seen, tick: Tick) -> Mapping[str, Tensor]:
+        """The weighted loss."""
+        loss = skd_pairwise(seen.student.feature, seen.teacher.feature, self.settings.pool)
+        return {"skd_pairwise": self.settings.weight * loss}
+
+
+class SKDHolisticSettings(TermSettings):
+    """The critic of structured knowledge distillation."""
+
+    weight: Weight = 0.001
+    """w: weight of what the student is told by the critic."""
+    critic_weight: Weight = 0.1
+    """v: weight of the critic's own loss; Adam largely cancels it."""
+    loss: Literal["hinge", "wgan-gp"] = "hinge"
+    """The critic's loss."""
+    gradient_penalty: Weight = 10.0
+    """g: for `wgan-gp`, the weight of the gradient penalty."""
+    critic_optimizer: OptimizerSettings = OptimizerSettings(kind="adam", lr=4e-4, betas=(0.9, 0.99), weight_decay=0.0)
+    """The critic's optimizer; its rate is constant."""
+
+
+class SKDHolistic(AdversarialTerm):
+    """A critic that tells the nets' logits apart."""
+
+    Settings = SKDHolisticSettings
+
+    def __init__(self, settings: SKDHolisticSettings, pair: Pair) -> None:
+        super().__init__(settings, pair)
+        self.critic_optimizer = settings.critic_optimizer
+        self.grid = pair.logits_grid
+
+    def make_critic(self, pair: Pair) -> nn.Module:
+        """The critic, as deep as the maps allow."""
+        return HolisticCritic(pair.classes, pair.logits_grid)
+
+    def fool(self, critic: nn.Module, seen: Seen) -> Tensor:
+        """What the student is told by the critic, weighted."""
+        loss: Tensor = self.settings.weight * fooling_loss(critic(seen.student.logits))
+        return loss
+
+    def judge(self, critic: nn.Module, student: Tensor, teacher: Tensor, tick: Tick) -> Tensor:
+        """The critic's own loss on detached logits of both nets, weighted."""
+        settings = self.settings
+        student_scores, teacher_scores = critic(student), critic(teacher)  # in the published order: D has statistics
+        if settings.loss == "hinge":
+            loss = critic_loss(student_scores, teacher_scores)
+        else:
+            alpha = torch.rand(student.shape[0], 1, 1, 1, generator=tick.generator, device=student.device)
+            penalty = gradient_penalty(critic, student, teacher, alpha)
+            loss = critic_loss(student_scores, teacher_scores, "wasserstein") + settings.gradient_penalty * penalty
+        weighted: Tensor = settings.critic_weight * loss
+        return weighted
+
+    def describe(self) -> str:
+        """How the critic fits its maps."""
+        height, width = self.grid
+        return f"a critic of {height}x{width} maps, with an optimizer of its own"

@@ -1,0 +1,116 @@
+"""What a distillation term sees, and what it promises.
+
+Legend: B batch, K classes, C channels, h w the student's grid, H W the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from pydantic import BeforeValidator
+from torch import Tensor, nn
+
+from tutelage.engine.contract import Tick
+from tutelage.engine.optimizers import OptimizerSettings
+from tutelage.methods.supervised import Weight
+from tutelage.settings import Settings
+
+
+class TermSettings(Settings):
+    """What every term may be told."""
+
+    weight: Weight = 1.0
+    """Weight of the term."""
+
+
+def _short(value: Any) -> Any:
+    """A bare number is a weight."""
+    return {"weight": value} if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+WeightOrSettings = BeforeValidator(_short)
+
+
+class Maps(NamedTuple):
+    """What one net says of a batch."""
+
+    logits: Tensor
+    """(B, K, h, w)."""
+    feature: Tensor
+    """The distilled feature (B, C, h, w): the embedding, unless another map was chosen."""
+    auxiliary: Tensor | None
+    """Logits (B, K, ., .) of the auxiliary head, on their own grid; None without one."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One net as a term must know it when it is made."""
+
+    channels: int
+    """Of the distilled feature."""
+    auxiliary: bool
+    """Whether it has auxiliary logits."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two nets, and the grid on which they are compared."""
+
+    classes: int
+    student: Side
+    teacher: Side
+    grid: tuple[int, int]
+    """h, w of the student's distilled feature for a crop of the training stream."""
+    logits_grid: tuple[int, int]
+    """h, w of its logits."""
+
+
+class Seen(NamedTuple):
+    """One labelled batch as both nets see it; the teacher's maps lie on the student's grid and carry no gradient."""
+
+    student: Maps
+    teacher: Maps
+    label_BHW: Tensor
+
+
+class Term(nn.Module):
+    """The base of every term. What it learns is trained with the student; what it remembers stands in buffers."""
+
+    Settings: ClassVar[type[TermSettings]]
+
+    def __init__(self, settings: Any, pair: Pair) -> None:
+        super().__init__()
+        self.settings = settings
+
+    def forward(self, seen: Seen, tick: Tick) -> Mapping[str, Tensor]:
+        """The weighted losses, by name."""
+        raise NotImplementedError
+
+    @staticmethod
+    def beyond_probabilities(settings: Any) -> str:
+        """What it needs of the teacher that is not in softmax(logits / temperature); nothing if that is all."""
+        return "its maps"
+
+    def describe(self) -> str:
+        """What is projected where, and what is kept in memory; nothing if neither."""
+        return ""
+
+
+class AdversarialTerm(Term):
+    """A term with a critic, which has a pass and an optimizer of its own."""
+
+    critic_optimizer: OptimizerSettings
+
+    def make_critic(self, pair: Pair) -> nn.Module:
+        """The critic."""
+        raise NotImplementedError
+
+    def fool(self, critic: nn.Module, seen: Seen) -> Tensor:
+        """What the student is told by the critic, weighted."""
+        raise NotImplementedError
+
+    def judge(self, critic: nn.Module, student: Tensor, teacher: Tensor, tick: Tick) -> Tensor:
+        """The critic's own loss on detached logits of both nets, weighted."""
+        raise NotImplementedError

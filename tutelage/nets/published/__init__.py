@@ -1,0 +1,6 @@
+"""Nets of papers, layer by layer as published, so that their numbers can be repeated and their files read.
+
+CIRKD (arXiv 2204.06986) and CIRKDV2: section 2 of the method's specification. Encoders keep the tensor names of the
+published files, so that ImageNet weights made for them load by name; heads have names of ours, and
+:mod:`tutelage.nets.published.importing` knows both.
+"""

@@ -1,0 +1,356 @@
+"""Reads a ladder's result off its finished artefacts, and writes it: `ladder.json`, `ladder.md`, `ladder.html`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from tutelage.evaluation.comparison import Scored, Side, read_scored
+from tutelage.evaluation.intervals import Gain, paired_bootstrap
+from tutelage.evaluation.scoring import blocks_of
+from tutelage.evaluation.worth import holm, judge
+from tutelage.nets.build import build
+from tutelage.nets.cost import parameters
+from tutelage.nets.devices import find_device
+from tutelage.pipeline.builder import Builder
+from tutelage.pipeline.costs import environment
+from tutelage.recipe.ladder import NET, TEACHER_SCORE, Attempt, Expanded, Values, label_stage_name, method_of
+from tutelage.recipe.reading import resolved
+from tutelage.recipe.references import roles
+from tutelage.recipe.schema import PSEUDO_LABELS, LadderSettings, Recipe, TrainStage, find_method
+from tutelage.report import ladder as words
+from tutelage.report.content import Comparison, Interval
+from tutelage.report.ladder import (
+    Judgement,
+    LadderContent,
+    RungCost,
+    RungResult,
+    TeacherResult,
+    Trial,
+)
+from tutelage.runs.atomic import write_json, write_text
+from tutelage.runs.store import Artefact
+
+COST_FORMAT = 1
+"""Raised when costs are measured in another way; those of before are measured anew."""
+
+
+@dataclass(frozen=True)
+class LadderFiles:
+    """Where a ladder's result lies in a run folder."""
+
+    out: Path
+
+    @property
+    def json(self) -> Path:
+        """Everything."""
+        return self.out / "ladder.json"
+
+    @property
+    def markdown(self) -> Path:
+        """The table and the sentences, to paste."""
+        return self.out / "ladder.md"
+
+    @property
+    def page(self) -> Path:
+        """The page."""
+        return self.out / "ladder.html"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The trials of one rung."""
+
+    scores: tuple[float | None, ...]
+    """mIoU by trial; None: not finished; one that diverged has 0."""
+    values: Values | None
+    """The best trial's, once all are finished."""
+    tie: bool = False
+    """Whether another trial is as good."""
+
+
+def tuned(builder: Builder, expanded: Expanded) -> dict[str, Tuned]:
+    """The state of every rung's trials."""
+    result = {}
+    for name, trials in expanded.trials.items():
+        scores = [
+            0.0 if builder.artefacts[trial.train].diverged else _miou(builder.artefacts[trial.score])
+            for trial in trials
+        ]
+        finished = [score for score in scores if score is not None]
+        if len(finished) < len(scores):
+            result[name] = Tuned(tuple(scores), None)
+        else:
+            best = finished.index(max(finished))
+            result[name] = Tuned(tuple(scores), trials[best].values, finished.count(finished[best]) > 1)
+    return result
+
+
+def _miou(artefact: Artefact) -> float | None:
+    """The score of a finished evaluate stage; a net that finds no class at all scores 0."""
+    if artefact.fault() is not None:
+        return None
+    return _number(read_scored(artefact.score(NET)).miou) or 0.0
+
+
+def cost_of(builder: Builder, expanded: Expanded, rung: str) -> Mapping[str, Any] | None:
+    """What a step of a rung costs, where it was measured: it is the same for all seeds."""
+    for (name, _), attempt in expanded.attempts.items():
+        if name == rung:
+            found = _read(builder.artefacts[attempt.train].cost)
+            if found.get("format") == COST_FORMAT:
+                return found
+    return None
+
+
+def gather(builder: Builder, recipe: Recipe, expanded: Expanded) -> LadderContent:
+    """Everything that the table shows; ``builder`` knows the artefacts of the ladder's stages."""
+    ladder = recipe.ladder
+    assert ladder is not None
+    trials = tuned(builder, expanded)
+    runs = {name: _scored(builder, expanded, name) for name in ladder.rungs}
+    rungs = [_rung(builder, ladder, expanded, name, runs, trials.get(name)) for name in ladder.rungs]
+    compared = [rung for rung in rungs if rung.comparison is not None and rung.comparison.p_value is not None]
+    adjusted = holm([rung.comparison.p_value or 0.0 for rung in compared if rung.comparison is not None])
+    by_name = {rung.name: p for rung, p in zip(compared, adjusted, strict=True)}
+    rungs = [replace(rung, adjusted_p=by_name.get(rung.name)) for rung in rungs]
+    first = next((run for found in runs.values() for run in found.values()), None)
+    dataset = builder.dataset(ladder.score.data)
+    return LadderContent(
+        title=recipe.name,
+        rungs=tuple(rungs),
+        plain=ladder.plain,
+        worth=ladder.worth / 100,
+        student=ladder.student,
+        student_parameters=_parameters(builder, ladder.student),
+        teacher=_teacher(builder, ladder),
+        steps=ladder.training.steps,
+        seeds=tuple(ladder.seeds),
+        data=ladder.score.data,
+        images=len(dataset) if first is None else len(first.images),
+        fingerprint=dataset.fingerprint,
+        protocol=ladder.score.protocol.describe(),
+        protocol_key=ladder.score.protocol.key(),
+        tuned_on="" if ladder.tune is None else ladder.tune.data,
+        tie=tuple(name for name, found in trials.items() if found.tie),
+        environment=environment(find_device(recipe.run.device)),
+        recipe=resolved(recipe),
+    )
+
+
+def _scored(builder: Builder, expanded: Expanded, name: str) -> dict[int, Scored]:
+    """Seed → the scored run, of the seeds that are finished."""
+    found = {}
+    for (rung, seed), attempt in expanded.attempts.items():
+        artefact = builder.artefacts[attempt.score]
+        if rung == name and artefact.fault() is None:
+            found[seed] = read_scored(artefact.score(NET))
+    return found
+
+
+def _rung(
+    builder: Builder,
+    ladder: LadderSettings,
+    expanded: Expanded,
+    name: str,
+    runs: Mapping[str, Mapping[int, Scored]],
+    trials: Tuned | None,
+) -> RungResult:
+    rung, own, plain = ladder.rungs[name], runs[name], runs[ladder.plain]
+    comparison = judgement = None
+    if own and plain and name != ladder.plain:
+        before, after = Side(tuple(plain.values())), Side(tuple(own.values()))
+        gain = _gain(before, after)
+        comparison = _comparison(gain, blocked=blocks_of(after.runs[0].groups) is not None)
+        judgement = Judgement(**asdict(judge(gain, (before.spread, after.spread), ladder.worth / 100)))
+    return RungResult(
+        name=name,
+        method=", ".join([rung.name, *([_in_line(rung.settings())] if rung.settings() else [])]),
+        scores={seed: _number(run.miou) or 0.0 for seed, run in own.items()},
+        missing=tuple(seed for seed in ladder.seeds if seed not in own),
+        comparison=comparison,
+        judgement=judgement,
+        cost=_cost(builder, expanded, name),
+        teaches=rung.name == PSEUDO_LABELS or bool(find_method(method_of(rung).name).teachers),
+        differs=_in_line(rung.training) if rung.training else "",
+        diverged=tuple(
+            seed
+            for (own_name, seed), attempt in expanded.attempts.items()
+            if own_name == name and builder.artefacts[attempt.train].diverged
+        ),
+        trials=() if trials is None else _trials(builder, expanded.trials[name], trials),
+    )
+
+
+def _gain(before: Side, after: Side) -> Gain:
+    """One recipe scored all runs, by one protocol on the same images; so they compare."""
+    counts_a, counts_b = ([run.counts_NK3 for run in side.runs] for side in (before, after))
+    return paired_bootstrap(counts_a, counts_b, blocks_of(after.runs[0].groups))
+
+
+def _comparison(gain: Gain, blocked: bool) -> Comparison:
+    bounds = Interval(
+        low=_number(gain.low),
+        high=_number(gain.high),
+        over="blocks" if blocked else "images",
+        groups=gain.groups,
+        reliable=gain.reliable,
+        reason=gain.reason,
+    )
+    return Comparison(_number(gain.gain), bounds, _number(gain.p_value))
+
+
+def _trials(builder: Builder, attempts: Sequence[Attempt], found: Tuned) -> tuple[Trial, ...]:
+    return tuple(
+        Trial(
+            _in_line(attempt.values),
+            score,
+            chosen=attempt.values == found.values,
+            diverged=builder.artefacts[attempt.train].diverged,
+        )
+        for attempt, score in zip(attempts, found.scores, strict=True)
+    )
+
+
+def _cost(builder: Builder, expanded: Expanded, name: str) -> RungCost:
+    """Means over the trainings that are finished; memory and multiply-adds where they were measured."""
+    seconds = []
+    for (rung, _), attempt in expanded.attempts.items():
+        artefact = builder.artefacts[attempt.train]
+        if rung == name and artefact.manifest() is not None and (spent := _seconds(artefact)) is not None:
+            seconds.append(spent)
+    labels = builder.artefacts.get(label_stage_name(name))
+    step = cost_of(builder, expanded, name) or {}
+    return RungCost(
+        seconds=sum(seconds) / len(seconds) if seconds else None,
+        annotation_seconds=None if labels is None else _seconds(labels),
+        memory_mib=step.get("memory_mib"),
+        multiply_adds=step.get("multiply_adds"),
+    )
+
+
+def _seconds(artefact: Artefact) -> float | None:
+    times = _read(artefact.times)
+    return times.get("training_seconds", times.get("seconds"))
+
+
+def _teacher(builder: Builder, ladder: LadderSettings) -> TeacherResult | None:
+    if ladder.teacher is None:
+        return None
+    name, _, role = ladder.teacher.partition(".")
+    stage = builder.recipe.stages[name]
+    assert isinstance(stage, TrainStage)
+    chosen = roles(builder.recipe, stage)
+    return TeacherResult(
+        name=ladder.teacher,
+        miou=_miou(builder.artefacts[TEACHER_SCORE]),
+        parameters=_parameters(builder, chosen.get(role or "student", chosen["student"])),
+        seconds=_seconds(builder.artefacts[name]),
+    )
+
+
+def _parameters(builder: Builder, net: str) -> int:
+    settings = builder.recipe.nets[net].model_copy(update={"weights": None})
+    with torch.random.fork_rng(devices=[]):
+        return parameters(build(settings, len(builder.classes), seed=0))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A small JSON file of figures; nothing where it is not there."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _in_line(content: Mapping[str, Any]) -> str:
+    """Settings as YAML on one line, without the braces around them."""
+    text = yaml.safe_dump(dict(content), default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
+    return text.strip()[1:-1]
+
+
+# Files
+
+
+def write(content: LadderContent, recipe: Recipe, files: LadderFiles) -> None:
+    """Write the result; each file is whole at any time."""
+    files.out.mkdir(parents=True, exist_ok=True)
+    write_json(files.json, as_dict(content, recipe))
+    write_text(files.markdown, words.markdown(content))
+    write_text(files.page, words.render(content))
+
+
+def as_dict(content: LadderContent, recipe: Recipe) -> dict[str, Any]:
+    """Everything as JSON-able values; shares, not points. What is measured by the clock stands under `times`."""
+    ladder = recipe.ladder
+    assert ladder is not None
+    teacher = content.teacher
+    return {
+        "name": content.title,
+        "ladder": ladder.model_dump(mode="json"),
+        "data": {"name": content.data, "images": content.images, "fingerprint": content.fingerprint},
+        "protocol": {"key": content.protocol_key, "text": content.protocol},
+        "student": {"net": content.student, "parameters": content.student_parameters},
+        "teacher": teacher
+        and {
+            "stage": teacher.name,
+            "miou": teacher.miou,
+            "parameters": teacher.parameters,
+            "times": {"training_seconds": teacher.seconds},
+        },
+        "plain": content.plain,
+        "worth": content.worth,
+        "rungs": {rung.name: _rung_dict(content, rung) for rung in content.rungs},
+        "missing": {rung.name: list(rung.missing) for rung in content.rungs if rung.missing},
+        "tie": list(content.tie),
+        "notes": words.notes(content),
+        "environment": dict(content.environment),
+    }
+
+
+def _rung_dict(content: LadderContent, rung: RungResult) -> dict[str, Any]:
+    comparison, judgement, cost = rung.comparison, rung.judgement, rung.cost
+    return {
+        "method": rung.method,
+        "teacher": rung.teaches,
+        "differs": rung.differs,
+        "miou": rung.miou,
+        "spread": rung.spread,
+        "seeds": {str(seed): score for seed, score in rung.scores.items()},
+        "gain": comparison
+        and {
+            "gain": comparison.gain,
+            "low": comparison.interval.low,
+            "high": comparison.interval.high,
+            "p_value": comparison.p_value,
+            "adjusted_p": rung.adjusted_p,
+            "over": comparison.interval.over,
+            "groups": comparison.interval.groups,
+            "reliable": comparison.interval.reliable,
+            "reason": comparison.interval.reason,
+        },
+        "verdict": judgement and judgement.verdict,
+        "seeds_needed": judgement and judgement.seeds,
+        "images_needed": judgement and judgement.images,
+        "multiply_adds_per_step": cost.multiply_adds,
+        "diverged": list(rung.diverged),
+        "trials": [asdict(trial) for trial in rung.trials],
+        "times": {
+            "training_seconds": cost.seconds,
+            "annotation_seconds": cost.annotation_seconds,
+            "memory_mib": cost.memory_mib,
+            "ratio": words.time_ratio(content, rung),
+            "sentence": None if rung.name == content.plain else words.sentence(content, rung),
+        },
+    }

@@ -1,0 +1,228 @@
+"""The cache of a teacher's answers: an artefact of its own, which all stages with the same teacher and images share.
+
+Its key holds what decides an answer: the teacher, the images and the size they are brought to, the temperature, how
+many classes are kept, the precision. Seeds, students and crops do not: a ladder makes it once. Whether a stage uses
+one stands in the recipe, and so in the stage's key. It is never chosen by a stopwatch at run time, since results would
+then depend on how busy the machine was; ``tutelage plan`` measures both ways and says which is cheaper.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from tutelage.data.augmentation import Geometry, take_image
+from tutelage.data.dataset import Dataset
+from tutelage.data.stream import Stream, sample_name
+from tutelage.engine import collectives
+from tutelage.errors import DataError, RecipeError
+from tutelage.methods.distillation.cache import CacheSettings, TeacherCache, compress, error_bound
+from tutelage.methods.distillation.distill import DistillBase, temperature_of
+from tutelage.methods.pixel_kd import PixelKDSettings
+from tutelage.nets.segmentor import Precision, Segmentor
+from tutelage.pipeline.display import Display
+from tutelage.recipe.reading import method_settings
+from tutelage.recipe.schema import TrainStage
+from tutelage.runs.atomic import writing
+from tutelage.runs.store import Artefact
+from tutelage.settings import Settings
+
+FORMAT = 1
+
+
+def chosen(stage: TrainStage) -> CacheSettings | None:
+    """What the recipe says of a stage's cache; ``None``: there is none."""
+    found: CacheSettings | None = getattr(method_settings(stage), "cache", None)
+    return found
+
+
+def possible(stage: TrainStage) -> CacheSettings | None:
+    """The stage's cache, or the one that it could have; ``None`` where its method has none or needs more."""
+    settings = method_settings(stage)
+    if not isinstance(settings, (DistillBase, PixelKDSettings)):
+        return None
+    try:
+        return settings.cache or type(settings).model_validate({**settings.model_dump(), "cache": {}}).cache
+    except ValidationError:
+        return None
+
+
+def temperature(settings: Settings) -> float:
+    """The temperature at which the terms of a method compare probabilities."""
+    if isinstance(settings, PixelKDSettings):
+        return settings.temperature
+    assert isinstance(settings, DistillBase)
+    return temperature_of(settings.terms())
+
+
+def content(stage: TrainStage, teacher: str, data: list[str], classes: list[str]) -> dict[str, Any]:
+    """Everything that decides the answers, given the keys of teacher and data."""
+    cache = chosen(stage)
+    assert cache is not None
+    return {
+        "kind": "teacher_cache",
+        "format": FORMAT,
+        "teacher": teacher,
+        "data": data,
+        "classes": classes,
+        "resize": _resize(stage),
+        "temperature": temperature(method_settings(stage)),
+        "top": cache.top,
+        "precision": stage.precision,
+    }
+
+
+def _resize(stage: TrainStage) -> tuple[int, int] | None:
+    """The size that images are brought to before they are cut, for the one stream and view of distillation."""
+    stream = stage.streams["labeled"]
+    view = stream.views.get("weak")
+    return (stream.augment if view is None or view.augment is None else view.augment).resize
+
+
+def samples_of(stream: Stream) -> dict[str, tuple[Dataset, int]]:
+    """The images of a stream in their order, by the names that its batches give them.
+
+    Raises :class:`RecipeError` where two images share a name.
+    """
+    result: dict[str, tuple[Dataset, int]] = {}
+    for dataset in stream.datasets:
+        for index, sample in enumerate(dataset.samples):
+            name = sample_name(dataset, index)
+            other = result.setdefault(name, (dataset, index))
+            if other[0].samples[other[1]].image != sample.image:
+                raise RecipeError(
+                    f"stream {stream.name!r}: two images are called {name}, and a cache could not tell them apart: "
+                    f"{other[0].samples[other[1]].image} and {sample.image}",
+                    "rename one of the splits, or write cache: null",
+                )
+    return result
+
+
+class Asker:
+    """Asks a teacher of whole images, as a stage's student would meet them at scale 1."""
+
+    def __init__(self, stage: TrainStage, teacher: Segmentor, device: torch.device) -> None:
+        settings, cache = method_settings(stage), possible(stage)
+        assert cache is not None
+        self.top = cache.top
+        self.temperature = temperature(settings)
+        self.resize = _resize(stage)
+        self.precision: Precision = stage.precision
+        self.layout = torch.channels_last if stage.channels_last else torch.contiguous_format
+        self.device = device
+        self.teacher: Segmentor = teacher.to(device, memory_format=self.layout)  # type: ignore[call-overload]
+
+    @torch.no_grad()
+    def __call__(self, dataset: Dataset, index: int) -> np.ndarray:
+        """The records (M, N) of image ``index``."""
+        image = dataset.image(index)
+        source = (image.shape[0], image.shape[1])
+        size = self.resize or source
+        seen = np.array(take_image(image, Geometry.crop(source, size, (0, 0), size, False)))
+        image_1HW3 = torch.from_numpy(seen)[None].to(self.device).float().div_(255.0)
+        with self.teacher.inferring(self.precision):
+            logits_1KMN = self.teacher(image_1HW3.permute(0, 3, 1, 2).contiguous(memory_format=self.layout)).logits
+        return compress(logits_1KMN[0], self.top, self.temperature)
+
+    def cache(self, read: Callable[[str], np.ndarray]) -> TeacherCache:
+        """What it said, for a method."""
+        return TeacherCache(read, self.teacher.classes, self.temperature)
+
+
+def ready(artefact: Artefact, settings: dict[str, Any], asker: Asker, stream: Stream, display: Display) -> TeacherCache:
+    """The cache in ``artefact``, made first where it is not there or not whole; half a cache is gone on with.
+
+    Raises :class:`tutelage.runs.lock.HeldError` while another process makes it.
+    """
+    samples = samples_of(stream)
+    paths = {name: artefact.answers / f"{number:06d}.npy" for number, name in enumerate(samples)}
+    fault = collectives.from_first((artefact.fault() or "") if collectives.rank() == 0 else "")
+    if fault and collectives.rank():
+        collectives.barrier()  # what is damaged is gone
+        _make(asker, samples, paths, stream, display)
+    elif fault:
+        with artefact.lock(display.say):
+            if artefact.manifest() is not None:
+                display.say(f"teacher cache: {fault}; what is damaged is made again")
+            artefact.reopen()
+            artefact.begin(json.dumps(settings, indent=2) + "\n")
+            collectives.barrier()
+            display.say(f"teacher cache → {artefact.folder}")
+            seconds = _make(asker, samples, paths, stream, display)
+            files = [path for path in paths.values() if path.is_file()]
+            bounds = [error_bound(_read(path), asker.teacher.classes).mean() for path in files]
+            facts = {"images": len(files), "mean_error_bound": round(float(np.mean(bounds)), 6)}
+            artefact.finish("teacher_cache", files, facts)
+            size = sum(path.stat().st_size for path in files)
+            display.say(f"  {len(files)} images in {seconds:.0f} s, {size / 2**20:.1f} MiB")
+    collectives.barrier()
+    if collectives.rank() == 0:
+        bound = artefact.facts()["mean_error_bound"]
+        display.say(
+            f"the teacher's answers are replayed from {artefact.folder.name}; compression moves the probabilities of a "
+            f"pixel by at most {bound:.2g} in all, on average"
+        )
+    return asker.cache(lambda name: _read(paths[name]))
+
+
+def _make(
+    asker: Asker, samples: dict[str, tuple[Dataset, int]], paths: dict[str, Path], stream: Stream, display: Display
+) -> float:
+    """Ask for every image that is missing, this process for its share; the seconds that it took."""
+    started = time.perf_counter()
+    mine = list(samples)[collectives.rank() :: collectives.world()]
+    with display.bar("teacher cache", len(mine)) as progress:
+        for number, name in enumerate(mine):
+            if not _whole(paths[name]):
+                try:
+                    records = asker(*samples[name])
+                except DataError:
+                    if stream.loader.on_unreadable == "error":
+                        raise
+                    continue  # the stream will not show it either
+                with writing(paths[name]) as partial:
+                    np.save(partial, records)
+            progress(number + 1, len(mine))
+    collectives.barrier()
+    return time.perf_counter() - started
+
+
+def _whole(path: Path) -> bool:
+    try:
+        _read(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _read(path: Path) -> np.ndarray:
+    return np.asarray(np.load(path, mmap_mode="r"))
+
+
+def trial(asker: Asker, stream: Stream, steps: int) -> tuple[TeacherCache, float]:
+    """A cache in memory of the images of the first ``steps`` steps, and the seconds that an image took."""
+    samples = samples_of(stream)
+    names = {str(stream.load(position)["sample"]) for position in range(steps * stream.batch)}
+    asker(*samples[min(names)])  # the first pass of a net is slow
+    started = time.perf_counter()
+    known = {name: asker(*samples[name]) for name in sorted(names)}
+    return asker.cache(known.__getitem__), (time.perf_counter() - started) / len(known)
+
+
+def verdict(live: float, cached: float, making: float, images: int, used: bool) -> str:
+    """Both ways in words: seconds of a step with and without a cache, and after how many steps it has paid."""
+    both = f"{live:.3g} s a step with the teacher, {cached:.3g} s with a cache"
+    made = f"{making:.3g} s once for {images} images"
+    if cached >= live:
+        advice = "a cache does not pay" + ("; `cache: null` is cheaper" if used else "")
+    else:
+        steps = int(np.ceil(making / (live - cached)))
+        advice = f"`cache: {{}}` pays after {steps} steps of all stages that share it"
+    return f"{both} and {made}: {advice}"

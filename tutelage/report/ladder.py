@@ -1,0 +1,391 @@
+"""A ladder's result: what each way to train the student gains over the plain one, what it costs, whether it pays.
+
+The same content becomes a text to paste (Markdown) and a page. A rung that is not finished is shown as far as it is.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tutelage import __version__
+from tutelage.report import plots
+from tutelage.report.content import Comparison, Figure
+from tutelage.report.page import filled, style
+from tutelage.report.words import NONE, counted, duration, interval, known, magnitude, memory, percent, ratio, signed
+
+_FEW_SEEDS = 5
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Whether a rung pays, and what would tell where the data do not."""
+
+    verdict: Literal["worth it", "not worth it", "cannot tell"]
+    seeds: int | None = None
+    images: int | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial of a rung: what was tried, and its mIoU on the data for tuning, if it is finished."""
+
+    values: str
+    miou: Figure
+    chosen: bool = False
+    diverged: bool = False
+    """Whether its loss became infinite; that counts as the worst."""
+
+    @property
+    def score(self) -> str:
+        """The mIoU, or what became of it."""
+        return "diverged" if self.diverged else percent(self.miou, 2)
+
+
+@dataclass(frozen=True)
+class RungCost:
+    """What training a rung once costs; mean over its seeds."""
+
+    seconds: Figure = None
+    annotation_seconds: Figure = None
+    """Labelling with the teacher before, of a rung that trains on pseudo labels."""
+    memory_mib: Figure = None
+    multiply_adds: Figure = None
+    """Of one step, teacher and backward pass included."""
+
+
+@dataclass(frozen=True)
+class RungResult:
+    """One way to train the student."""
+
+    name: str
+    method: str
+    """Its method and settings, in a line."""
+    scores: Mapping[int, float]
+    """Seed → mIoU, of the seeds that are finished."""
+    missing: tuple[int, ...] = ()
+    """The seeds that are not."""
+    diverged: tuple[int, ...] = ()
+    """Those of them whose loss became infinite."""
+    comparison: Comparison | None = None
+    """With the plain rung, over all finished seeds of both; None where one of them has none."""
+    adjusted_p: Figure = None
+    """The p value in view of how many rungs are compared (Holm)."""
+    judgement: Judgement | None = None
+    cost: RungCost = RungCost()
+    teaches: bool = False
+    """Whether a trained teacher takes part."""
+    differs: str = ""
+    """What of the training is different from the other rungs'."""
+    trials: tuple[Trial, ...] = ()
+
+    @property
+    def miou(self) -> Figure:
+        """Mean over the finished seeds."""
+        return statistics.fmean(self.scores.values()) if self.scores else None
+
+    @property
+    def spread(self) -> Figure:
+        """Standard deviation over the finished seeds, where there are two or more."""
+        return statistics.stdev(self.scores.values()) if len(self.scores) > 1 else None
+
+
+@dataclass(frozen=True)
+class TeacherResult:
+    """The net that teaches."""
+
+    name: str
+    miou: Figure = None
+    parameters: int | None = None
+    seconds: Figure = None
+    """Its own training."""
+
+
+@dataclass(frozen=True)
+class LadderContent:
+    """Everything that a ladder's table shows."""
+
+    title: str
+    rungs: tuple[RungResult, ...]
+    plain: str
+    worth: float
+    """The smallest gain that pays, as a share."""
+    student: str
+    student_parameters: int | None
+    teacher: TeacherResult | None
+    steps: int
+    seeds: tuple[int, ...]
+    data: str
+    images: int | None
+    """How many images were scored; None before the first."""
+    fingerprint: str
+    protocol: str
+    protocol_key: str
+    tuned_on: str = ""
+    tie: tuple[str, ...] = ()
+    """Rungs two of whose trials share the first place."""
+    environment: tuple[tuple[str, str], ...] = ()
+    recipe: str = ""
+
+    def rung(self, name: str) -> RungResult:
+        """The rung of a name."""
+        return next(rung for rung in self.rungs if rung.name == name)
+
+
+# In words
+
+
+def sentence(content: LadderContent, rung: RungResult) -> str:
+    """Whether a rung pays, in a sentence; what is missing where that cannot be asked yet."""
+    judgement, comparison = rung.judgement, rung.comparison
+    if judgement is None or comparison is None:
+        lacking = content.rung(content.plain) if rung.scores else rung
+        return f"not finished: there is no score of {lacking.name} yet"
+    bounds = interval(comparison.interval, sign=True)
+    gain = f"{signed(comparison.gain)}{f' {bounds}' if bounds else ''} points{_price(content, rung)}"
+    if judgement.verdict == "worth it":
+        return f"worth it: {gain}"
+    worth = f"{100 * content.worth:g}"
+    if judgement.verdict == "not worth it":
+        high = comparison.interval.high
+        harm = high is not None and high < 0
+        return f"not worth it: {gain}; " + ("it does harm here" if harm else f"less than {worth} does not pay")
+    return f"cannot tell with these data: {gain}; {_remedy(content, rung, judgement, comparison)}"
+
+
+def _price(content: LadderContent, rung: RungResult) -> str:
+    times = time_ratio(content, rung)
+    return "" if times is None else f" for {times:.1f} times the training time"
+
+
+def _remedy(content: LadderContent, rung: RungResult, judgement: Judgement, comparison: Comparison) -> str:
+    plain = content.rung(content.plain)
+    if min(len(rung.scores), len(plain.scores)) < 2:
+        one = rung.name if len(rung.scores) < 2 else plain.name
+        return f"with one seed of {one} the spread over seeds is unknown; train at least three"
+    if not comparison.interval.reliable:
+        return f"the interval is not reliable ({comparison.interval.reason}); it needs more test images"
+    if judgement.seeds is not None:
+        return f"needs about {judgement.seeds} seeds of each, should gain and spread stay as they are"
+    if judgement.images is not None:
+        return f"needs about {judgement.images} times as many test images; more seeds alone would not tell"
+    return "it is too close to what would pay for any number of seeds or images to tell"
+
+
+def time_ratio(content: LadderContent, rung: RungResult) -> float | None:
+    """Training time of a rung, with its labelling, as a multiple of the plain rung's."""
+    own, plain = total_seconds(rung), total_seconds(content.rung(content.plain))
+    return None if own is None or not plain else own / plain
+
+
+def total_seconds(rung: RungResult) -> Figure:
+    """Seconds of one training of a rung and of the labelling before it."""
+    if rung.cost.seconds is None:
+        return None
+    return rung.cost.seconds + (rung.cost.annotation_seconds or 0.0)
+
+
+def notes(content: LadderContent) -> list[str]:
+    """What the numbers rest on, and what to beware of."""
+    others = [rung for rung in content.rungs if rung.name != content.plain]
+    result = [
+        f"Every rung trains {content.student} for {counted(content.steps, 'update')} with the same images"
+        + (f" and equal trials on {content.tuned_on}." if content.tuned_on else ", as the recipe says, without trials.")
+        + f" A gain pays from {100 * content.worth:g} points on."
+    ]
+    different = [f"{rung.name} ({rung.differs})" for rung in content.rungs if rung.differs]
+    if different:
+        result.append(f"Trained otherwise, so not at equal budget: {'; '.join(different)}.")
+    if content.teacher is not None and any(rung.teaches for rung in others):
+        teacher = content.teacher
+        facts = [
+            f"mIoU {percent(teacher.miou)}" if known(teacher.miou) else "",
+            f"{magnitude(teacher.parameters)} parameters" if teacher.parameters is not None else "",
+            f"{duration(teacher.seconds)} of training" if known(teacher.seconds) else "",
+        ]
+        said = ", ".join(fact for fact in facts if fact)
+        result.append(f"The teacher (stage {teacher.name}{f': {said}' if said else ''}) is not in the rungs' times.")
+    counts = {len(rung.scores) for rung in content.rungs if rung.scores}
+    if counts and min(counts) == 1:
+        result.append("A rung with one seed says nothing of how another seed would do.")
+    elif counts and min(counts) < _FEW_SEEDS:
+        result.append(f"With {min(counts)} seeds the spread over seeds is underestimated, and so are the intervals.")
+    compared = [rung for rung in others if rung.comparison is not None]
+    if len(compared) > 1:
+        result.append(
+            f"{len(compared)} rungs are compared with one: of twenty without effect about one would seem to have one. "
+            "The p value in brackets takes this into account (Holm)."
+        )
+    bounds = next((rung.comparison.interval for rung in compared if rung.comparison is not None), None)
+    if bounds is not None and bounds.over == "images":
+        result.append("Images were drawn one by one; where neighbours look alike the intervals are too narrow.")
+    if content.tie:
+        result.append(f"Trials that tie: of {', '.join(content.tie)}; the first in the recipe's order was taken.")
+    return result
+
+
+def missing(content: LadderContent) -> list[str]:
+    """Which trainings the table lacks."""
+    return [
+        f"{rung.name}: {_seeds(rung.missing)}"
+        + (f" (the loss became infinite with {_seeds(rung.diverged)})" if rung.diverged else "")
+        for rung in content.rungs
+        if rung.missing
+    ]
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+
+
+# Cells
+
+
+def score_text(rung: RungResult) -> str:
+    """``61.2 ± 0.4 (3)``: mean, deviation, number of seeds."""
+    if not rung.scores:
+        return NONE
+    spread = f" ± {percent(rung.spread)}" if rung.spread is not None else ""
+    return f"{percent(rung.miou)}{spread} ({len(rung.scores)})"
+
+
+def gain_text(rung: RungResult) -> str:
+    """``+1.2 [+0.4, +1.9]``."""
+    if rung.comparison is None:
+        return NONE
+    bounds = interval(rung.comparison.interval, sign=True)
+    return f"{signed(rung.comparison.gain)}{f' {bounds}' if bounds else ''}"
+
+
+def p_text(rung: RungResult) -> str:
+    """``0.012 (0.03)``: alone, and in view of how many rungs there are."""
+    if rung.comparison is None or rung.comparison.p_value is None:
+        return NONE
+    adjusted = f" ({_p(rung.adjusted_p)})" if rung.adjusted_p is not None else ""
+    return f"{_p(rung.comparison.p_value)}{adjusted}"
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def time_text(content: LadderContent, rung: RungResult) -> str:
+    """``4 min 10 s ×1.9``."""
+    seconds = total_seconds(rung)
+    times = ratio(seconds, total_seconds(content.rung(content.plain))) if rung.name != content.plain else ""
+    return f"{duration(seconds)}{f' {times}' if times else ''}"
+
+
+def compute_text(content: LadderContent, rung: RungResult) -> str:
+    """``123 G ×1.9``: multiply-adds of a step."""
+    plain = content.rung(content.plain).cost.multiply_adds
+    times = ratio(rung.cost.multiply_adds, plain) if rung.name != content.plain else ""
+    return f"{magnitude(rung.cost.multiply_adds)}{f' {times}' if times else ''}"
+
+
+HEAD = ("rung", "mIoU", "gain", "p", "training", "memory", "multiply-adds", "verdict")
+
+
+def cells(content: LadderContent, rung: RungResult) -> tuple[str, ...]:
+    """A row of the table, in the order of :data:`HEAD`."""
+    plain = rung.name == content.plain
+    return (
+        rung.name,
+        score_text(rung),
+        NONE if plain else gain_text(rung),
+        NONE if plain else p_text(rung),
+        time_text(content, rung),
+        memory(rung.cost.memory_mib),
+        compute_text(content, rung),
+        "must be beaten" if plain else "not finished" if rung.judgement is None else rung.judgement.verdict,
+    )
+
+
+def markdown(content: LadderContent) -> str:
+    """The result as a text to paste."""
+    images = f" ({counted(content.images, 'image')})" if content.images is not None else ""
+    lines = [
+        f"# {content.title}: does teaching pay?",
+        "",
+        *_table(HEAD, [cells(content, rung) for rung in content.rungs]),
+        "",
+        f"mIoU on {content.data}{images}: mean ± deviation over (n) seeds. Gain: points over {content.plain}, with the "
+        "95 % interval of a paired bootstrap over images and seeds. Training: one seed. Multiply-adds: one step.",
+        "",
+        *(f"- **{rung.name}**: {sentence(content, rung)}." for rung in content.rungs if rung.name != content.plain),
+        "",
+        *(f"- {note}" for note in notes(content)),
+    ]
+    lacking = missing(content)
+    if lacking:
+        lines += ["", f"Missing: {'; '.join(lacking)}."]
+    tuned = [rung for rung in content.rungs if rung.trials]
+    if tuned:
+        rows = [(rung.name, trial_text(rung)) for rung in tuned]
+        about = f"Trials: mIoU on {content.tuned_on}, the chosen one in bold."
+        lines += ["", about, "", *_table(("rung", "trials"), rows)]
+    rows = [(rung.name, rung.method) for rung in content.rungs]
+    lines += ["", *_table(("rung", "method"), rows)]
+    lines += ["", f"Protocol: {content.protocol} ({content.protocol_key}). Data: {content.fingerprint}."]
+    return "\n".join(lines) + "\n"
+
+
+def trial_text(rung: RungResult) -> str:
+    """All trials of a rung in a line."""
+    texts = (f"{trial.values}: {trial.score}" for trial in rung.trials)
+    return "; ".join(f"**{text}**" if trial.chosen else text for text, trial in zip(texts, rung.trials, strict=True))
+
+
+# The page
+
+
+def render(content: LadderContent) -> str:
+    """The result as a page that needs nothing else."""
+    others = [rung for rung in content.rungs if rung.name != content.plain]
+    gains = [plots.Gain(rung.name, rung.comparison, tone(rung)) for rung in others if rung.comparison is not None]
+    told = "; ".join(f"{rung.name} {gain_text(rung)}" for rung in others if rung.comparison is not None)
+    headline, how = verdict(content)
+    values: dict[str, Any] = {
+        "content": content,
+        "style": style(),
+        "version": __version__,
+        "headline": headline,
+        "tone": how,
+        "verdicts": [(rung.name, tone(rung), sentence(content, rung)) for rung in others],
+        "notes": notes(content),
+        "missing": missing(content),
+        "chart": plots.gains_chart(gains, content.worth, f"Gain over {content.plain} in mIoU points: {told}"),
+        "head": HEAD,
+        "rows": [(rung, tone(rung), cells(content, rung)) for rung in content.rungs],
+        "trials": [rung for rung in content.rungs if rung.trials],
+    }
+    return filled("ladder.html", values)
+
+
+def tone(rung: RungResult) -> Literal["gain", "loss", "open"]:
+    """How a rung is coloured."""
+    told: dict[str, Literal["gain", "loss"]] = {"worth it": "gain", "not worth it": "loss"}
+    return "open" if rung.judgement is None else told.get(rung.judgement.verdict, "open")
+
+
+def verdict(content: LadderContent) -> tuple[str, Literal["gain", "loss", "open"]]:
+    """The headline of all rungs together, and its colour."""
+    others = [rung for rung in content.rungs if rung.name != content.plain]
+    paying = [rung for rung in others if tone(rung) == "gain"]
+    so_far = "So far: " if missing(content) else ""
+    if paying:
+        best = max(paying, key=lambda rung: (rung.comparison and rung.comparison.gain) or 0.0)
+        return (
+            f"{so_far}Worth it: {len(paying)} of {len(others)}, above all {best.name}, {gain_text(best)} points",
+            "gain",
+        )
+    if others and all(tone(rung) == "loss" for rung in others):
+        return f"{so_far}Not worth it: nothing tried here pays over {content.plain}", "loss"
+    return f"{so_far}Cannot tell with these data", "open"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *escaped)]
