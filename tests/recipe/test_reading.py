@@ -85,7 +85,7 @@ WRONG = {
     "kind of stage": (
         "kind: evaluate",
         "kind: evalute",
-        "stages.score.kind is 'evalute'; did you mean 'evaluate'? (known: train, annotate, evaluate, report)",
+        "stages.score.kind is 'evalute'; did you mean 'evaluate'? (known: train, import, annotate, evaluate, report)",
     ),
     "kind of data": (
         "kind: toycity",

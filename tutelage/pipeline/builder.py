@@ -25,7 +25,7 @@ from tutelage.nets.storage import check_classes, load_segmentor, read_metadata
 from tutelage.nets.weights import fill
 from tutelage.recipe.reading import Read, method_settings
 from tutelage.recipe.references import WEIGHT_SUFFIXES, listed, nearest, roles
-from tutelage.recipe.schema import AnnotateStage, TrainStage, find_method
+from tutelage.recipe.schema import AnnotateStage, ImportStage, TrainStage, find_method
 from tutelage.runs.store import Artefact
 
 Say = Callable[[str], None]
@@ -192,6 +192,8 @@ class Builder:
 
     def _stand_in(self, reference: str) -> Segmentor:
         stage = self.recipe.stages[reference.partition(".")[0]]
+        if isinstance(stage, ImportStage):
+            return load_segmentor(self.base / stage.file)[0]
         assert isinstance(stage, TrainStage)
         chosen = roles(self.recipe, stage)
         name = chosen.get(reference.partition(".")[2], chosen.get("student", next(iter(chosen.values()))))

@@ -8,7 +8,15 @@ from tutelage.pipeline import teacher_cache
 from tutelage.pipeline.builder import Builder
 from tutelage.recipe.reading import method_settings
 from tutelage.recipe.references import WEIGHT_SUFFIXES, listed, roles
-from tutelage.recipe.schema import AnnotateStage, EvaluateStage, ReportStage, Stage, TrainStage, find_method
+from tutelage.recipe.schema import (
+    AnnotateStage,
+    EvaluateStage,
+    ImportStage,
+    ReportStage,
+    Stage,
+    TrainStage,
+    find_method,
+)
 from tutelage.runs.atomic import sha256
 from tutelage.runs.store import Store, content_key
 
@@ -37,6 +45,8 @@ def stage_content(builder: Builder, stage: Stage) -> dict[str, Any]:
     content: dict[str, Any] = {"kind": stage.kind, "classes": list(builder.classes.names)}
     if isinstance(stage, TrainStage):
         content.update(_train(builder, stage))
+    elif isinstance(stage, ImportStage):
+        content["net"] = _source_key(builder, stage.file)
     elif isinstance(stage, AnnotateStage):
         content.update(
             net=net_key(builder, stage.net),

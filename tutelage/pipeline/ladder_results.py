@@ -19,12 +19,14 @@ from tutelage.evaluation.worth import holm, judge
 from tutelage.nets.build import build
 from tutelage.nets.cost import parameters
 from tutelage.nets.devices import find_device
+from tutelage.nets.settings import NetSettings
+from tutelage.nets.storage import read_metadata
 from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.costs import environment
 from tutelage.recipe.ladder import NET, TEACHER_SCORE, Attempt, Expanded, Values, label_stage_name, method_of
 from tutelage.recipe.reading import resolved
 from tutelage.recipe.references import roles
-from tutelage.recipe.schema import PSEUDO_LABELS, LadderSettings, Recipe, TrainStage, find_method
+from tutelage.recipe.schema import PSEUDO_LABELS, ImportStage, LadderSettings, Recipe, TrainStage, find_method
 from tutelage.report import ladder as words
 from tutelage.report.content import Comparison, Interval
 from tutelage.report.ladder import (
@@ -129,7 +131,7 @@ def gather(builder: Builder, recipe: Recipe, expanded: Expanded) -> LadderConten
         plain=ladder.plain,
         worth=ladder.worth / 100,
         student=ladder.student,
-        student_parameters=_parameters(builder, ladder.student),
+        student_parameters=_parameters(builder, builder.recipe.nets[ladder.student]),
         teacher=_teacher(builder, ladder),
         steps=ladder.training.steps,
         seeds=tuple(ladder.seeds),
@@ -246,18 +248,22 @@ def _teacher(builder: Builder, ladder: LadderSettings) -> TeacherResult | None:
         return None
     name, _, role = ladder.teacher.partition(".")
     stage = builder.recipe.stages[name]
-    assert isinstance(stage, TrainStage)
-    chosen = roles(builder.recipe, stage)
+    if isinstance(stage, ImportStage):
+        settings = read_metadata(builder.base / stage.file).net
+    else:
+        assert isinstance(stage, TrainStage)
+        chosen = roles(builder.recipe, stage)
+        settings = builder.recipe.nets[chosen.get(role or "student", chosen["student"])]
     return TeacherResult(
         name=ladder.teacher,
         miou=_miou(builder.artefacts[TEACHER_SCORE]),
-        parameters=_parameters(builder, chosen.get(role or "student", chosen["student"])),
+        parameters=_parameters(builder, settings),
         seconds=_seconds(builder.artefacts[name]),
     )
 
 
-def _parameters(builder: Builder, net: str) -> int:
-    settings = builder.recipe.nets[net].model_copy(update={"weights": None})
+def _parameters(builder: Builder, settings: NetSettings) -> int:
+    settings = settings.model_copy(update={"weights": None})
     with torch.random.fork_rng(devices=[]):
         return parameters(build(settings, len(builder.classes), seed=0))
 

@@ -10,9 +10,10 @@ from tutelage.data.dataset import Dataset
 from tutelage.errors import DataError, TutelageError
 from tutelage.nets.checkpoints import require_file
 from tutelage.nets.encoders import check_name
+from tutelage.nets.storage import check_classes, read_metadata
 from tutelage.pipeline.builder import Builder, named
 from tutelage.recipe.references import WEIGHT_SUFFIXES, listed, roles
-from tutelage.recipe.schema import EvaluateStage, TrainStage, find_method
+from tutelage.recipe.schema import EvaluateStage, ImportStage, TrainStage, find_method
 
 
 def preflight(builder: Builder, stages: Iterable[str]) -> None:
@@ -22,6 +23,10 @@ def preflight(builder: Builder, stages: Iterable[str]) -> None:
     findings for masks that are missing, or would poison training or scores.
     """
     stages = list(stages)
+    for name in stages:
+        stage = builder.recipe.stages[name]
+        if isinstance(stage, ImportStage):
+            _check_import(builder, name, stage)
     for name in dict.fromkeys(net for stage in stages for net in _nets(builder, stage)):
         _check_net(builder, name)
     masked = (pair for stage in stages for pair in _masked(builder, stage))
@@ -59,6 +64,13 @@ def _masked(builder: Builder, name: str) -> Iterator[tuple[str, str]]:
             yield stage.evaluate.data, f"stage {name!r}, evaluate"
     elif isinstance(stage, EvaluateStage):
         yield stage.data, f"stage {name!r}"
+
+
+def _check_import(builder: Builder, name: str, stage: ImportStage) -> None:
+    try:
+        check_classes(read_metadata(builder.base / stage.file), builder.classes.names, "this recipe's task")
+    except TutelageError as error:
+        raise TutelageError(f"stage {name!r}: {error.message}", error.remedy) from error
 
 
 def _check_net(builder: Builder, name: str) -> None:

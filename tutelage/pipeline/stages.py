@@ -20,7 +20,7 @@ from tutelage.errors import RunError, TutelageError
 from tutelage.evaluation.scoring import evaluate, summary, write_evaluation
 from tutelage.methods.distillation.distill import Distill
 from tutelage.nets.segmentor import Segmentor
-from tutelage.nets.storage import load_segmentor, save_segmentor
+from tutelage.nets.storage import check_classes, load_segmentor, save_segmentor
 from tutelage.pipeline import teacher_cache
 from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.display import Display
@@ -28,7 +28,7 @@ from tutelage.pipeline.keys import cache_content, net_key, seed_of
 from tutelage.pipeline.reporting import report_content
 from tutelage.pipeline.slices import evenly
 from tutelage.pipeline.teachers import check_teachers
-from tutelage.recipe.schema import AnnotateStage, EvaluateStage, ReportStage, TrainStage
+from tutelage.recipe.schema import AnnotateStage, EvaluateStage, ImportStage, ReportStage, TrainStage
 from tutelage.report.page import render
 from tutelage.runs.atomic import write_bytes, write_json, write_text
 from tutelage.runs.store import Artefact
@@ -40,6 +40,8 @@ def make(builder: Builder, name: str, device: torch.device, display: Display) ->
     started = time.monotonic()
     if isinstance(stage, TrainStage):
         train(builder, stage, artefact, device, display)
+    elif isinstance(stage, ImportStage):
+        _import(builder, stage, artefact)
     elif isinstance(stage, AnnotateStage):
         _annotate(builder, stage, artefact, device, display)
     elif isinstance(stage, EvaluateStage):
@@ -170,6 +172,16 @@ def _finish_training(
     }
     artefact.finish("train", [artefact.net(name) for name in names], facts)
     artefact.clear_checkpoints()
+
+
+def _import(builder: Builder, stage: ImportStage, artefact: Artefact) -> None:
+    """Keep a copy, so that the artefact does not change with the file."""
+    path = builder.base / stage.file
+    _, metadata = load_segmentor(path)
+    check_classes(metadata, builder.classes.names, "this recipe's task")
+    if collectives.rank() == 0:
+        write_bytes(artefact.net("student"), path.read_bytes())
+        artefact.finish("import", [artefact.net("student")], {"nets": ["student"]})
 
 
 def _annotate(

@@ -16,6 +16,7 @@ from tutelage.recipe.schema import (
     PSEUDO_LABELS,
     AnnotateStage,
     EvaluateStage,
+    ImportStage,
     LadderSettings,
     Recipe,
     ReportStage,
@@ -55,6 +56,8 @@ def check_references(recipe: Recipe, left_out: Collection[tuple[str, str]] = ())
             faults.append((place, f"stage {name!r} has the name of a data set; streams could not tell them apart"))
         if isinstance(stage, TrainStage):
             faults += _train(recipe, stage, place, known)
+            known.trained.append(name)
+        elif isinstance(stage, ImportStage):
             known.trained.append(name)
         elif isinstance(stage, AnnotateStage):
             faults += _reference(stage.net, (*place, "net"), known)
@@ -225,6 +228,8 @@ def stages_before(recipe: Recipe, name: str) -> list[str]:
         references = [stage.net, stage.data]
     elif isinstance(stage, EvaluateStage):
         references = [*stage.named().values(), stage.data]
+    elif isinstance(stage, ImportStage):
+        references = []
     else:
         references = [stage.scores, *stages_before(recipe, stage.scores)]
     names = dict.fromkeys(reference.partition(".")[0] for reference in references)

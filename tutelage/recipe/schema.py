@@ -144,6 +144,14 @@ class Labelling(Settings):
     """How the net is applied."""
 
 
+class ImportStage(Settings):
+    """Take a trained net from a file, such as a published teacher."""
+
+    kind: Literal["import"] = "import"
+    file: Annotated[str, Field(pattern=r"\.safetensors$")]
+    """A net that tutelage wrote (`import-checkpoint` makes one of a published checkpoint), relative to the recipe."""
+
+
 class AnnotateStage(Labelling):
     """Write pseudo labels: what a trained net says of unlabelled images."""
 
@@ -190,7 +198,7 @@ class ReportStage(Settings):
     """Number of images in each gallery (worst, best, most changed)."""
 
 
-Stage = Annotated[TrainStage | AnnotateStage | EvaluateStage | ReportStage, Field(discriminator="kind")]
+Stage = Annotated[TrainStage | ImportStage | AnnotateStage | EvaluateStage | ReportStage, Field(discriminator="kind")]
 
 
 PSEUDO_LABELS = "pseudo_labels"
