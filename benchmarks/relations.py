@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +27,19 @@ def rows(seed: int, *shape: int) -> Tensor:
     return unit(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)))
 
 
-def one(kind: str, way: str, small: bool) -> dict[str, float]:
+def peak_memory_mib() -> float:
+    """The peak of this process's resident memory since :func:`peak_since`, in MiB (Linux)."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def peak_since() -> float:
+    """Forget the peak so far, which the inputs' making may have set; what is resident now, in MiB."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return peak_memory_mib()
+
+
+def one(kind: str, way: str, small: bool) -> dict[str, Any]:
     """Time a loss and its gradient after one warm-up, in this process alone."""
     positions, width = (300, 32) if small else (64 * 128, 256)
     images = 2
@@ -42,7 +54,11 @@ def one(kind: str, way: str, small: bool) -> dict[str, float]:
         slots = (200, 60) if small else (PIXEL_SLOTS, REGION_SLOTS)
         stored = torch.float32 if way == "dense" else torch.float16
         pixels, regions = (rows(2, CLASSES * count, width).view(CLASSES, count, width).to(stored) for count in slots)
-        draws = torch.randperm(slots[0])[:PIXELS], torch.randperm(slots[1])[:REGIONS]
+        shuffled = torch.Generator().manual_seed(3)
+        draws = tuple(
+            torch.randperm(total, generator=shuffled)[:count]
+            for total, count in zip(slots, (PIXELS, REGIONS), strict=True)
+        )
 
         def loss() -> Tensor:
             if way == "dense":
@@ -50,8 +66,8 @@ def one(kind: str, way: str, small: bool) -> dict[str, float]:
             banks = (queue[:, chosen].flatten(0, 1) for queue, chosen in zip((pixels, regions), draws, strict=True))
             return torch.stack([bank_relations(student, teacher, bank, None, TEMPERATURE) for bank in banks]).sum()
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     keep_freed_memory()  # for both sides alike
+    before = peak_since()
     times = []
     for number in range(1 + ROUNDS):
         start = time.perf_counter()
@@ -60,8 +76,7 @@ def one(kind: str, way: str, small: bool) -> dict[str, float]:
         if number:
             times.append(time.perf_counter() - start)
         student.grad = None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"times": times, "mib": peak - before, "loss": float(value.detach())}  # type: ignore[dict-item]
+    return {"times": times, "mib": peak_memory_mib() - before, "loss": float(value.detach())}
 
 
 def main(small: bool = False) -> None:

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from benchmarks.common import in_turns, street_data
 from benchmarks.distillation import CPU, stepper_of
-from tutelage.data.augmentation import AugmentSettings, Geometry
+from tutelage.data.augmentation import AugmentSettings, Geometry, take_image
 from tutelage.data.colour import ColourSettings
 from tutelage.data.dataset import Dataset
+from tutelage.data.draws import generator
 from tutelage.data.stream import Stream, ViewSettings, sample_name
 from tutelage.data.views import Batch, Geometries, View, warp
 from tutelage.engine.allocator import keep_freed_memory
@@ -177,6 +178,47 @@ def compared(
     )
 
 
+def origins(teacher: Segmentor, dataset: Dataset, images: int, top: int = 4) -> None:
+    """Which part of a view's geometry it is that live and replayed answers differ by."""
+    print(
+        f"\n## Where the difference comes from ({images} images in plain colours)\n\n"
+        "| view | KL(live, replayed) | same class |\n| --- | --- | --- |"
+    )
+    chosen = range(0, len(dataset), len(dataset) // images)
+    for name, crop, every, flip, scale in (
+        ("the image itself", False, 1, False, 1.0),
+        ("mirrored", False, 1, True, 1.0),
+        ("cut at multiples of 32 pixels: other surroundings, no interpolation", True, 32, False, 1.0),
+        ("cut anywhere", True, 1, False, 1.0),
+        ("at half the scale", False, 1, False, 0.5),
+        ("at 1.5 times the scale", False, 1, False, 1.5),
+    ):
+        found = []
+        for index in chosen:
+            draw = generator(0, "origins", "crop", index)
+            image = dataset.image(index)
+            source = (image.shape[0], image.shape[1])
+            size = CROP if crop else (round(source[0] * scale), round(source[1] * scale))
+            scaled = source if crop else size
+            top_left = [every * int(draw.integers((a - b) // every + 1)) for a, b in zip(scaled, size, strict=True)]
+            geometry = Geometry.crop(source, scaled, (top_left[0], top_left[1]), size, flip)
+            seen = torch.from_numpy(take_image(image, geometry).copy())[None].float().div_(255.0).permute(0, 3, 1, 2)
+            with torch.no_grad():
+                live = teacher(seen.contiguous(memory_format=torch.channels_last)).logits
+            records = compress(asked(teacher, dataset, index), top)
+            cache = TeacherCache({"it": records}.__getitem__, len(dataset.classes), 1.0)
+            replayed = cache.logits(["it"], Geometries.stack([geometry]), (live.shape[2], live.shape[3]))
+            log_p, log_q = live.log_softmax(1), replayed.log_softmax(1)
+            found.append(
+                (
+                    float((log_p.exp() * (log_p - log_q)).sum(1).mean()),
+                    float((live.argmax(1) == replayed.argmax(1)).float().mean()),
+                )
+            )
+        divergence, same = torch.tensor(found).mean(0).tolist()
+        print(f"| {name} | {divergence:.3f} | {100 * same:.1f} % |")
+
+
 def main(rounds: int = 7, count: int = 4) -> None:
     """Print the tables."""
     keep_freed_memory()
@@ -189,6 +231,7 @@ def main(rounds: int = 7, count: int = 4) -> None:
         teacher.eval().to(memory_format=torch.channels_last)
         compression(teacher, data["train"], 2 * BATCH)
         differences(teacher, data["train"], count)
+        origins(teacher, data["train"], 24)
 
 
 if __name__ == "__main__":

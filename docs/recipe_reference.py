@@ -26,7 +26,7 @@ from tutelage.settings import Settings
 
 _COMMAND_WIDTH = "100"
 _MARK = re.compile(r"^<!-- generated: ([a-z_ -]+) -->$", re.MULTILINE)
-_PLAIN = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null"}
+_PLAIN = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null", Any: "any value"}
 _BOUNDS = {"gt": "above", "ge": "from", "lt": "below", "le": "to", "multiple_of": "multiple of"}
 
 

@@ -29,7 +29,7 @@ def test_both_sides_of_the_training_step(module: str, own: tuple[str, ...]) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["inputs", "metric"])
+@pytest.mark.parametrize("name", ["inputs", "metric", "teacher_cache"])
 def test_the_measurements_start(name: str) -> None:
     printed = in_process("benchmarks", name)
     assert "| ratio |" in printed

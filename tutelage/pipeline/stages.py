@@ -58,8 +58,6 @@ def train(builder: Builder, stage: TrainStage, artefact: Artefact, device: torch
     seed = seed_of(builder, stage)
     nets, streams = builder.nets(stage, seed), builder.streams(stage, seed)
     method = builder.method(stage, nets, streams)
-    if artefact.key in builder.caches:
-        _replay_teacher(builder, stage, artefact, method, streams, device, display)
     for title, text in method.extra_report().items():
         display.say(f"{title}: {text}")
     trackers = builder.recipe.run.trackers if collectives.rank() == 0 else ()
@@ -92,6 +90,8 @@ def train(builder: Builder, stage: TrainStage, artefact: Artefact, device: torch
     collectives.barrier()
     if not checkpoints.steps():
         check_teachers(builder, stage, method, device, display)
+    if artefact.key in builder.caches:
+        _replay_teacher(builder, stage, artefact, method, streams, device, display)
     with log:
         progress = fit(method, streams, stage, seed=seed, device=device, checkpoints=checkpoints, hooks=hooks)
     if collectives.rank() == 0:

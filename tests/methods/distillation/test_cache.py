@@ -172,7 +172,6 @@ def test_a_step_through_real_nets() -> None:
     cached = terms(method, {"labeled": given})
     torch.testing.assert_close(cached["pixel_kd"], live["pixel_kd"], rtol=2e-3, atol=1e-5)
     assert torch.equal(cached["cross_entropy"], live["cross_entropy"])
-    assert "replayed from its cache" in method.extra_report()["distillation"]
 
 
 def test_padding_teaches_nothing() -> None:

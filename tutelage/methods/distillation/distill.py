@@ -262,8 +262,6 @@ class Distill(Method):
             if ours != others:
                 how = "averaged" if others[0] > ours[0] else "enlarged"
                 lines.append(f"the teacher's {what} is {how} to the student's grid")
-        if self.cache is not None:
-            lines.append("the teacher's logits are replayed from its cache")
         lines += [f"{name}: {text}" for name, term in self._terms().items() if (text := term.describe())]
         return {"distillation": "\n  ".join(lines)}
 
