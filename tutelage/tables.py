@@ -61,13 +61,13 @@ def ladder_plan_table(rows: Sequence[PlannedRung]) -> str:
 
 def ladder_table(ladder: Ladder) -> str:
     """The ladder's result, aligned, a sentence for each rung, and where the files are."""
-    from tutelage.report.ladder import HEAD, cells, missing, notes, sentence
+    from tutelage.report.ladder import HEAD, cells, compared, missing, notes, sentence
 
     content = ladder.content
     rows = [HEAD, *(cells(content, rung) for rung in content.rungs)]
     wide = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
     lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, wide, strict=True)).rstrip() for row in rows]
-    sentences = [f"{rung.name}: {sentence(content, rung)}" for rung in content.rungs if rung.name != content.plain]
+    sentences = [f"{rung.name}: {sentence(content, rung)}" for rung in compared(content)]
     lacking = [f"missing: {'; '.join(missing(content))}"] if missing(content) else []
     files = [str(path) for path in (ladder.files.markdown, ladder.files.page, ladder.files.json)]
     return "\n".join([*lines, "", *sentences, "", *notes(content), *lacking, *files])

@@ -405,7 +405,7 @@ def test_a_table_of_nothing_says_that_all_is_missing(fresh: Project) -> None:
     assert ran.status == 0
     assert made(ran.out) == []
     assert result(fresh.root)["missing"] == {"plain": [0, 1], "pseudo": [0, 1], "kd": [0, 1]}
-    assert "not finished: there is no score of kd yet" in ran.out
+    assert "Nothing can be said before there is a score of plain." in ran.out
     assert fresh.finished() == set()
 
 

@@ -76,6 +76,7 @@ def test_without_the_plain_rung_nothing_is_compared() -> None:
     content = changed("pixel_kd", content, comparison=None, judgement=None, adjusted_p=None)
     assert told(content, "pixel_kd") == "not finished: there is no score of plain yet"
     assert "plain: seeds 0, 1, 2, 3" in missing(content)
+    assert "Nothing can be said before there is a score of plain." in notes(content)
     checked(render(content))
 
 
@@ -93,11 +94,11 @@ def test_labelling_counts_as_time() -> None:
 
 def test_the_headline() -> None:
     content = example.content()
-    assert verdict(content) == ("So far: Worth it: 1 of 4, above all pixel_kd, +1.5 [+0.6, +2.4] points", "gain")
+    assert verdict(content) == ("So far: worth it: 1 of 4, above all pixel_kd, +1.5 [+0.6, +2.4] points", "gain")
     none = replace(content, rungs=(content.rung("plain"), content.rung("cwd")))
     assert verdict(none) == ("Not worth it: nothing tried here pays over plain", "loss")
     open_ = replace(content, rungs=(content.rung("plain"), content.rung("cwd"), content.rung("at")))
-    assert verdict(open_) == ("So far: Cannot tell with these data", "open")
+    assert verdict(open_) == ("So far: cannot tell with these data", "open")
     assert verdict(replace(content, rungs=(content.rung("plain"),)))[1] == "open"
 
 
@@ -109,6 +110,7 @@ def test_the_table_can_be_pasted() -> None:
     assert "| pixel_kd | 62.5 ± 0.4 (3) | +1.5 [+0.6, +2.4] | 0.031 (0.094) | 5 min 00 s ×3.0 | 812 MiB |" in text
     assert len({line.count("|") for line in rows[: 2 + len(content.rungs)]}) == 1
     assert "- **pixel_kd**: worth it: " in text
+    assert "**mgd**" not in text
     assert "Missing: at: seed 3; mgd: seeds 0, 1, 2, 3." in text
     assert "Trained otherwise, so not at equal budget: pixel_kd (steps: 1200)." in text
     assert "The teacher (stage teacher: mIoU 68.0, 12.3 M parameters, 30 min 00 s of training)" in text
@@ -135,7 +137,7 @@ def test_trials_are_shown() -> None:
 def test_the_page_has_everything() -> None:
     page = checked(render(example.content()))
     for expected in (
-        "So far: Worth it: 1 of 4",
+        "So far: worth it: 1 of 4",
         "worth it: +1.5 [+0.6, +2.4] points for 3.0 times the training time",
         "61.5 ± 0.4 (3)",
         "0.031 (0.094)",
@@ -178,6 +180,6 @@ def test_names_are_escaped_and_nothing_at_all_is_a_page_too() -> None:
         environment=(),
     )
     page = checked(render(empty))
-    assert "Cannot tell with these data" in page.words
+    assert "cannot tell with these data" in page.words
     assert "svg" not in [tag for tag, _ in page.tags]
     assert "| plain | – |" in markdown(empty)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -222,7 +223,7 @@ def _trials(builder: Builder, attempts: Sequence[Attempt], found: Tuned) -> tupl
 
 
 def _cost(builder: Builder, expanded: Expanded, name: str) -> RungCost:
-    """Means over the trainings that are finished; memory and multiply-adds where they were measured."""
+    """Of the trainings that are finished, the median: one that was held up says nothing of the rung."""
     seconds = []
     for (rung, _), attempt in expanded.attempts.items():
         artefact = builder.artefacts[attempt.train]
@@ -231,7 +232,7 @@ def _cost(builder: Builder, expanded: Expanded, name: str) -> RungCost:
     labels = builder.artefacts.get(label_stage_name(name))
     step = cost_of(builder, expanded, name) or {}
     return RungCost(
-        seconds=sum(seconds) / len(seconds) if seconds else None,
+        seconds=statistics.median(seconds) if seconds else None,
         annotation_seconds=None if labels is None else _seconds(labels),
         memory_mib=step.get("memory_mib"),
         multiply_adds=step.get("multiply_adds"),

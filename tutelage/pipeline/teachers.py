@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tutelage.engine.contract import Method
-from tutelage.errors import RunError
+from tutelage.errors import DataError, RunError
 from tutelage.evaluation.protocol import Protocol
 from tutelage.evaluation.scoring import evaluate
 from tutelage.nets.segmentor import Segmentor
@@ -38,8 +38,14 @@ def check_teachers(builder: Builder, stage: TrainStage, method: Method, device: 
         net = method.get_submodule(role)
         assert isinstance(net, Segmentor)
         net.to(device)
-        with net.inferring(stage.precision):
-            confusion = evaluate(net, dataset, Protocol(), device=device, indices=indices).confusion
+        try:
+            with net.inferring(stage.precision):
+                confusion = evaluate(net, dataset, Protocol(), device=device, indices=indices).confusion
+        except DataError as error:
+            if builder.recipe.run.on_unreadable == "error":
+                raise
+            display.say(f"{role} {stage.inputs[role]!r} is not looked at: {error.message}")
+            continue
         scores = confusion.scores()
         true_pixels = confusion.matrix.sum(1).double()
         if not true_pixels.any():

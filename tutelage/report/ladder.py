@@ -46,9 +46,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class RungCost:
-    """What training a rung once costs; mean over its seeds."""
+    """What training a rung once costs."""
 
     seconds: Figure = None
+    """Median over its seeds."""
     annotation_seconds: Figure = None
     """Labelling with the teacher before, of a rung that trains on pseudo labels."""
     memory_mib: Figure = None
@@ -187,6 +188,11 @@ def total_seconds(rung: RungResult) -> Figure:
     return rung.cost.seconds + (rung.cost.annotation_seconds or 0.0)
 
 
+def compared(content: LadderContent) -> list[RungResult]:
+    """The rungs of which there is something to say."""
+    return [rung for rung in content.rungs if rung.judgement is not None]
+
+
 def notes(content: LadderContent) -> list[str]:
     """What the numbers rest on, and what to beware of."""
     others = [rung for rung in content.rungs if rung.name != content.plain]
@@ -212,13 +218,15 @@ def notes(content: LadderContent) -> list[str]:
         result.append("A rung with one seed says nothing of how another seed would do.")
     elif counts and min(counts) < _FEW_SEEDS:
         result.append(f"With {min(counts)} seeds the spread over seeds is underestimated, and so are the intervals.")
-    compared = [rung for rung in others if rung.comparison is not None]
-    if len(compared) > 1:
+    finished = compared(content)
+    if not content.rung(content.plain).scores:
+        result.append(f"Nothing can be said before there is a score of {content.plain}.")
+    if len(finished) > 1:
         result.append(
-            f"{len(compared)} rungs are compared with one: of twenty without effect about one would seem to have one. "
+            f"{len(finished)} rungs are compared with one: of twenty without effect about one would seem to have one. "
             "The p value in brackets takes this into account (Holm)."
         )
-    bounds = next((rung.comparison.interval for rung in compared if rung.comparison is not None), None)
+    bounds = next((rung.comparison.interval for rung in finished if rung.comparison is not None), None)
     if bounds is not None and bounds.over == "images":
         result.append("Images were drawn one by one; where neighbours look alike the intervals are too narrow.")
     if content.tie:
@@ -312,9 +320,10 @@ def markdown(content: LadderContent) -> str:
         *_table(HEAD, [cells(content, rung) for rung in content.rungs]),
         "",
         f"mIoU on {content.data}{images}: mean ± deviation over (n) seeds. Gain: points over {content.plain}, with the "
-        "95 % interval of a paired bootstrap over images and seeds. Training: one seed. Multiply-adds: one step.",
+        "95 % interval of a paired bootstrap over images and seeds. Training: one seed (median). "
+        "Multiply-adds: one step.",
         "",
-        *(f"- **{rung.name}**: {sentence(content, rung)}." for rung in content.rungs if rung.name != content.plain),
+        *(f"- **{rung.name}**: {sentence(content, rung)}." for rung in compared(content)),
         "",
         *(f"- {note}" for note in notes(content)),
     ]
@@ -353,7 +362,7 @@ def render(content: LadderContent) -> str:
         "version": __version__,
         "headline": headline,
         "tone": how,
-        "verdicts": [(rung.name, tone(rung), sentence(content, rung)) for rung in others],
+        "verdicts": [(rung.name, tone(rung), sentence(content, rung)) for rung in compared(content)],
         "notes": notes(content),
         "missing": missing(content),
         "chart": plots.gains_chart(gains, content.worth, f"Gain over {content.plain} in mIoU points: {told}"),
@@ -374,16 +383,15 @@ def verdict(content: LadderContent) -> tuple[str, Literal["gain", "loss", "open"
     """The headline of all rungs together, and its colour."""
     others = [rung for rung in content.rungs if rung.name != content.plain]
     paying = [rung for rung in others if tone(rung) == "gain"]
-    so_far = "So far: " if missing(content) else ""
+    colour: Literal["gain", "loss", "open"] = "open"
+    text = "Cannot tell with these data"
     if paying:
         best = max(paying, key=lambda rung: (rung.comparison and rung.comparison.gain) or 0.0)
-        return (
-            f"{so_far}Worth it: {len(paying)} of {len(others)}, above all {best.name}, {gain_text(best)} points",
-            "gain",
-        )
-    if others and all(tone(rung) == "loss" for rung in others):
-        return f"{so_far}Not worth it: nothing tried here pays over {content.plain}", "loss"
-    return f"{so_far}Cannot tell with these data", "open"
+        text = f"Worth it: {len(paying)} of {len(others)}, above all {best.name}, {gain_text(best)} points"
+        colour = "gain"
+    elif others and all(tone(rung) == "loss" for rung in others):
+        text, colour = f"Not worth it: nothing tried here pays over {content.plain}", "loss"
+    return f"So far: {text[0].lower()}{text[1:]}" if missing(content) else text, colour
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
