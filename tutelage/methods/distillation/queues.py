@@ -39,7 +39,9 @@ def enqueue(queue_KNC: Tensor, pointer_K: Tensor, rows_KFC: Tensor, number_K: Te
     slot_KF = (first_K[:, None] + step_F) % slots
     valid_KF = step_F < number_K[:, None]
     # What is not valid writes back what stands there: distinct slots (as long as F <= N), so the order is no matter.
-    index = slot_KF[..., None].expand(-1, -1, queue_KNC.shape[2])
-    kept = queue_KNC.gather(1, index)
-    queue_KNC.scatter_(1, index, torch.where(valid_KF[..., None], rows_KFC.to(queue_KNC.dtype), kept))
+    first_row_K = slots * torch.arange(queue_KNC.shape[0], device=queue_KNC.device)
+    row = (first_row_K[:, None] + slot_KF).flatten()
+    queue = queue_KNC.view(-1, queue_KNC.shape[2])
+    new = torch.where(valid_KF.flatten()[:, None], rows_KFC.flatten(0, 1).to(queue.dtype), queue[row])
+    queue.index_copy_(0, row, new)
     pointer_K.copy_(next_K)
