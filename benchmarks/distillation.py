@@ -39,7 +39,8 @@ def stepper(kind: type[Any], settings: dict[str, Any], batches: dict[str, Batch]
         "teacher": NetSettings(encoder="tf_efficientnet_lite2", decoder="deeplabv3", output_stride=stride, width=256),
     }
     built = {role: build(own, CLASSES, seed=0) for role, own in nets.items()}
-    return stepper_of(kind(built, kind.Settings.model_validate(settings), Facts(CLASSES, size=(CROP, CROP))), batches)
+    facts = Facts(CLASSES, size=lambda: (CROP, CROP))
+    return stepper_of(kind(built, kind.Settings.model_validate(settings), facts), batches)
 
 
 def stepper_of(method: Method, batches: dict[str, Batch]) -> Callable[[], None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import tempfile
 from pathlib import Path
@@ -13,8 +12,10 @@ import torch
 from PIL import Image
 
 from benchmarks.common import in_process
+from tutelage.engine.meter import peak_memory
 
 SIDES = (1_000, 10_000)
+CPU = torch.device("cpu")
 
 
 def predict(side: int) -> None:
@@ -30,8 +31,8 @@ def predict(side: int) -> None:
     palette = tuple((index * 13, 255 - index * 13, 128) for index in range(19))
     protocol = Protocol(kind="sliding", window=(512, 512), precision="bf16")
     net.eval()
-    model = Model(net, classes, palette, torch.device("cpu"), protocol, "bf16")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    model = Model(net, classes, palette, CPU, protocol, "bf16")
+    before = peak_memory(CPU)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "large.jpg"
         tile = np.random.default_rng(0).integers(0, 256, (500, 500, 3), dtype=np.uint8)
@@ -42,8 +43,7 @@ def predict(side: int) -> None:
         image.save(path)
         del image
         predict_files(model, [path], Path(folder) / "out", write={"palette"})
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"before_mib": before, "peak_mib": peak}))
+    print(json.dumps({"before_mib": before, "peak_mib": peak_memory(CPU)}))
 
 
 def main() -> None:

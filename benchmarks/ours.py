@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import time
 from typing import Any
 
@@ -16,6 +15,7 @@ from tutelage.data.colour import ColourSettings
 from tutelage.data.stream import LoaderSettings, Stream, ViewSettings
 from tutelage.engine.contract import Facts
 from tutelage.engine.loop import FitSettings, Hooks, fit
+from tutelage.engine.meter import peak_memory
 from tutelage.engine.optimizers import OptimizerSettings
 from tutelage.methods.supervised import Supervised, SupervisedSettings
 from tutelage.nets.build import build
@@ -56,12 +56,12 @@ def main() -> None:
     )
     marks: list[tuple[float, dict[str, Any]]] = []
     hooks = Hooks(log=lambda record: marks.append((time.perf_counter(), record)))
-    fit(method, {"labeled": stream}, settings, seed=0, device=torch.device("cpu"), hooks=hooks)
+    device = torch.device("cpu")
+    fit(method, {"labeled": stream}, settings, seed=0, device=device, hooks=hooks)
     timed = marks[given.warm_up :]
     spent = timed[-1][0] - marks[given.warm_up - 1][0]
     wait = sum(record["data_wait"] * record["spent_s"] for _, record in timed) / spent
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"step_s": spent / len(timed), "data_wait": wait, "peak_rss_mib": peak}))
+    print(json.dumps({"step_s": spent / len(timed), "data_wait": wait, "peak_rss_mib": peak_memory(device)}))
 
 
 if __name__ == "__main__":

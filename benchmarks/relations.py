@@ -15,11 +15,13 @@ from torch import Tensor
 from benchmarks import dense
 from benchmarks.common import in_process, ratio_line
 from tutelage.engine.allocator import keep_freed_memory
+from tutelage.engine.meter import peak_memory
 from tutelage.losses.relations import bank_relations, pair_relations, unit
 
 TEMPERATURE = 0.1
 CLASSES, PIXEL_SLOTS, REGION_SLOTS, PIXELS, REGIONS = 19, 20_000, 2_000, 216, 54
 ROUNDS = 3
+CPU = torch.device("cpu")
 
 
 def rows(seed: int, *shape: int) -> Tensor:
@@ -27,16 +29,10 @@ def rows(seed: int, *shape: int) -> Tensor:
     return unit(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)))
 
 
-def peak_memory_mib() -> float:
-    """The peak of this process's resident memory since :func:`peak_since`, in MiB (Linux)."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
-
-
 def peak_since() -> float:
-    """Forget the peak so far, which the inputs' making may have set; what is resident now, in MiB."""
+    """Forget the peak so far, which the inputs' making may have set; what is resident now, in MiB (Linux)."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return peak_memory_mib()
+    return peak_memory(CPU)
 
 
 def one(kind: str, way: str, small: bool) -> dict[str, Any]:
@@ -76,7 +72,7 @@ def one(kind: str, way: str, small: bool) -> dict[str, Any]:
         if number:
             times.append(time.perf_counter() - start)
         student.grad = None
-    return {"times": times, "mib": peak_memory_mib() - before, "loss": float(value.detach())}
+    return {"times": times, "mib": peak_memory(CPU) - before, "loss": float(value.detach())}
 
 
 def main(small: bool = False) -> None:

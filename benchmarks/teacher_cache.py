@@ -65,7 +65,7 @@ def steps(dataset: Dataset, rounds: int) -> None:
             "student": build(STUDENT, len(dataset.classes), seed=0),
             "teacher": build(TEACHER, len(dataset.classes), seed=1),
         }
-        method = PixelKD(nets, PixelKD.Settings(), Facts(len(dataset.classes), size=CROP))
+        method = PixelKD(nets, PixelKD.Settings(), Facts(len(dataset.classes), size=lambda: CROP))
         ways[name] = stepper_of(method, {"labeled": batch})
         if name == "cached":
             records = {it: compress(asked(method.teacher, dataset, numbers[it]), 4) for it in batch.samples}

@@ -95,6 +95,11 @@ class Project:
         return [path for path in self.root.rglob(f"*{PARTIAL}*") if path.is_file()]
 
 
+def made(out: str) -> list[str]:
+    """The stages that a run said it makes."""
+    return [line.split(":")[0] for line in out.splitlines() if " → runs/" in line]
+
+
 def image_name(number: int) -> str:
     """The first image is a JPEG, the others are PNG files."""
     return f"i{number}.{'jpg' if number == 0 else 'png'}"

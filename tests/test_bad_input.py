@@ -48,13 +48,6 @@ class Fault:
     """Stages before the one that fails."""
 
 
-@pytest.fixture
-def project(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Project:
-    write_project(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return Project(tmp_path, capsys)
-
-
 def check_fault(fault: Fault, project: Project, monkeypatch: pytest.MonkeyPatch) -> Ran:
     """Plant a fault and judge what the command says and leaves behind."""
     fault.plant(project, monkeypatch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,14 +33,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Project:
+def project(done: Project) -> Project:
     """A copy of it, in which commands are given."""
-    root = tmp_path / "project"
-    shutil.copytree(finished, root)
-    monkeypatch.chdir(root)
-    return Project(root, capsys)
+    return done
 
 
 def stage(project: Project, name: str) -> str:

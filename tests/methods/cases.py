@@ -24,7 +24,7 @@ from tutelage.runs.checkpoints import Checkpoints
 
 CPU = torch.device("cpu")
 CLASSES = 3
-FACTS = Facts(CLASSES, lambda: (600, 300, 100), size=(64, 64))
+FACTS = Facts(CLASSES, lambda: (600, 300, 100), size=lambda: (64, 64))
 SGD = OptimizerSettings(kind="sgd", lr=0.05, momentum=0.0, weight_decay=0.0)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import tutelage
 from tests.projects import CLASSES as PROJECT_CLASSES
-from tests.projects import Project, write_project
+from tests.projects import Project
 from tutelage.errors import RecipeError, TutelageError
 from tutelage.nets.build import build
 from tutelage.nets.cost import flops, parameters
@@ -384,13 +384,10 @@ def test_an_incomplete_file_is_refused_naming_what_lacks(checkpoint: Path, tmp_p
 
 
 @pytest.fixture
-def project(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Project:
-    root = tmp_path / "project"
-    root.mkdir()
-    write_project(root)
-    monkeypatch.chdir(root)
-    torch.save(_published(build(NETS[TINY], len(PROJECT_CLASSES), seed=1)), root / "student.pth")
-    return Project(root, capsys)
+def project(project: Project) -> Project:
+    """The tiny project with a published checkpoint of its classes."""
+    torch.save(_published(build(NETS[TINY], len(PROJECT_CLASSES), seed=1)), project.root / "student.pth")
+    return project
 
 
 def test_the_command_writes_a_net_that_other_commands_read(project: Project) -> None:

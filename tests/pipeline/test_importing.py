@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import pytest
 
-from tests.projects import Project, write_project
+from tests.projects import Project
 
 IMPORT = """\
   given: {kind: import, file: teacher.safetensors}
@@ -24,17 +23,14 @@ SCORE = "  score: {kind: evaluate, nets: [student], data: city/val}\n"
 
 
 @pytest.fixture
-def project(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A project with a trained net in a file; its recipe imports it in place of training one."""
-    write_project(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    made = Project(tmp_path, capsys)
-    assert made.tutelage("run", "recipe.yaml", "--only=student").status == 0
-    net = next((tmp_path / "runs").glob("student-*/nets/student.safetensors"))
-    shutil.copy(net, tmp_path / "teacher.safetensors")
-    text = made.recipe.read_text(encoding="utf-8")
-    made.recipe.write_text(text.partition("stages:")[0] + "stages:\n" + IMPORT, encoding="utf-8")
-    return made
+def project(project: Project) -> Project:
+    """The tiny project with a trained net in a file; its recipe imports it in place of training one."""
+    assert project.tutelage("run", "recipe.yaml", "--only=student").status == 0
+    net = next((project.root / "runs").glob("student-*/nets/student.safetensors"))
+    shutil.copy(net, project.root / "teacher.safetensors")
+    text = project.recipe.read_text(encoding="utf-8")
+    project.recipe.write_text(text.partition("stages:")[0] + "stages:\n" + IMPORT, encoding="utf-8")
+    return project
 
 
 def test_an_imported_net_teaches_and_is_scored(project: Project) -> None:

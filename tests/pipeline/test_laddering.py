@@ -6,7 +6,6 @@ import json
 import os
 import random
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 
 from tests.pipeline.chain import content, course
 from tests.processes import kill_until_done
-from tests.projects import DATA, Project, write_project
+from tests.projects import DATA, Project, made, write_project
 from tests.report.test_page import checked
 from tutelage import api
 from tutelage.cli import main
@@ -74,15 +73,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def done(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Project:
+def done(done: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A copy of it."""
-    root = tmp_path / "project"
-    shutil.copytree(finished, root)
     calm(monkeypatch)
-    monkeypatch.chdir(root)
-    return Project(root, capsys)
+    return done
 
 
 @pytest.fixture
@@ -105,11 +99,6 @@ def timeless(found: Any) -> Any:
     if isinstance(found, dict):
         return {key: timeless(value) for key, value in found.items() if key not in ("times", "notes")}
     return [timeless(each) for each in found] if isinstance(found, list) else found
-
-
-def made(out: str) -> list[str]:
-    """The stages that a run said it makes."""
-    return [line.split(":")[0] for line in out.splitlines() if " → runs/" in line]
 
 
 # What comes out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from safetensors.torch import load_file
 from tests.pipeline.chain import STAGES, content, write_chain
 from tests.pipeline.victims import run_and_halt, run_in_company
 from tests.processes import start
-from tests.projects import Project
+from tests.projects import Project, made
 from tutelage import api
 from tutelage.cli import main
 from tutelage.nets.storage import load_segmentor, read_metadata
@@ -38,17 +37,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(root)
         assert main(["run", "recipe.yaml", "--quiet"]) == 0
     return root
-
-
-@pytest.fixture
-def done(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Project:
-    """A copy of it, in which commands are given."""
-    root = tmp_path / "project"
-    shutil.copytree(finished, root)
-    monkeypatch.chdir(root)
-    return Project(root, capsys)
 
 
 @pytest.fixture
@@ -87,11 +75,6 @@ def planned(project: Project, *overrides: str) -> dict[str, str]:
     assert [row[0] for row in rows] == list(STAGES)[: len(rows)]
     assert all(row[3] == "done" for row in rows if row[2] == "skip")
     return {row[0]: row[3] for row in rows if row[2] == "runs"}
-
-
-def made(out: str) -> list[str]:
-    """Stages that a run said it makes."""
-    return [line.split(":")[0] for line in out.splitlines() if " → runs/" in line]
 
 
 # Skipping

@@ -56,15 +56,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def done(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Project:
-    shutil.copytree(finished, tmp_path / "project")
-    monkeypatch.chdir(tmp_path / "project")
-    return Project(tmp_path / "project", capsys)
-
-
 def answers(root: Path) -> dict[str, tuple[int, int, bytes]]:
     """Inode, time and bytes of every file of the one cache."""
     (folder,) = (root / "runs").glob("teacher_cache-*")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import pytest
 from PIL import Image
 
-from tests.projects import Project, write_project
+from tests.projects import Project
 
 STUDENT = """\
   kd:
@@ -20,13 +17,6 @@ STUDENT = """\
     steps: 1
 """
 SCORE = "  score: {kind: evaluate, nets: [student], data: city/val}\n"
-
-
-@pytest.fixture
-def project(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Project:
-    write_project(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return Project(tmp_path, capsys)
 
 
 def with_student(project: Project, steps: int, rate: float = 1e-6) -> None:

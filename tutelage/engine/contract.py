@@ -63,8 +63,9 @@ class Facts:
     """Number of classes."""
     pixel_counts: Callable[[], Sequence[int]] = lambda: ()
     """Counts the pixels of each class in the labelled training masks (reads them all, once)."""
-    size: tuple[int, int] | None = None
-    """Height and width of the crops of the first stream; ``None``: they differ."""
+    size: Callable[[], tuple[int, int]] | None = None
+    """Finds height and width of the crops of the first stream (reads an image where nothing is cropped); ``None``: they
+    differ."""
 
 
 class Carry(UserDict[str, Tensor]):

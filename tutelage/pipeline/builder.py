@@ -233,7 +233,7 @@ class Builder:
 
         kind = find_method(stage.method.name)
         first = next(iter(streams.values()))
-        facts = Facts(len(self.classes), pixel_counts, first.view_size())
+        facts = Facts(len(self.classes), pixel_counts, first.view_size)
         with torch.random.fork_rng(devices=[]):
             # What a method adds to its nets (critics, projections, queues) starts from the stage's seed, too.
             torch.default_generator.manual_seed(draw_key(first.seed, "method", stage.method.name) % (1 << 62))

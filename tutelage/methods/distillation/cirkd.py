@@ -30,7 +30,7 @@ from tutelage.engine.contract import Tick
 from tutelage.losses.regions import class_counts, class_means, positions_of_ranks, random_ranks, shrink_labels
 from tutelage.losses.relations import SMALLEST_TEMPERATURE, bank_relations, pair_relations, rows_of, unit
 from tutelage.methods.distillation.projection import two_layers
-from tutelage.methods.distillation.queues import DTYPES, QueuePrecision, enqueue, random_rows
+from tutelage.methods.distillation.queues import DTYPES, QueuePrecision, distinct, enqueue, random_rows
 from tutelage.methods.distillation.term import Pair, Seen, Term, TermSettings
 from tutelage.methods.supervised import Weight
 
@@ -117,11 +117,11 @@ class SeededDraws:
 
     def slots(self, total: int, count: int) -> Tensor:
         """See :class:`Draws`."""
-        return torch.randperm(total, generator=self.shared, device=self.shared.device)[:count]
+        return distinct(total, count, self.shared)
 
     def anchors(self, total: int, count: int) -> Tensor:
         """See :class:`Draws`."""
-        return torch.randperm(total, generator=self.own, device=self.own.device)[:count]
+        return distinct(total, count, self.own)
 
 
 class MemorySettings(TermSettings):

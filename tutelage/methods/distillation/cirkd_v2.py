@@ -25,8 +25,8 @@ from tutelage.engine.contract import Tick
 from tutelage.errors import TutelageError
 from tutelage.losses.relations import bank_relations, pair_relations, unit
 from tutelage.methods.distillation.cirkd import Compat, Count, Temperature, pooled
-from tutelage.methods.distillation.projection import Projection, two_layers
-from tutelage.methods.distillation.queues import DTYPES, QueuePrecision, enqueue, random_rows
+from tutelage.methods.distillation.projection import Projection, precision_of, two_layers
+from tutelage.methods.distillation.queues import DTYPES, QueuePrecision, distinct, enqueue, random_rows
 from tutelage.methods.distillation.term import Pair, Seen, Term, TermSettings
 from tutelage.methods.supervised import Weight
 
@@ -52,8 +52,7 @@ class ContextBlock(nn.Module):
 
     def forward(self, map_BChw: Tensor) -> Tensor:
         """The map in its context (B, C, h, w), in the precision of the map."""
-        low = map_BChw.dtype != torch.float32
-        with torch.autocast(map_BChw.device.type, map_BChw.dtype if low else torch.bfloat16, enabled=low):
+        with precision_of(map_BChw):
             query, key, value = (
                 layer(map_BChw).flatten(2).transpose(1, 2)[:, None] for layer in (self.query, self.key, self.value)
             )
@@ -113,7 +112,7 @@ class SeededChannelDraws:
 
     def rows(self, total: int, count: int) -> Tensor:
         """See :class:`ChannelDraws`."""
-        return torch.randperm(total, generator=self.shared, device=self.shared.device)[:count]
+        return distinct(total, count, self.shared)
 
     def slots(self, total: int, count: int) -> Tensor:
         """See :class:`ChannelDraws`."""

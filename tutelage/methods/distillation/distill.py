@@ -269,6 +269,7 @@ class Distill(Method):
         """What both nets give for one crop, from shapes alone."""
         if facts.size is None:
             raise RecipeError("distillation must know the size of the crops", "give streams.labeled.augment.crop")
+        size = facts.size()
         sides = []
         for net, chosen, who in ((self.student, self.chosen[0], "student"), (self.teacher, self.chosen[1], "teacher")):
             level = re.fullmatch(r"level(\d)", chosen)
@@ -280,7 +281,7 @@ class Distill(Method):
             if level is None and chosen != "embedding":
                 net.tap((*net.taps, chosen))
             shapes = copy.deepcopy(net).to("meta").eval()
-            sides.append(self._maps(shapes, shapes(torch.empty(2, 3, *facts.size, device="meta")), chosen))
+            sides.append(self._maps(shapes, shapes(torch.empty(2, 3, *size, device="meta")), chosen))
         mine, theirs = sides
         for maps, who, chosen in zip(sides, ("student", "teacher"), self.chosen, strict=True):
             if maps.feature.dim() != 4:

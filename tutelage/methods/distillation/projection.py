@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+
+def precision_of(map_BChw: Tensor) -> AbstractContextManager[Any]:
+    """Autocast to the precision of a map; none for float32."""
+    low = map_BChw.dtype != torch.float32
+    return torch.autocast(map_BChw.device.type, map_BChw.dtype if low else torch.bfloat16, enabled=low)
 
 
 class Projection(nn.Sequential):
@@ -11,8 +20,7 @@ class Projection(nn.Sequential):
 
     def forward(self, map_BChw: Tensor) -> Tensor:
         """The projected map (B, C', h, w)."""
-        low = map_BChw.dtype != torch.float32
-        with torch.autocast(map_BChw.device.type, map_BChw.dtype if low else torch.bfloat16, enabled=low):
+        with precision_of(map_BChw):
             projected: Tensor = super().forward(map_BChw)  # type: ignore[no-untyped-call]
         return projected
 

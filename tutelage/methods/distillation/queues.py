@@ -22,6 +22,11 @@ def random_rows(rows: int, channels: int) -> Tensor:
     return unit(torch.randn(rows, channels))
 
 
+def distinct(total: int, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` distinct numbers below ``total`` in random order, on the generator's device; at most ``total``."""
+    return torch.randperm(total, generator=generator, device=generator.device)[:count]
+
+
 def enqueue(queue_KNC: Tensor, pointer_K: Tensor, rows_KFC: Tensor, number_K: Tensor, wraps: bool) -> None:
     """Write the first ``number_K`` of the rows of each class at its pointer, in place, without a host synchronisation.
 
