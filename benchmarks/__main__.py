@@ -7,7 +7,20 @@ import sys
 
 from benchmarks.common import machine
 
-ALL = ("inputs", "metric", "scoring", "training", "memory", "relations", "distillation", "teacher_cache")
+ALL = (
+    "inputs",
+    "metric",
+    "scoring",
+    "training",
+    "memory",
+    "relations",
+    "frequency",
+    "mixtures",
+    "distillation",
+    "unimatch_v2",
+    "trikd",
+    "teacher_cache",
+)
 
 
 def main() -> None:

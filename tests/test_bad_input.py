@@ -146,6 +146,16 @@ def net_of(*classes: str, name: str = "net.safetensors") -> Plant:
     return plant
 
 
+def semi_supervised(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plants a second list, of images without labels, and a method that learns from both."""
+    (project.data / "more.txt").write_text("images/i4.png\nimages/i5.png\n", encoding="utf-8")
+    project.edit(
+        ("val: val.txt", "val: val.txt, more: more.txt"),
+        ("method: supervised", "method: mean_teacher"),
+        ("batch: 2}", "batch: 2}\n      unlabeled: {data: city/more, batch: 2}"),
+    )
+
+
 def huge_png(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """A PNG of a few bytes whose header promises 60 000 x 60 000 pixels."""
 
@@ -332,6 +342,51 @@ DATA = [
         "mask-missing-in-a-list",
         removed("data/masks/i1.png"),
         ("train.txt:2: file not found", "masks/i1.png", "root folder"),
+    ),
+    Fault(
+        "mask-lost-in-scoring",
+        removed("data/masks/i5.png"),
+        ("stage 'score', data city/val", "1 of 2 masks", "are not there; the first:", "val.txt:2", "masks/i5.png"),
+    ),
+    Fault(
+        "mask-lost-in-a-split",
+        removed("data/masks/i1.png"),
+        ("split, data city/train: 1 of 4 masks", "train.txt:2: file not found"),
+        ("split", "recipe.yaml", "--data", "city/train", "--few", "1/2", "--out", "lists"),
+    ),
+    Fault(
+        "groups-whole-and-shared-out",
+        edited(("[road, car, sky, tree, sign]", "[road, car, sky, tree, sign]\n    group: '(i)'")),
+        ("whole and shared out", "--by-group", "--stratify group"),
+        (
+            "split",
+            "recipe.yaml",
+            "--data",
+            "city/train",
+            "--by-group",
+            "--stratify",
+            "group",
+            "--few",
+            "1/2",
+            "--out",
+            "lists",
+        ),
+    ),
+    Fault(
+        "shared-out-without-groups",
+        nothing,
+        ("no image belongs to a group", "data.city.group"),
+        ("split", "recipe.yaml", "--data", "city/train", "--stratify", "group", "--few", "1/2", "--out", "lists"),
+    ),
+    Fault(
+        "list-empty-of-unlabelled-images",
+        all_of(semi_supervised, written("data/more.txt", "# none yet\n")),
+        ("list file names no image", "more.txt", "IMAGE LABEL"),
+    ),
+    Fault(
+        "folder-empty-of-unlabelled-images",
+        all_of(semi_supervised, edited(("more: more.txt", "more: {images: more}")), folder_at("data/more")),
+        ("folder holds no images", "data/more", ".png"),
     ),
     Fault("list-missing", removed("data/train.txt"), ("list file not found", "train.txt", "tutelage split")),
     Fault("list-empty", written("data/train.txt", ""), ("names no image", "train.txt", "IMAGE LABEL")),
@@ -684,6 +739,14 @@ def test_an_unreadable_image_is_skipped_when_told_to(project: Project, monkeypat
     cut("data/images/i1.png")(project, monkeypatch)
     assert project.tutelage("run", "recipe.yaml", "--only", "student").status == 1
     assert project.finished() == set()
+    ran = project.tutelage("run", "recipe.yaml", "--only", "student", "run.on_unreadable=skip")
+    assert ran.status == 0
+    assert len(project.finished()) == 1
+
+
+def test_an_unreadable_unlabelled_image_is_named_or_skipped(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("damaged or cut short", "images/i4.png", "take it out of the list")
+    check_fault(Fault("cut", all_of(semi_supervised, cut("data/images/i4.png")), words), project, monkeypatch)
     ran = project.tutelage("run", "recipe.yaml", "--only", "student", "run.on_unreadable=skip")
     assert ran.status == 0
     assert len(project.finished()) == 1

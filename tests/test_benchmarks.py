@@ -29,7 +29,7 @@ def test_both_sides_of_the_training_step(module: str, own: tuple[str, ...]) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["inputs", "metric", "teacher_cache"])
+@pytest.mark.parametrize("name", ["inputs", "metric", "unimatch_v2", "teacher_cache"])
 def test_the_measurements_start(name: str) -> None:
     printed = in_process("benchmarks", name)
     assert "| ratio |" in printed
@@ -47,3 +47,19 @@ def test_relational_losses_are_measured(kind: str, way: str) -> None:
     found = json.loads(in_process("benchmarks.relations", kind, way, "--small").splitlines()[-1])
     assert found["loss"] > 0
     assert all(spent > 0 for spent in found["times"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["published", "ours"])
+@pytest.mark.parametrize("what", ["fit", "score"])
+def test_mixtures_are_measured(what: str, way: str) -> None:
+    found = json.loads(in_process("benchmarks.mixtures", what, way, "--small").splitlines()[-1])
+    assert all(spent > 0 for spent in found["times"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["joint", "view_wise"])
+def test_a_step_of_three_views_is_measured(way: str) -> None:
+    found = json.loads(in_process("benchmarks.trikd", "small", way, "32", "2").splitlines()[-1])
+    assert found["loss"] > 0
+    assert found["mib"] > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,13 @@ def test_split_writes_lists_that_a_recipe_can_name(project: Project) -> None:
     assert few.status == 0
     assert few.out.splitlines()[-2:] == ["data/few/1_2/labeled.txt", "data/few/1_2/unlabeled.txt"]
     assert len(read_entries(Path("data/few/1_2/labeled.txt"), project.data)) == 2
+    (labeled,) = (line for line in few.out.splitlines() if line.startswith("1_2/labeled: "))
+    assert re.search(r"2 images; sha256 [0-9a-f]{16}$", labeled)
+    assert "sha256" not in next(line for line in few.out.splitlines() if line.startswith("1_2/unlabeled: "))
+    asked = ("split", "recipe.yaml", r"data.city.group='i([0-9])'", "--data", "city/train", "--few", "1/2")
+    shared = project.tutelage(*asked, "--stratify", "group", "--out", "data/shared")
+    assert shared.status == 0
+    assert "1_2/labeled: 2 images of 2 groups" in shared.out
 
 
 def test_init_writes_a_recipe_that_can_be_planned(project: Project) -> None:

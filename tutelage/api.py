@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tutelage.data.checks import Finding
     from tutelage.data.dataset import Classes
+    from tutelage.data.splits import Stratify
     from tutelage.deploy.model import Model
     from tutelage.deploy.outputs import Kind
     from tutelage.deploy.predict import PredictReport
@@ -104,11 +105,15 @@ def split(
     draws: int = 1,
     seed: int = 0,
     by_group: bool = False,
-    stratify: bool = True,
+    stratify: Stratify = "classes",
     force: bool = False,
     quiet: bool = True,
 ) -> list[Path]:
-    """Make train/val/test lists, or few-label partitions (``few="1/16,1/8"``), of a data set; returns the files."""
+    """Make train/val/test lists, or few-label partitions (``few="1/16,1/8"``), of a data set; returns the files.
+
+    ``stratify``: `classes`, `group` (every part has its share of every group) or `none`; ``by_group`` keeps groups
+    whole.
+    """
     from tutelage.pipeline.splitting import write_partitions
 
     return write_partitions(

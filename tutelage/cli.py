@@ -131,7 +131,13 @@ def _parser() -> argparse.ArgumentParser:
     split.add_argument("--draws", type=int, default=1, help="independent draws of few-label partitions")
     split.add_argument("--seed", type=int, default=0)
     split.add_argument("--by-group", action="store_true", help="keep sequences, tiles or patients together")
-    split.add_argument("--no-stratify", action="store_true", help="do not balance classes")
+    split.add_argument(
+        "--stratify",
+        choices=["classes", "group", "none"],
+        default="classes",
+        help="what is balanced: every part shows every class, or has its share of every group (default: classes)",
+    )
+    split.add_argument("--no-stratify", action="store_true", help="the same as --stratify none")
     split.add_argument("--out", type=Path, required=True, help="folder for the list files")
     split.add_argument("--force", action="store_true", help="replace lists that exist")
 
@@ -276,7 +282,7 @@ def _split(given: argparse.Namespace) -> int:
         draws=given.draws,
         seed=given.seed,
         by_group=given.by_group,
-        stratify=not given.no_stratify,
+        stratify="none" if given.no_stratify else given.stratify,
         out=given.out,
         force=given.force,
         quiet=False,

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import sys
 import types
 from itertools import chain
@@ -279,10 +280,12 @@ def test_a_missing_mask_is_named(cityscapes: Path) -> None:
     lost.unlink()
     splits = opened(cityscapes, "cityscapes")
     assert len(splits["val"]) == 1  # the other splits are not concerned
-    with pytest.raises(DataError, match="1 of 3 images have no mask") as error:
-        splits["train"]
+    train = splits["train"]  # it may be meant as unlabelled data
+    with pytest.raises(DataError, match="here: 1 of 3 masks are not there") as error:
+        train.require_labels("here")
     assert str(lost) in error.value.message
-    assert "train_ids" in error.value.remedy
+    assert "train_ids" in error.value.message
+    assert report_counts("cityscapes", {"train": train}) == ["train: 3 images (2975 expected), 1 without mask"]
 
 
 def test_images_without_any_masks_are_unlabelled(cityscapes: Path) -> None:
@@ -707,6 +710,42 @@ def test_lists_of_voc(voc: Path) -> None:
     assert first_ids(splits["val"], 2) == [0, 1]  # the official val reads VOC's own masks
 
 
+def test_published_lists_need_no_masks_to_be_opened(cityscapes: Path) -> None:
+    """The masks that lists of unlabelled images name are often not there; they are missed where they are read."""
+    names_of = ("aachen/aachen_000000_000019", "aachen/aachen_000001_000019")
+    text(
+        cityscapes / "unlabeled.txt",
+        *(f"leftImg8bit/train/{it}_leftImg8bit.png gtFine/train/{it}_gtFine_labelTrainIds.png" for it in names_of),
+    )
+    for file in (cityscapes / "gtFine/train/aachen").iterdir():
+        if "000001_000019" in file.name:
+            file.unlink()
+    for variant in ("ids", "train_ids"):
+        split = opened(cityscapes, "cityscapes", variant=variant, splits={"mine": "unlabeled.txt"})["mine"]
+        assert [it.partition("_")[0] for it in names(split)] == ["aachen"] * 2
+        assert not split.labeled
+        with pytest.raises(DataError, match=r"here: . of 2 masks are not there; the first: .*txt:"):
+            split.require_labels("here")
+        assert not any(sample.lost for sample in split.without_labels().samples)
+        assert split.fingerprint  # the key of a training without these masks can be made
+    shutil.rmtree(cityscapes / "gtFine")
+    split = opened(cityscapes, "cityscapes", splits={"mine": "unlabeled.txt"})["mine"]
+    assert [sample.label for sample in split.samples] == [None, None]
+    assert all("gtFine" in sample.lost for sample in split.samples)
+
+
+def test_masks_of_voc_lie_in_another_folder_than_lists_say(voc: Path) -> None:
+    """UniMatch's lists name SegmentationClass for SBD's masks, too, which our layout keeps in SegmentationClassAug."""
+    voc = voc / "VOCdevkit/VOC2012"
+    text(voc / "blended.txt", "JPEGImages/2008_000008.jpg SegmentationClass/2008_000008.png")
+    assert not (voc / "SegmentationClass/2008_000008.png").exists()
+    split = opened(voc, "voc_aug", splits={"blended": "blended.txt"})["blended"]
+    assert split.samples[0].label == voc / "SegmentationClassAug/2008_000008.png"
+    (voc / "SegmentationClassAug/2008_000008.png").unlink()
+    split = opened(voc, "voc_aug", splits={"blended": "blended.txt"})["blended"]
+    assert split.samples[0].lost.endswith("SegmentationClass/2008_000008.png")
+
+
 def test_faults_in_lists(cityscapes: Path) -> None:
     with pytest.raises(DataError, match=r"list file not found: .*nowhere\.txt"):
         opened(cityscapes, "cityscapes", splits={"mine": "nowhere.txt"})
@@ -714,8 +753,9 @@ def test_faults_in_lists(cityscapes: Path) -> None:
     with pytest.raises(DataError, match=r"mine\.txt:2: image not found: .*aachen_000009_000019"):
         opened(cityscapes, "cityscapes", splits={"mine": "mine.txt"})["mine"]
     text(cityscapes / "mine.txt", "leftImg8bit/val/lindau/lindau_000003_000019_leftImg8bit.png pseudo/lindau.png")
-    with pytest.raises(DataError, match=r"mine\.txt:1: mask not found: .*pseudo/lindau\.png"):
-        opened(cityscapes, "cityscapes", splits={"mine": "mine.txt"})["mine"]
+    lost = opened(cityscapes, "cityscapes", splits={"mine": "mine.txt"})["mine"]
+    with pytest.raises(DataError, match=r"1 of 1 masks .*mine\.txt:1: file not found: .*pseudo/lindau\.png"):
+        lost.require_labels("here")
     text(cityscapes / "mine.txt", "lindau_000003_000019", "lindau_000003_000019")
     with pytest.raises(DataError, match="two images have the name"):
         opened(cityscapes, "cityscapes", splits={"mine": "mine.txt"})["mine"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tutelage.data import pictures, statistics
+from tutelage.data import pictures, published_splits, statistics
 from tutelage.data.checks import CheckSettings, Finding, check_datasets, format_findings, guess_roles, poisons, worst
 from tutelage.data.checks.balance import BalanceLimits
 from tutelage.data.checks.images import SizeLimits
@@ -17,6 +17,7 @@ from tutelage.data.checks.subject import named_roles
 from tutelage.data.dataset import Classes, Dataset, Sample
 from tutelage.data.labels import LabelMap, identity, pack
 from tutelage.data.pictures import read_pictures
+from tutelage.data.published_splits import PublishedList, list_hash
 
 CLASSES = Classes(("background", "road", "car"))
 HEIGHT, WIDTH = 64, 96
@@ -460,7 +461,40 @@ def test_labelled_and_unlabelled_lists_overlap(data: Data) -> None:
     data["city/unlabeled"] = train.subset(range(2, 12))
     only(data, "labeled-unlabeled", "warning", ["2.png"])
     data["city/labeled"] = train
-    assert the(data, "labeled-unlabeled", "note").message.startswith("all 10")
+    finding = the(data, "labeled-unlabeled", "warning")
+    assert finding.message.startswith("all 10")
+    assert "2.png, 3.png, 4.png, 5.png, 6.png and 5 more" in finding.message
+
+
+def test_published_lists_are_recognised(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert found(data, "published-list") == []
+    known = PublishedList("Cities", "1/9", 12, 96, "somebody")
+    monkeypatch.setitem(published_splits.PUBLISHED, list_hash(data["city/train"].samples), known)
+    finding = the(data, "published-list", "note")
+    assert finding.dataset == "city/train"
+    assert "the published 1/9 list of Cities (somebody); 96 unlabelled images" in finding.message
+    assert found(data, "published-list", roles={"city/train": "unlabeled"}) == []
+
+
+def test_images_below_the_crop(data: Data) -> None:
+    picture(data["city/train"].samples[3].image, 3, (48, 200))
+    assert found(data, "image-below-crop") == []
+    assert found(data, "image-below-crop", crops={"city/train": (48, 96)}) == []
+    finding = the(data, "image-below-crop", "note", crops={"city/train": (56, 64)})
+    assert [path.name for path in finding.files] == ["3.png"]
+    assert "1 of 12 images smaller than the crop of 64x56" in finding.message
+    assert len(the(data, "image-below-crop", "note", crops={"city/val": (64, 97)}).files) == 4
+
+
+def test_lost_masks(data: Data) -> None:
+    train = data["city/train"]
+    samples = [replace(s, label=None, lost=f"list.txt:{i}: gone") if i < 2 else s for i, s in enumerate(train.samples)]
+    data["city/train"] = replace(train, samples=tuple(samples))
+    finding = the(data, "mask-lost", "error")
+    assert [path.name for path in finding.files] == ["0.png", "1.png"]
+    assert "2 of 12 masks not there: list.txt:0: gone" in finding.message
+    assert found(data, "labels-partial") == []
+    assert found(data, "mask-lost", roles={"city/train": "unlabeled"}) == []
 
 
 def test_unlabelled_masks_stay_closed(data: Data) -> None:

@@ -91,6 +91,16 @@ def test_labels_may_be_left_unread(root: Path) -> None:
     assert found.label is None
 
 
+def test_labels_may_be_lost(root: Path) -> None:
+    found = read(root, "images/a.jpg masks/z.png\nimages/b.jpg masks/b.png\nimages/sub/c.jpg\n", lost_labels=True)
+    assert [s.label for s in found] == [None, root / "masks/b.png", None]
+    assert [s.lost for s in found] == [f"{root / 'list.txt'}:1: file not found: {root / 'masks/z.png'}", "", ""]
+    (bare,) = read(root, "images/a.jpg masks/z.png", labels=False, lost_labels=True)
+    assert bare.lost == ""
+    with pytest.raises(DataError, match=r"list\.txt:1: file not found: .*images/z\.jpg"):
+        read(root, "images/z.jpg masks/a.png", lost_labels=True)
+
+
 def test_missing_files_are_named(root: Path) -> None:
     for line, lost in (
         ("images/z.jpg masks/a.png", root / "images/z.jpg"),

@@ -13,6 +13,7 @@ from tutelage.data.dataset import Classes, Dataset, Sample
 from tutelage.data.folder import FolderSettings, open_folder
 from tutelage.data.labels import identity
 from tutelage.data.splits import (
+    Stratify,
     count_of,
     describe_parts,
     few_label_partitions,
@@ -89,13 +90,13 @@ def test_split_is_whole_and_balanced(city: Dataset) -> None:
 
 
 def test_stratification_beats_chance(city: Dataset) -> None:
-    def spread(stratify: bool) -> float:
+    def spread(stratify: Stratify) -> float:
         parts = [split_dataset(city, SHARES, seed, stratify=stratify)["val"] for seed in range(5)]
         return float(
             np.mean([np.abs(_presence(city, part) - _presence(city, list(range(100)))).max() for part in parts])
         )
 
-    assert spread(True) < 0.6 * spread(False)
+    assert spread("classes") < 0.6 * spread("none")
 
 
 def test_split_depends_on_names_and_seed_only(city: Dataset) -> None:
@@ -222,8 +223,67 @@ def test_few_labels_by_group(city: Dataset) -> None:
         assert not {city.samples[i].group for i in labeled} & {city.samples[i].group for i in unlabeled}
 
 
+UNEVEN = {"aachen": 45, "bochum": 3, "jena": 20, "ulm": 32}
+
+
+@pytest.fixture(scope="module")
+def towns(city: Dataset) -> Dataset:
+    """The same images in four groups of unequal size, in an order that has nothing to do with them."""
+    groups = [name for name, count in UNEVEN.items() for _ in range(count)]
+    order = np.random.default_rng(7).permutation(100)
+    samples = tuple(replace(s, group=groups[place]) for s, place in zip(city.samples, order, strict=True))
+    return replace(city, samples=samples)
+
+
+def _per_group(dataset: Dataset, indices: list[int]) -> dict[str, int]:
+    return {name: sum(dataset.samples[i].group == name for i in indices) for name in UNEVEN}
+
+
+def test_few_labels_take_their_share_of_each_group(towns: Dataset) -> None:
+    sizes = ["1/16", "1/8", "1/4", "1/2", 77]
+    partitions = few_label_partitions(towns, sizes, draws=3, stratify="group")
+    for draw in range(3):
+        chain = [partitions[name, draw][0] for name in ("1_16", "1_8", "1_4", "1_2", "77")]
+        assert [len(labeled) for labeled in chain] == [6, 12, 25, 50, 77]
+        for smaller, larger in itertools.pairwise(chain):
+            assert set(smaller) < set(larger)
+        for labeled in chain:
+            for name, count in _per_group(towns, labeled).items():
+                assert abs(count - UNEVEN[name] * len(labeled) / 100) < 1, (name, len(labeled))
+    for labeled, unlabeled in partitions.values():
+        assert sorted(labeled + unlabeled) == list(range(100))
+        assert labeled == sorted(labeled)
+    assert len({tuple(partitions["1_16", draw][0]) for draw in range(3)}) == 3
+    shuffled = towns.subset(np.random.default_rng(3).permutation(100).tolist())
+    again = few_label_partitions(shuffled, sizes, stratify="group")
+    assert names(shuffled, again["1_8", 0][0]) == names(towns, partitions["1_8", 0][0])
+    apart = few_label_partitions(towns, ["1/8", "1/4"], nested=False, stratify="group")
+    assert not set(apart["1_8", 0][0]) <= set(apart["1_4", 0][0])
+
+
+def test_parts_take_their_share_of_each_group(towns: Dataset) -> None:
+    parts = split_dataset(towns, {"train": 0.6, "val": 0.1, "test": 20}, stratify="group")
+    assert [len(indices) for indices in parts.values()] == [60, 10, 20]
+    assert len({index for indices in parts.values() for index in indices}) == 90
+    for indices in parts.values():
+        for name, count in _per_group(towns, indices).items():
+            assert abs(count - UNEVEN[name] * len(indices) / 100) <= 1, (name, len(indices))
+
+
+def test_groups_are_whole_or_shared_out(city: Dataset) -> None:
+    for split in (
+        lambda data, **options: few_label_partitions(data, [0.5], by_group=True, **options),
+        lambda data, **options: split_dataset(data, SHARES, group=True, **options),
+    ):
+        with pytest.raises(DataError, match="whole and shared out"):
+            split(city, stratify="group")
+    bare = replace(city, samples=tuple(replace(s, group="") for s in city.samples))
+    with pytest.raises(DataError, match="no image belongs to a group"):
+        few_label_partitions(bare, [0.5], stratify="group")
+
+
 def test_few_labels_of_unstratified_and_tiny_sets(city: Dataset, tmp_path: Path) -> None:
-    assert len(few_label_partitions(city, [7], stratify=False)["7", 0][0]) == 7
+    assert len(few_label_partitions(city, [7], stratify="none")["7", 0][0]) == 7
     tiny = make(tmp_path, [{0}, {0, 1}, {0, 1, 2}, {0, 3}])
     partitions = few_label_partitions(tiny, [1, 2, 1.0])
     # Two images can show all four classes: these two.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -284,6 +284,40 @@ def test_patience() -> None:
     progress = run(hooks=scores.hooks(), steps=6, patience=2)
     assert scores.evaluated == [1, 2, 3, 4, 5]
     assert progress == Progress(5, 0.6, 3, 2)
+
+
+@pytest.mark.parametrize(("every", "steps"), [(0, [4]), (2, [2, 4]), (3, [3, 4])])
+def test_audits_come_in_a_rhythm_of_their_own_and_leave_the_method_training(every: int, steps: list[int]) -> None:
+    audited, scores, method = [], Scores(*[0.0] * 4), Line()
+
+    def audit(step: int) -> bool:
+        assert not method.training
+        audited.append((step, len(scores.evaluated)))
+        return False
+
+    progress = run(method, hooks=replace(scores.hooks(), audit=audit, audit_every=every))
+    assert audited == [(step, step) for step in steps], "after the evaluation of the step"
+    assert method.training
+    assert not progress.stopped
+
+
+def test_an_audit_may_end_the_training_and_a_resumed_run_stays_ended(tmp_path: Path) -> None:
+    audited: list[int] = []
+
+    def audit(step: int) -> bool:
+        audited.append(step)
+        return step >= 2
+
+    def trained() -> Progress:
+        given = settings(steps=6, checkpoint_every=1)
+        hooks = Hooks(audit=audit, audit_every=1)
+        streams = {"labeled": Numbers()}
+        return fit(Line(), streams, given, seed=1, device=CPU, hooks=hooks, checkpoints=Checkpoints(tmp_path))
+
+    progress = trained()
+    assert (progress.step, progress.stopped) == (2, True)
+    assert trained() == progress
+    assert audited == [1, 2]
 
 
 def test_checkpoints_come_in_rhythm_and_at_the_end(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tutelage.errors import TutelageError
-from tutelage.evaluation.intervals import bootstrap_miou, miou_of_counts, paired_bootstrap
+from tutelage.evaluation.intervals import bootstrap_miou, bootstrap_shares, miou_of_counts, paired_bootstrap
 
 
 def counts_of_images(seed: int, images: int = 40, quality: float = 0.7, classes: int = 4) -> np.ndarray:
@@ -134,3 +134,34 @@ def test_what_does_not_fit() -> None:
             bootstrap_miou(wrong)
     with pytest.raises(TutelageError, match="no run"):
         paired_bootstrap([], [counts])
+
+
+def test_shares_are_the_plain_bootstrap() -> None:
+    generator = np.random.default_rng(0)
+    whole = generator.integers(50, 500, (30, 2))
+    part = generator.binomial(whole, 0.6)
+    one, two = bootstrap_shares(part, whole, seed=3)
+    assert (one, two) == tuple(bootstrap_shares(part, whole, seed=3))
+    assert one.estimate == pytest.approx(part[:, 0].sum() / whole[:, 0].sum())
+    rows = [generator.integers(0, 30, 30) for _ in range(2000)]
+    drawn = [part[row, 1].sum() / whole[row, 1].sum() for row in rows]
+    assert (two.low, two.high) == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.005)
+    assert two.groups == 30
+    assert two.reliable
+
+
+def test_a_share_counts_the_blocks_in_which_its_whole_occurs() -> None:
+    whole = np.array([[4, 0, 0], [4, 2, 0], [4, 0, 0], [4, 0, 0], [4, 0, 0]])
+    shares = bootstrap_shares(whole // 2, whole)
+    assert [one.groups for one in shares] == [5, 1, 0]
+    assert [one.reliable for one in shares] == [True, False, False]
+    assert (shares[1].estimate, shares[1].low, shares[1].high) == (0.5, 0.5, 0.5)
+    assert math.isnan(shares[2].estimate)
+    assert math.isnan(shares[2].low)
+    assert bootstrap_shares(whole // 2, whole, list("aabbb"))[0].groups == 2
+
+
+@pytest.mark.parametrize("shape", [(0, 2), (3,), (3, 1)])
+def test_shares_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(TutelageError, match="no shares"):
+        bootstrap_shares(np.zeros(shape, dtype=np.int64), np.zeros((3, 2) if shape != (0, 2) else shape))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -80,20 +80,27 @@ def view(
     return View(torch.from_numpy(image), torch.ones(count, *size, dtype=torch.bool), maps, geometry)
 
 
-def batch(seed: int, **options: Any) -> Batch:
-    """A batch with the view ``weak``."""
+def batch(seed: int, views: tuple[str, ...] = ("weak",), **options: Any) -> Batch:
+    """A batch with the view ``weak``, and others of the same crop in other colours."""
     weak = view(seed, **options)
     count = len(weak.image)
-    return Batch({"weak": weak}, torch.arange(count), tuple(f"case{seed}:{n}" for n in range(count)))
+    noise = torch.Generator().manual_seed(seed)
+    shown = {"weak": weak}
+    for name in views:
+        if name != "weak":
+            image = (weak.image + 0.3 * torch.rand(weak.image.shape, generator=noise)).clamp(max=1.0)
+            shown[name] = replace(weak, image=image)
+    return Batch(shown, torch.arange(count), tuple(f"case{seed}:{n}" for n in range(count)))
 
 
 def part(whole: Batch, chosen: slice) -> Batch:
     """Some images of a batch."""
-    weak = whole["weak"]
-    cut = View(
-        weak.image[chosen], weak.valid[chosen], {n: m[chosen] for n, m in weak.maps.items()}, weak.geometry[chosen]
-    )
-    return Batch({"weak": cut}, whole.positions[chosen], whole.samples[chosen])
+    geometry = whole["weak"].geometry[chosen]
+    cut = {
+        name: View(view.image[chosen], view.valid[chosen], {n: m[chosen] for n, m in view.maps.items()}, geometry)
+        for name, view in whole.views.items()
+    }
+    return Batch(cut, whole.positions[chosen], whole.samples[chosen])
 
 
 def tick(method: Method, batches: Mapping[str, Batch], **changes: Any) -> Tick:
@@ -116,13 +123,19 @@ class Stream:
     labels: bool = True
     size: tuple[int, int] = (64, 64)
     ignored: float = 0.3
+    views: tuple[str, ...] = ("weak",)
 
     def batches(
         self, first_step: int, steps: int, accumulate: int, rank: int, world: int, device: torch.device
     ) -> Iterator[Batch]:
         for step in range(first_step, steps):
             whole = batch(
-                1000 * self.seed + step, count=self.batch, size=self.size, labels=self.labels, ignored=self.ignored
+                1000 * self.seed + step,
+                views=self.views,
+                count=self.batch,
+                size=self.size,
+                labels=self.labels,
+                ignored=self.ignored,
             )
             size = self.batch // accumulate
             for micro in range(accumulate):
@@ -135,7 +148,7 @@ def train(
     """Train a method on streams of its kind through the engine."""
     own = {name: changes.pop(name) for name in tuple(changes) if name in method.streams}
     streams = {
-        name: own.get(name, Stream(seed, labels=needs.labels))
+        name: own.get(name, Stream(seed, labels=needs.labels, views=needs.views))
         for seed, (name, needs) in enumerate(method.streams.items())
     }
     settings = FitSettings(

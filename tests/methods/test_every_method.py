@@ -11,25 +11,43 @@ import torch
 from tests.methods.cases import FACTS, Stream, changed, copied, tiny, train
 from tutelage.engine.contract import Method
 from tutelage.methods.advent import AdvEnt
+from tutelage.methods.cps import CPS
 from tutelage.methods.distillation.distill import Distill
+from tutelage.methods.fixmatch import FixMatch
 from tutelage.methods.mean_teacher import MeanTeacher
 from tutelage.methods.pixel_kd import PixelKD
 from tutelage.methods.supervised import Supervised
+from tutelage.methods.trikd import TriKD
+from tutelage.methods.u2pl import U2PL
+from tutelage.methods.unimatch import UniMatch
+from tutelage.methods.unimatch_v2 import UniMatchV2
 from tutelage.runs.checkpoints import Checkpoints
 
+_U2PL = {"low_rank": 1, "high_rank": 3, "queue": 50, "anchors": 8, "dimensions": 16, "precision": "fp32"}
 KINDS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "supervised": (Supervised, {"dice": 0.5, "class_weights": "balanced"}),
     "pixel_kd": (PixelKD, {"temperature": 2.0}),
     "distill": (Distill, {"losses": {"pixel_kd": 1.0, "cwd_features": {}, "ifvd": {}, "dsd_pixel": {}, "mgd": {}}}),
     "mean_teacher": (MeanTeacher, {"ramp_steps": 2, "ramp_decay": True}),
+    "fixmatch": (FixMatch, {"threshold": 0.4}),
+    "fixmatch_ema": (FixMatch, {"threshold": 0.4, "pseudo_labels": "ema"}),
+    "unimatch": (UniMatch, {"threshold": 0.4}),
+    "unimatch_ema": (UniMatch, {"threshold": 0.4, "pseudo_labels": "ema"}),
+    "unimatch_v2": (UniMatchV2, {"threshold": 0.4}),
+    "trikd": (TriKD, {}),
+    "trikd_view_wise": (TriKD, {"view_wise": True}),
     "advent": (AdvEnt, {"adversarial": 0.1, "entropy": 0.1}),
+    "cps": (CPS, {}),
+    "cps_cutmix": (CPS, {"cutmix": True, "threshold": 0.2}),
+    "u2pl": (U2PL, _U2PL),
+    "u2pl_published": (U2PL, {**_U2PL, "compat": "published", "mixing": "classmix", "queue_first": 70, "keys": None}),
 }
 ADAM = {"kind": "adamw", "lr": 1e-3}
 
 
 def make(name: str, decoder: str = "lraspp", auxiliary: bool = False, seed: int = 0, **changes: Any) -> Method:
     kind, settings = KINDS[name]
-    nets = {"student": tiny(decoder, auxiliary, seed)}
+    nets = {role: tiny(decoder, auxiliary, seed + number) for number, role in enumerate(kind.roles)}
     if kind.teachers:
         nets["teacher"] = tiny("deeplabv3plus", seed=1)
     torch.manual_seed(seed)
@@ -51,7 +69,7 @@ def test_a_step_changes_what_is_trained_and_stays_finite(name: str, decoder: str
         if child in trained:
             # A convolution before a norm over one place, and the like, may have no gradient in one step.
             assert len(moved) >= 0.9 * len(names), (child, names - moved)
-        elif child != "ema":
+        elif child not in ("ema", "ema_representation", "memory"):
             assert not changed(module, before[child])
 
 

@@ -33,9 +33,16 @@ NETS = {
     "lraspp": NetSettings(encoder="mobilenetv3_small_100", decoder="lraspp"),
     "lraspp-uneven": NetSettings(encoder="mobilevitv2_050", decoder="lraspp", output_stride=32),
     "dpt": NetSettings(encoder="vit_tiny_patch16_224", decoder="dpt", width=32),
+    "dual_frequency": NetSettings(encoder="mobilenetv3_small_050", decoder="dual_frequency", width=32),
+    "dual_frequency-tiny_vit": NetSettings(encoder="tiny_vit_5m_224", decoder="dual_frequency", width=32),
+    "dual_frequency-vit": NetSettings(
+        encoder="deit_tiny_distilled_patch16_224", decoder="dual_frequency", width=32, frequency={"centre": "published"}
+    ),
 }
 
 SMALL = NETS["lraspp"]
+
+DROPOUT = {"deeplabv3plus": 0.5, "fpn": 0.2, "dpt": 0.1, "dual_frequency": 0.1}
 
 
 def _net(name: str, **changes: object) -> Segmentor:
@@ -126,7 +133,7 @@ def test_settings_reach_the_layers() -> None:
         build(NetSettings(encoder="vgg11_bn", decoder="fpn", drop_path=0.1), 2)
 
 
-@pytest.mark.parametrize(("decoder", "share"), [("deeplabv3plus", 0.5), ("fpn", 0.2), ("dpt", 0.1)])
+@pytest.mark.parametrize(("decoder", "share"), DROPOUT.items())
 def test_dropout_is_the_decoders_own_unless_set(decoder: str, share: float) -> None:
     def shares(**changes: object) -> set[float]:
         layers = _net(decoder, **changes).decoder.modules()
@@ -149,7 +156,7 @@ def test_a_seed_fixes_the_weights_and_leaves_global_generators_alone() -> None:
     assert not torch.equal(first["encoder.conv_stem.weight"], other["encoder.conv_stem.weight"])
 
 
-@pytest.mark.parametrize("name", ["deeplabv3plus", "lraspp", "segformer", "dpt"])
+@pytest.mark.parametrize("name", ["deeplabv3plus", "lraspp", "segformer", "dpt", "dual_frequency-vit"])
 def test_exports_for_one_size(name: str) -> None:
     net = _net(name).eval()
     images = _images(65, 97, batch=1)

@@ -59,6 +59,7 @@ class Consistency:
         """None."""
 
     version: ClassVar[int] = 1
+    roles: ClassVar[tuple[str, ...]] = ("student",)
     teachers: ClassVar[tuple[str, ...]] = ()
     streams: ClassVar[dict[str, Needs]] = {
         "labeled": Needs(labels=True, views=("weak",)),

@@ -150,6 +150,23 @@ def test_a_rung_gets_the_streams_of_its_method() -> None:
     assert train("plain-0", streams, rung).streams["labeled"] == train("mt-0", streams, rung).streams["labeled"]
 
 
+UNLABELED = "ladder.training.streams={labeled: {data: city/train}, unlabeled: {data: city/more}}"
+
+
+def test_a_rung_may_bring_nets_beside_the_student() -> None:
+    rung = "ladder.rungs.three={name: trikd, nets: {cnn: big, vit: big}}"
+    assert train("three-0", UNLABELED, rung).nets == {"student": "small", "cnn": "big", "vit": "big"}
+    assert train("plain-0", UNLABELED, rung).nets == {"student": "small"}
+
+
+def test_a_rung_may_score_another_of_its_nets() -> None:
+    rung = "ladder.rungs.mt={name: mean_teacher, scored: ema}"
+    score = stages(UNLABELED, rung)["score-mt-0"]
+    assert isinstance(score, EvaluateStage)
+    assert score.nets == {NET: "mt-0.ema"}
+    assert "scored" not in train("mt-0", UNLABELED, rung).method.settings()
+
+
 def test_a_rung_may_be_trained_otherwise() -> None:
     longer = train("long-0", "ladder.rungs.long={name: supervised, training: {steps: 60, optimizer: {lr: 0.1}}}")
     assert (longer.steps, longer.optimizer.lr, longer.optimizer.momentum) == (60, 0.1, 0.8)
@@ -268,6 +285,9 @@ def test_what_the_rungs_share_is_said_once() -> None:
         ("ladder.tune={data: city/val, values: {}}", "ladder.tune.values should have at least 1 item"),
         ("ladder.tune={data: city/val, values: {optimizer.lrr: [1, 2]}}", "did you mean 'lr'?"),
         ("ladder.tune={data: city/val, values: {steps: [1, 2]}}", "trials compare at an equal number of steps"),
+        ("ladder.rungs.three={name: trikd, nets: {cnn: big}}", "method trikd trains a net 'vit'"),
+        ("ladder.rungs.plain={name: supervised, nets: {cnn: big}}", "method supervised has no net 'cnn'"),
+        ("ladder.rungs.three={name: trikd, nets: {cnn: bg, vit: big}}", "no net 'bg'; did you mean 'big'?"),
         ("stages.plain-0={kind: evaluate, nets: [teacher], data: city/val}", "called 'plain-0', a name that is taken"),
     ],
 )

@@ -399,6 +399,9 @@ def test_every_method_resolves(name: str) -> None:
         "supervised": "labeled",
         "pixel_kd": "labeled",
         "mean_teacher": "labeled, unlabeled",
+        "fixmatch": "labeled, unlabeled",
+        "unimatch": "labeled, unlabeled",
+        "unimatch_v2": "labeled, unlabeled",
         "advent": "source, target",
     }.get(name)
     if streams is None:

@@ -233,3 +233,15 @@ def test_checkpoints_go_when_the_stage_is_finished(store: Store) -> None:
     assert artefact.size() < size
     artefact.clear_checkpoints()
     assert json.loads((artefact.folder / "artefact.json").read_text())["files"].keys() == {"a"}
+
+
+def test_maps_of_audits_lie_beside_the_checkpoints(store: Store) -> None:
+    artefact = store.artefact("semi", "a" * KEY_LENGTH)
+    for step, rank in ((3, 0), (3, 1), (12, 0)):
+        write_text(artefact.audited_maps(step, rank), "")
+    assert artefact.audited_steps() == [3, 12]
+    assert artefact.all_audited_maps(3) == [artefact.audited_maps(3, 0), artefact.audited_maps(3, 1)]
+    artefact.forget_audited_maps([3, 5])
+    assert artefact.audited_steps() == [12]
+    artefact.clear_checkpoints()
+    assert artefact.audited_steps() == []

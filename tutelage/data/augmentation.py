@@ -89,7 +89,7 @@ def draw_geometry(
             factor = float(np.linspace(low, high, settings.scale_steps)[scale_draw.integers(settings.scale_steps)])
     else:
         factor = low
-    scaled = (max(round(height * factor), 1), max(round(width * factor), 1))
+    scaled = (max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1))
     size = settings.crop or scaled
     flip = settings.flip > 0 and bool(generator(seed, stream, "flip", position).random() < settings.flip)
     capped = settings.class_cap is not None and label is not None

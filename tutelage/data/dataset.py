@@ -67,6 +67,8 @@ class Sample:
     group: str = ""
     confidence: Path | None = None
     """8-bit confidence map of a pseudo label."""
+    lost: str = ""
+    """Where its mask should be, if it is not there. Unlabelled images need none, so that this is no fault yet."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +98,36 @@ class Dataset:
         """Mask ``index`` as (H, W) uint8 train ids, 255 = ignore. Raises :class:`DataError`."""
         path = self.samples[index].label
         if path is None:
-            raise DataError(f"{self.name}: {self.samples[index].image} has no mask", "use it as unlabelled data")
+            lost = self.samples[index].lost
+            raise DataError(
+                f"{self.name}: {self.samples[index].image} has no mask" + (f" ({lost})" if lost else ""),
+                "use it as unlabelled data",
+            )
         label = self.label_map.read(path)
         return resized(label, image_size(self.samples[index].image)) if self.resize_labels else label
 
     def without_labels(self) -> Dataset:
         """The same images, with no trace of their masks."""
-        return replace(self, samples=tuple(replace(s, label=None, confidence=None) for s in self.samples))
+        return replace(self, samples=tuple(replace(s, label=None, confidence=None, lost="") for s in self.samples))
+
+    def require_labels(self, what: str) -> None:
+        """Raise :class:`DataError`, naming ``what`` reads masks and the first that is not there, unless all are."""
+        if self.labeled:
+            return
+        if not self.samples:
+            raise DataError(f"{what}: data set {self.name!r} has no images", "check its list or folder")
+        without = [sample for sample in self.samples if sample.label is None]
+        lost = [sample.lost for sample in without if sample.lost]
+        if lost:
+            raise DataError(
+                f"{what}: {len(lost)} of {len(self)} masks are not there; the first: {lost[0]}",
+                "check the list and the root folder of the data; only images that are used without labels need no "
+                "masks",
+            )
+        raise DataError(
+            f"{what}: {len(without)} of {len(self)} images have no mask; the first: {without[0].image}",
+            "write the mask behind the image in the list, or take the line out; or use a method for unlabelled images",
+        )
 
     def subset(self, indices: Sequence[int], name: str | None = None) -> Dataset:
         """The samples at ``indices``, in that order."""

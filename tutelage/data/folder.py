@@ -81,7 +81,7 @@ def open_folder(settings: FolderSettings, base: Path) -> dict[str, Dataset]:
         if isinstance(split, str):
             split = FolderSplit(list=split)
         if split.list is not None:
-            samples = read_list(root / split.list, root, group)
+            samples = read_list(root / split.list, root, group, lost_labels=True)
         else:
             assert split.images is not None
             masks = None if split.masks is None else root / split.masks

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from tutelage.data.dataset import Sample
@@ -16,17 +17,23 @@ from tutelage.errors import DataError
 from tutelage.runs.atomic import write_text
 
 
-def read_list(path: Path, root: Path, group: Callable[[str], str], labels: bool = True) -> tuple[Sample, ...]:
+def read_list(
+    path: Path, root: Path, group: Callable[[str], str], labels: bool = True, *, lost_labels: bool = False
+) -> tuple[Sample, ...]:
     """The samples of a list file, in its order.
 
-    Raises :class:`DataError` naming the list, the line and the first missing file, and for an empty list or a
-    name that occurs twice.
+    With ``lost_labels`` a label that is not there is noted in :attr:`Sample.lost`: published lists of unlabelled
+    images name labels that nobody needs. Raises :class:`DataError` naming the list, the line and the first missing
+    file, and for an empty list or a name that occurs twice.
     """
     samples = []
     for where, image, label in read_entries(path, root):
         image_path = _find(image, root, where)
-        label_path = _find(label, root, where) if label is not None and labels else None
-        samples.append(sample(image_path, label_path, root, group))
+        label_path, lost = None, ""
+        if label is not None and labels:
+            label_path = locate(label, root) if lost_labels else _find(label, root, where)
+            lost = "" if label_path is not None else not_found(label, root, where)
+        samples.append(replace(sample(image_path, label_path, root, group), lost=lost))
     return unique(samples, str(path))
 
 
@@ -131,7 +138,10 @@ def locate(name: str, root: Path) -> Path | None:
 def _find(name: str, root: Path, where: str) -> Path:
     path = locate(name, root)
     if path is None:
-        raise DataError(
-            f"{where}: file not found: {_candidate(name, root)}", f"check the line and the root folder {root}"
-        )
+        raise DataError(not_found(name, root, where), f"check the line and the root folder {root}")
     return path
+
+
+def not_found(name: str, root: Path, where: str) -> str:
+    """What is said of a list's entry at ``where`` (file:line) that is not there."""
+    return f"{where}: file not found: {_candidate(name, root)}"

@@ -1,9 +1,11 @@
 """Splitting a data set: train, val and test, or few-label partitions; by classes, by groups, as list files.
 
-Splits are greedy iterative stratification: the rarest class is dealt out first, each of its images to the part that
-still wants most of that class, where a part wants its share of the images and of the pixels. Then images are swapped
-until every part shows every class, where that is possible. Everything is a function of the samples' names and the
-seed; the order of files on a disk plays no role.
+By classes, splits are greedy iterative stratification: the rarest class is dealt out first, each of its images to the
+part that still wants most of that class, where a part wants its share of the images and of the pixels. Then images are
+swapped until every part shows every class, where that is possible. By group (cities, sites, cameras), every part gets
+its share of each group within rounding, as the published few-label lists of Cityscapes do with its cities; keeping
+groups whole is the opposite, and another option. Everything is a function of the samples' names and the seed; the order
+of files on a disk plays no role.
 """
 
 # Legend: N samples, C classes.
@@ -13,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -26,20 +29,26 @@ from tutelage.runs.atomic import write_text
 
 Size = float | int | str | Fraction
 """A count (an int), or a share (a float, a Fraction, or text such as `1/16`)."""
+Stratify = Literal["classes", "group", "none"]
+"""What is balanced: every part shows every class; has its share of every group; or nothing is."""
 Partitions = dict[tuple[str, int], tuple[list[int], list[int]]]
 """(name, draw) → indices of the labelled and of the unlabelled samples."""
 
 
 def split_dataset(
-    dataset: Dataset, parts: Mapping[str, Size], seed: int = 0, *, group: bool = False, stratify: bool = True
+    dataset: Dataset, parts: Mapping[str, Size], seed: int = 0, *, group: bool = False, stratify: Stratify = "classes"
 ) -> dict[str, list[int]]:
     """Part → indices of its samples, sorted by name; ``parts`` gives shares or counts, and may leave a rest out.
 
-    ``group`` keeps samples of one group together. Raises :class:`DataError` for parts that ask for too much, and for
-    fewer groups than parts.
+    ``group`` keeps samples of one group together. Raises :class:`DataError` for parts that ask for too much, for
+    fewer groups than parts, and for groups that shall be both whole and shared out.
     """
     wanted = _counts(parts, len(dataset))
-    units = units_of(dataset, group, stratify)
+    if stratify == "group":
+        _not_whole(group)
+        order, ends = _spread(dataset, key(seed, "split", tuple(parts))), np.cumsum([0, *wanted.values()])
+        return {name: _by_name(dataset, order[ends[i] : ends[i + 1]]) for i, name in enumerate(wanted)}
+    units = units_of(dataset, group, stratify == "classes")
     if len(units) < len(parts):
         kind = "group" if group else "image"
         raise DataError(
@@ -61,16 +70,24 @@ def few_label_partitions(
     seed: int = 0,
     *,
     nested: bool = True,
-    stratify: bool = True,
+    stratify: Stratify = "classes",
     by_group: bool = False,
 ) -> Partitions:
     """(size's name, draw) → indices of the labelled and of the unlabelled samples, sorted by name.
 
     With ``nested``, each smaller labelled set is part of every larger one of its draw. Raises :class:`DataError` for
-    sizes that cannot be had.
+    sizes that cannot be had, and for groups that shall be both whole and shared out.
     """
     ordered = sorted(sizes, key=lambda size: count_of(size, len(dataset)))
-    units = units_of(dataset, by_group, stratify)
+    if stratify == "group":
+        _not_whole(by_group)
+        return {
+            (size_name(size), draw): _cut(dataset, count_of(size, len(dataset)), key(seed, "few", draw, *salt))
+            for size in sizes
+            for draw in range(draws)
+            for salt in [() if nested else (size_name(size),)]
+        }
+    units = units_of(dataset, by_group, stratify == "classes")
     result: Partitions = {}
     for draw in range(draws):
         inside = np.full(len(units), -1)
@@ -83,6 +100,48 @@ def few_label_partitions(
             if nested:
                 inside = np.where(chosen == 0, 0, -1)
     return {(size_name(size), draw): result[size_name(size), draw] for size in sizes for draw in range(draws)}
+
+
+def _spread(dataset: Dataset, entropy: int) -> list[int]:
+    """The samples in an order of which every stretch has its share of every group, within rounding.
+
+    A group's samples are shuffled and stand at equal distances; of two at one place the group is drawn that goes first.
+    """
+    if not any(sample.group for sample in dataset.samples):
+        raise DataError(
+            f"{dataset.name}: no image belongs to a group",
+            r"set data.<name>.group, e.g. '/train/([^/]+)/' for the cities of Cityscapes",
+        )
+    groups: dict[str, list[int]] = {}
+    for index in sorted(range(len(dataset)), key=lambda i: dataset.samples[i].name):
+        groups.setdefault(dataset.samples[index].group, []).append(index)
+    draw = np.random.Generator(np.random.Philox(key=entropy))
+    ties = draw.permutation(len(groups))
+    placed: list[tuple[Fraction, int, int]] = []
+    for tie, name in zip(ties, sorted(groups), strict=True):
+        members = groups[name]
+        shuffled = draw.permutation(len(members))
+        placed += [
+            (Fraction(2 * rank + 1, 2 * len(members)), int(tie), members[place]) for rank, place in enumerate(shuffled)
+        ]
+    return [index for _, _, index in sorted(placed)]
+
+
+def _cut(dataset: Dataset, wanted: int, entropy: int) -> tuple[list[int], list[int]]:
+    order = _spread(dataset, entropy)
+    return _by_name(dataset, order[:wanted]), _by_name(dataset, order[wanted:])
+
+
+def _by_name(dataset: Dataset, indices: Sequence[int]) -> list[int]:
+    return sorted(indices, key=lambda i: dataset.samples[i].name)
+
+
+def _not_whole(by_group: bool) -> None:
+    if by_group:
+        raise DataError(
+            "groups cannot be kept whole and shared out over the parts at once",
+            "take --by-group (no group in two parts) or --stratify group (every part has some of each group)",
+        )
 
 
 def count_of(size: Size, total: int) -> int:

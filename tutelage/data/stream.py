@@ -53,7 +53,7 @@ class StreamSettings(Settings):
     augment: AugmentSettings = AugmentSettings()
     """Geometry that the views share."""
     views: dict[str, ViewSettings] = {}
-    """Settings of the views that the method asks for; a view left out is plain."""
+    """Settings of the views that the method asks for; a view left out is as the method says, mostly plain."""
     draws_of: str | None = None
     """Name of another stream whose random draws this one shares (same order, same crops)."""
     repeat: list[Annotated[int, Field(gt=0)]] | None = None

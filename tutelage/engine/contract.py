@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.data.draws import key
+from tutelage.data.stream import ViewSettings
 from tutelage.data.views import Batch
 from tutelage.engine.optimizers import OptimizerSettings, ScheduleSettings
 from tutelage.settings import Settings
@@ -44,6 +45,8 @@ class Needs:
     """Names of the views, all of one sample."""
     about: str = ""
     """What the stream is, for the manual."""
+    defaults: Mapping[str, ViewSettings] = field(default_factory=dict)
+    """Settings of views of which the recipe says nothing; the others are plain."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,8 @@ class Method(nn.Module):
     version: ClassVar[int] = 1
     """Raised when the method's results change, so that finished stages are trained anew."""
     streams: ClassVar[Mapping[str, Needs]] = {}
+    roles: ClassVar[tuple[str, ...]] = ("student",)
+    """Names of the nets that it trains and a recipe gives under `nets`."""
     teachers: ClassVar[tuple[str, ...]] = ()
     """Names of nets that come trained from another stage and are only consulted."""
 

@@ -95,6 +95,9 @@ class Hooks:
     """The run begins, or goes on, after so many finished steps."""
     log: Callable[[dict[str, Any]], None] = lambda record: None
     say: Callable[[str], None] = lambda text: None
+    audit: Callable[[int], bool] | None = None
+    """Look at what the nets say of unlabelled images (number of finished steps → whether training may end)."""
+    audit_every: int = 0
 
 
 @dataclass
@@ -106,6 +109,8 @@ class Progress:
     best_score: float | None = None
     best_step: int = 0
     evaluations_since_best: int = 0
+    stopped: bool = False
+    """Whether an audit ended the training."""
 
 
 def fit(
@@ -194,7 +199,7 @@ def fit(
     with Interruption() as interruption, _reproducible(device):
         hooks.begin(progress.step)
         method.train()
-        while progress.step < last and not _out_of_patience(progress, settings):
+        while progress.step < last and not progress.stopped and not _out_of_patience(progress, settings):
             train_step(progress.step)
             progress.step += 1
             done = progress.step == settings.steps
@@ -202,12 +207,16 @@ def fit(
                 rates = {name: schedules[name].factor(progress.step - 1, settings.steps) for name in schedules}
                 hooks.log(meter.record(progress.step, rates))
             evaluates = hooks.evaluate is not None and (done or _due(progress.step, hooks.evaluate_every))
+            audits = hooks.audit is not None and (done or _due(progress.step, hooks.audit_every))
             saves = done or _due(progress.step, settings.checkpoint_rhythm())
-            if evaluates or saves:
+            if evaluates or audits or saves:
                 collectives.average_norm_statistics(list(nets.values()))
             if evaluates:
                 with meter.apart():
                     _evaluate(method, progress, hooks)
+            if audits:
+                with meter.apart():
+                    _audit(method, progress, hooks)
             if saves or (interruption.asked and world == 1):
                 with meter.apart():
                     save()
@@ -304,6 +313,13 @@ def _evaluate(method: Method, progress: Progress, hooks: Hooks) -> None:
         hooks.keep_best(progress.step)
     else:
         progress.evaluations_since_best += 1
+
+
+def _audit(method: Method, progress: Progress, hooks: Hooks) -> None:
+    assert hooks.audit is not None
+    method.eval()
+    progress.stopped = hooks.audit(progress.step)
+    method.train()
 
 
 def _due(step: int, every: int) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import nn
 
 from tutelage.settings import Settings
@@ -45,9 +45,12 @@ class ScheduleSettings(Settings):
     """Where the rise starts, as a share of the rate."""
     floor: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Smallest share of the rate, at the end."""
+    lag: Annotated[int, Field(ge=0)] = 0
+    """Steps by which the whole course is late. Published codes that set the rate after the step have 1."""
 
     def factor(self, step: int, total: int) -> float:
         """The rate at a zero-based step, as a share of the full one."""
+        step = max(step - self.lag, 0)
         if step < self.warmup:
             return self.warmup_ratio + (1.0 - self.warmup_ratio) * step / self.warmup
         done = min((step - self.warmup) / max(total - self.warmup, 1), 1.0)
@@ -55,6 +58,14 @@ class ScheduleSettings(Settings):
             return 1.0
         left = (1.0 - done) ** self.power if self.kind == "poly" else 0.5 * (1.0 + math.cos(math.pi * done))
         return self.floor + (1.0 - self.floor) * left
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """All settings but a lag that is not there, so that keys of stages without one stay equal."""
+        content: dict[str, Any] = written(self)
+        if not self.lag:
+            content.pop("lag", None)
+        return content
 
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)

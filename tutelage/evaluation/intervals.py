@@ -29,7 +29,7 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class Interval:
-    """An mIoU with its 95 % interval."""
+    """An mIoU, or another share, with its 95 % interval."""
 
     estimate: float
     low: float
@@ -132,6 +132,46 @@ def paired_bootstrap(
     )
 
 
+def bootstrap_shares(
+    part: NDArray[Any],
+    whole: NDArray[Any],
+    blocks: ArrayLike | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[Interval]:
+    """What share of ``whole`` each column of ``part`` is, over all images, with its 95 % percentile interval.
+
+    ``part`` and ``whole``: (N, C) counts by image, such as right pixels and pixels called a class; ``blocks`` as in
+    :func:`bootstrap_miou`. All columns are drawn together; an interval counts the images, or blocks, in which its
+    column's whole is not 0, and is NaN where there is none. A :class:`TutelageError` for other shapes.
+    """
+    if np.shape(part) != np.shape(whole) or np.ndim(part) != 2 or not len(part):
+        raise TutelageError(
+            f"Counts of the shapes {np.shape(part)} and {np.shape(whole)} are no shares.",
+            "Give both as (images, columns), of at least one image.",
+        )
+    pairs_GC2 = _by_block([np.stack([part, whole], axis=-1).astype(np.int64)], blocks)[0]
+    groups, columns = pairs_GC2.shape[:2]
+    flat = pairs_GC2.reshape(groups, -1)
+    generator = np.random.default_rng(seed)
+    sums = np.concatenate([weights @ flat for weights in _weights(generator, groups, resamples)])
+    drawn_RC = _ratio(sums.reshape(-1, columns, 2))
+    estimates, occurs = _ratio(pairs_GC2.sum(0)), (pairs_GC2[..., 1] > 0).sum(0)
+    result = []
+    for column, estimate in enumerate(estimates):
+        low, high = _percentiles(drawn_RC[:, column])
+        reliable, reason = _reliability(int(occurs[column]), blocks is not None)
+        result.append(Interval(float(estimate), low, high, int(occurs[column]), reliable, reason))
+    return result
+
+
+def _ratio(pairs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(..., 2) part and whole -> (...) share, NaN of nothing."""
+    part, whole = pairs[..., 0], pairs[..., 1]
+    share: NDArray[np.float64] = np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+    return share
+
+
 def _checked(counts: NDArray[Any]) -> NDArray[np.int64]:
     array = np.asarray(counts)
     if array.ndim != 3 or array.shape[-1] != 3 or not len(array) or not np.issubdtype(array.dtype, np.integer):
@@ -215,6 +255,6 @@ def _reliability(groups: int, blocked: bool) -> tuple[bool, str]:
         return True, ""
     noun = "block" if blocked else "image"
     return False, (
-        f"only {groups} {noun}{'s' if groups > 1 else ''}: fewer than {FEWEST_GROUPS} cannot say how far another "
+        f"only {groups} {noun}{'' if groups == 1 else 's'}: fewer than {FEWEST_GROUPS} cannot say how far another "
         "set of images would differ"
     )

@@ -62,14 +62,16 @@ def evaluate(
     calibration: bool = False,
     indices: Sequence[int] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    observe: Callable[[Tensor, Tensor], None] = lambda logits, label: None,
 ) -> Evaluation:
     """Score ``net`` (in evaluation mode) on the labelled ``dataset``, or on the samples at ``indices`` of it.
 
-    With several processes each takes its share, and all get the exact whole. Raises :class:`DataError` for files
-    that cannot be read and for images whose mask has another size.
+    With several processes each takes its share, and all get the exact whole. ``observe`` is shown the logits
+    (B, K, H, W) and the label (B, H, W) of each batch of this process, in the order of its share (every world-th
+    sample from its rank on). Raises :class:`DataError` for files that cannot be read and for images whose mask has
+    another size.
     """
-    if not dataset.labeled:
-        raise DataError(f"data set {dataset.name!r} has images without masks", "evaluate on labelled data")
+    dataset.require_labels(f"evaluation, data set {dataset.name!r}")
     if device.type == "cpu":
         keep_freed_memory()
     chosen = list(range(len(dataset))) if indices is None else list(indices)
@@ -93,6 +95,7 @@ def evaluate(
             edges.update(prediction, label)
         if reliability is not None:
             reliability.update(logits_BKHW, label)
+        observe(logits_BKHW, label)
         done += len(image)
         progress(min(done * collectives.world(), len(chosen)), len(chosen))
     own = torch.stack(counts) if counts else torch.zeros((0, classes, 3), dtype=torch.int64, device=device)

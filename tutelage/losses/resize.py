@@ -43,3 +43,8 @@ def resize_logits(logits_BKhw: Tensor, size: tuple[int, int], rule: ResizeRule, 
     if stride != 1:
         logits_BKhw = F.interpolate(logits_BKhw, scale_factor=float(stride), mode="bilinear", align_corners=False)
     return logits_BKhw[..., :height, :width]
+
+
+def over_image(logits_BKhw: Tensor, image_B3HW: Tensor, rule: ResizeRule, stride: int) -> Tensor:
+    """Logits at the size of the images they were made of: (B, K, h, w) -> (B, K, H, W); see :func:`resize_logits`."""
+    return resize_logits(logits_BKhw, (image_B3HW.shape[2], image_B3HW.shape[3]), rule, stride)

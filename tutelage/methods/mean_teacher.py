@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tutelage.data.views import Batch
 from tutelage.engine.contract import Facts, Method, Needs, Tick
 from tutelage.losses.distillation import probability_mse
-from tutelage.losses.resize import resize_logits
+from tutelage.losses.resize import over_image
 from tutelage.methods.ema import average, decay_at, twin
 from tutelage.methods.supervised import TaskLoss, TaskSettings, Weight
 from tutelage.nets.segmentor import Segmentor
@@ -93,8 +93,7 @@ class MeanTeacher(Method):
         average(self.ema, self.student, decay_at(tick.step + 1, self.settings.decay, self.settings.ramp_decay))
 
     def _full(self, net: Segmentor, logits: Tensor, image: Tensor) -> Tensor:
-        size = (image.shape[2], image.shape[3])
-        return resize_logits(logits, size, self.settings.task.resize, net.stride)
+        return over_image(logits, image, self.settings.task.resize, net.stride)
 
     def _weight(self, step: int) -> float:
         done = min(step / self.settings.ramp_steps, 1.0) if self.settings.ramp_steps else 1.0

@@ -27,3 +27,13 @@ def build(settings: NetSettings, classes: int, *, seed: int | None = None, taps:
     if settings.weights is not None:
         net.load_report = load_weights(net, settings.weights)
     return net
+
+
+def sibling(net: Segmentor) -> Segmentor:
+    """Another net of the same settings: the encoder's weights are the net's, decoder and heads start anew.
+
+    The new weights come from torch's generator; nothing is loaded.
+    """
+    other = build(net.settings.model_copy(update={"weights": None}), net.classes, taps=net.taps)
+    other.encoder.load_state_dict(net.encoder.state_dict())
+    return other

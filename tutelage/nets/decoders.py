@@ -1,10 +1,10 @@
 """Decoders: from an encoder's levels to the embedding that the last 1x1 classifier reads.
 
-All but LR-ASPP and the heads of published nets are segmentation-models-pytorch's, taken out of its public model
-classes. Its heads are left out (their convolution is 1x1 or 3x3 and they enlarge the logits): here every net ends in
-one 1x1 classifier on the decoder's own grid. DeepLabV3+ and FPN resize with aligned corners inside, as that library
-does. Decoders with a global pooling branch and BatchNorm (deeplabv3, deeplabv3plus, upernet) need at least two images a
-batch in training.
+All but LR-ASPP, the dual-frequency decoder and the heads of published nets are segmentation-models-pytorch's, taken
+out of its public model classes. Its heads are left out (their convolution is 1x1 or 3x3 and they enlarge the logits):
+here every net ends in one 1x1 classifier on the decoder's own grid. DeepLabV3+ and FPN resize with aligned corners
+inside, as that library does, and so does the dual-frequency decoder, as its authors do. Decoders with a global pooling
+branch and BatchNorm (deeplabv3, deeplabv3plus, upernet, dual_frequency) need at least two images a batch in training.
 
 Dimensions: B batch, C channels, D embedding, h w a level's grid.
 """
@@ -12,18 +12,21 @@ Dimensions: B batch, C channels, D embedding, h w a level's grid.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 import tutelage.torchvision_operators  # noqa: F401  (before segmentation_models_pytorch)
 from tutelage.nets.encoders import EncoderSpec, stand_ins
+from tutelage.nets.frequency import NECK_SCALES, NECK_WIDTH, DualFrequencyDecoder, MultiLevelNeck
 from tutelage.nets.lraspp import LRASPP
 from tutelage.nets.published.encoders import make_encoder
 from tutelage.nets.published.heads import Head, make_head
-from tutelage.nets.settings import NetSettings
+from tutelage.nets.settings import FrequencySettings, NetSettings
 
 import segmentation_models_pytorch as smp  # isort: skip
+from segmentation_models_pytorch.encoders.timm_vit import TimmViTEncoder  # isort: skip
 
 # The stride of the embedding where it does not depend on the encoder's output stride.
 _STRIDE = {"deeplabv3plus": 4, "fpn": 4, "upernet": 4, "segformer": 4, "unet": 1, "dpt": 2, "lraspp": 8}
@@ -73,16 +76,67 @@ class LightDecoder(nn.Module):
         return embedding_BDhw
 
 
-def make(settings: NetSettings, spec: EncoderSpec) -> tuple[nn.Module, Decoder | LightDecoder | Head]:
+class FrequencyDecoder(nn.Module):
+    """TriKD's dual-frequency decoder on the last four levels of a pyramid, or on a neck's of a vision transformer.
+
+    Channels of the four levels for ``width`` 256, which other widths scale: 48, 96, 192 and 320 for a pyramid; 128,
+    256, 256 and 512 for one whose last level has 2048 channels or more (ResNet-50 and larger); 48, 96, 192 and 256
+    behind a neck of 448 channels for a vision transformer.
+    """
+
+    def __init__(self, spec: EncoderSpec, width: int, dropout: float | None, settings: FrequencySettings) -> None:
+        super().__init__()
+        given: Sequence[int] = spec.channels[-4:]
+        self.stride = spec.strides[-4]
+        self.neck: MultiLevelNeck | None = None
+        kept: tuple[int, ...]
+        if spec.kind == "vit":
+            scales = NECK_SCALES[settings.neck]
+            between = _scaled(NECK_WIDTH, width)
+            self.neck = MultiLevelNeck(given, between, scales)
+            self.stride = round(self.stride / scales[0])
+            given, kept = [between] * 4, (48, 96, 192, 256)
+        elif given[-1] >= 2048:
+            kept = (128, 256, 256, 512)
+        else:
+            kept = (48, 96, 192, 320)
+        self.body = DualFrequencyDecoder(given, [_scaled(channels, width) for channels in kept], width, settings)
+        self.tail = nn.Dropout2d(0.1 if dropout is None else dropout)
+        self.channels = width
+
+    def forward(self, levels: tuple[Tensor, ...], tokens: tuple[Tensor, ...]) -> Tensor:
+        """Embedding (B, D, H / stride, W / stride) of all levels (B, C, h, w) of an image (H, W)."""
+        pyramid: Sequence[Tensor] = levels[-4:]
+        if self.neck is not None:
+            pyramid = self.neck(pyramid)
+        embedding_BDhw: Tensor = self.tail(self.body(pyramid))
+        return embedding_BDhw
+
+
+def _scaled(channels: int, width: int) -> int:
+    return max(8, round(channels * width / 256))
+
+
+AnyDecoder = Decoder | LightDecoder | FrequencyDecoder | Head
+
+
+def make(settings: NetSettings, spec: EncoderSpec) -> tuple[nn.Module, AnyDecoder]:
     """The bare encoder and the decoder that ``settings`` name, with random weights."""
     if spec.kind == "published":
         return make_encoder(spec.name, settings.drop_path), make_head(settings, spec.channels)
     arguments: dict[str, Any] = dict(spec.arguments)
     if settings.drop_path and spec.kind != "mit":
         arguments["drop_path_rate"] = settings.drop_path
-    if settings.decoder == "lraspp":
-        encoder = smp.encoders.get_encoder(spec.smp_name, output_stride=settings.stride, **arguments)
-        return spec.unwrap(encoder, settings.drop_path), LightDecoder(spec, settings.channels, settings.dropout)
+    if settings.decoder in ("lraspp", "dual_frequency"):
+        if spec.kind == "vit":
+            encoder = TimmViTEncoder(spec.name, pretrained=False, output_indices=list(spec.indices), **arguments)
+        else:
+            encoder = smp.encoders.get_encoder(spec.smp_name, output_stride=settings.stride, **arguments)
+        net = spec.unwrap(encoder, settings.drop_path)
+        if settings.decoder == "lraspp":
+            return net, LightDecoder(spec, settings.channels, settings.dropout)
+        frequency = settings.frequency or FrequencySettings()
+        return net, FrequencyDecoder(spec, settings.channels, settings.dropout, frequency)
     model_class, own = _model(settings)
     if spec.kind == "timm" and "encoder_output_stride" not in own:
         arguments["output_stride"] = settings.stride

@@ -1,6 +1,9 @@
-"""The device that a user names."""
+"""The device that a user names, and what devices can do."""
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -18,3 +21,10 @@ def find_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise RunError(f"device {name!r} cannot be used: {reason}", "take auto or cpu instead") from None
     return device
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast switched off on ``device``; devices without data have none to switch off."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any, Literal
 
@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 import tutelage.torchvision_operators  # noqa: F401  (before timm)
 from tutelage.errors import TutelageError
+from tutelage.nets import tokens
 from tutelage.nets.published.encoders import LEVELS as PUBLISHED_LEVELS
 from tutelage.nets.published.encoders import strides as published_strides
 
 import timm  # isort: skip
 from timm.layers import DropPath  # isort: skip
+from timm.models.vision_transformer import VisionTransformer  # isort: skip
 from segmentation_models_pytorch.encoders import encoders as smp_encoders  # isort: skip
 from segmentation_models_pytorch.encoders import get_encoder  # isort: skip
 
@@ -63,6 +65,8 @@ class EncoderSpec:
     channels_last: bool = False
     indices: tuple[int, ...] = ()
     tokens: bool = False
+    # Read as TriKD's views do: vision transformers without prefix tokens, a TinyViT with a last block that sees all.
+    view: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -77,6 +81,9 @@ class EncoderSpec:
         elif self.kind == "vit":
             smp_encoder.model.prune_intermediate_layers(list(self.indices), prune_norm=True, prune_head=True)
         net: nn.Module = smp_encoder if self.kind == "mit" else smp_encoder.model
+        tokens.keep_no_biases(net)
+        if self.view:
+            tokens.attend_globally(net)
         if not drop_path:
             for module in net.modules():  # Swin and the Mix Transformers come with 0.1
                 if isinstance(module, DropPath):
@@ -85,6 +92,8 @@ class EncoderSpec:
 
     def read(self, encoder: Any, image: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Levels (B, C, H / stride, W / stride), finest first, and prefix tokens (B, N, C) of vision transformers."""
+        if self.kind == "vit" and self.view:
+            return tokens.patch_levels(encoder, image, self.indices), ()
         if self.kind == "vit":
             found = encoder.forward_intermediates(
                 image, indices=list(self.indices), intermediates_only=True, return_prefix_tokens=self.tokens
@@ -98,13 +107,17 @@ class EncoderSpec:
         return tuple(levels), ()
 
 
-def find_encoder(name: str, stride: int, *, plain: bool) -> EncoderSpec:
+def find_encoder(name: str, stride: int, *, plain: bool = False, view: bool = False) -> EncoderSpec:
     """The spec of encoder ``name`` at output stride ``stride``; ``plain`` asks for a plain vision transformer.
 
+    ``view`` asks for a plain vision transformer or a pyramid of at least four levels, whichever ``name`` is, read as
+    TriKD's views are: prefix tokens are dropped before the first block, a TinyViT's last block attends over all tokens.
     Raises TutelageError for unknown names, for encoders that cannot be dilated to ``stride``, that need one fixed
     image size, or that do not give what the decoder reads.
     """
     check_name(name)
+    if view:
+        return _view(name, stride)
     if name in PUBLISHED_LEVELS:  # its settings allow nothing but the papers' decoders and strides
         return EncoderSpec(
             name, "published", PUBLISHED_LEVELS[name], published_strides(name), 1, *MEAN_STD["caffe"], bgr=True
@@ -117,6 +130,25 @@ def find_encoder(name: str, stride: int, *, plain: bool) -> EncoderSpec:
         channels = tuple(smp_encoders[name]["params"]["out_channels"][2:])
         return EncoderSpec(name, "mit", channels, (4, 8, 16, 32), 32, *MEAN_STD["imagenet"], stand_ins=2)
     return _plain(name) if plain else _pyramid(name, stride)
+
+
+def _view(name: str, stride: int) -> EncoderSpec:
+    plain = name not in MIX_TRANSFORMERS and _is_vision_transformer(name)
+    spec = find_encoder(name, stride, plain=plain)
+    if len(spec.channels) < 4:
+        raise TutelageError(
+            f"decoder dual_frequency reads four levels, and encoder {name} gives {len(spec.channels)}",
+            "take an encoder such as resnet18, tf_efficientnet_lite0, tiny_vit_11m_224 or deit_small_patch16_224",
+        )
+    if not plain:
+        return replace(spec, view=True)
+    # A level at half of the tokens' grid must cover the image.
+    return replace(spec, view=True, tokens=False, multiple=2 * spec.strides[-1])
+
+
+@lru_cache(maxsize=64)
+def _is_vision_transformer(name: str) -> bool:
+    return isinstance(_on_meta(partial(timm.create_model, name)), VisionTransformer)
 
 
 def check_name(name: str) -> None:
@@ -144,9 +176,9 @@ def _not_dilatable(name: str, stride: int) -> TutelageError:
 
 def _not_plain(name: str) -> TutelageError:
     return TutelageError(
-        f"decoder dpt reads plain vision transformers, and {name} is none that takes any image size",
+        f"encoder {name} is none of the plain vision transformers that take any image size",
         "take an encoder such as vit_small_patch16_224, deit_small_patch16_224 or vit_small_patch14_dinov2, "
-        "or decoder fpn, upernet or segformer",
+        "or, for an encoder that gives a pyramid, decoder fpn, upernet or segformer",
     )
 
 
@@ -171,7 +203,8 @@ def _pyramid(name: str, stride: int) -> EncoderSpec:
             if "downsampling pattern" in str(error):
                 raise TutelageError(
                     f"encoder {name} gives no pyramid of strides 4, 8, 16 and 32",
-                    "take decoder dpt for a plain vision transformer (vit_*, deit_*), or another encoder",
+                    "take decoder dpt or dual_frequency for a plain vision transformer (vit_*, deit_*), "
+                    "or another encoder",
                 ) from error
             refusal = error
         except (TypeError, AssertionError, NotImplementedError, RuntimeError, IndexError) as error:

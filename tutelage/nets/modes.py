@@ -7,6 +7,7 @@ shift in the AdaptSegNet line of work); the engine goes on calling train() and e
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -68,6 +69,19 @@ class Modes:
                 "call freeze_norm(statistics=False) or mode(norm=None) first",
             )
         return self
+
+
+@contextmanager
+def keeping_statistics(net: nn.Module) -> Iterator[None]:
+    """Within, BatchNorm normalises as ever, but its running statistics and its count of batches stay as they are."""
+    layers = [layer for layer in _batch_norms(net) if layer.track_running_stats]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
 
 
 def _batch_norms(net: nn.Module) -> Iterator[_BatchNorm]:

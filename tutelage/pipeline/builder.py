@@ -213,7 +213,10 @@ class Builder:
                 datasets=_pooled([self.dataset(reference) for reference in listed(settings.data)]),
                 seed=seed,
                 batch=settings.batch,
-                views={view: settings.views.get(view, ViewSettings()) for view in needs[name].views},
+                views={
+                    view: settings.views.get(view) or needs[name].defaults.get(view, ViewSettings())
+                    for view in needs[name].views
+                },
                 augment=settings.augment,
                 labels=needs[name].labels,
                 loader=loader,

@@ -33,7 +33,7 @@ def check(read: Read, say: Callable[[str], None] = lambda text: None) -> list[Fi
     recipe = read.recipe
     if recipe.ladder is not None:
         recipe = expand(recipe, untuned(recipe.ladder)).recipe
-    return _check(datasets, roles(recipe, builder), say)
+    return _check(datasets, roles(recipe, builder), say, crops(recipe, builder))
 
 
 def check_folder(folder: Path, say: Callable[[str], None] = lambda text: None) -> list[Finding]:
@@ -57,9 +57,29 @@ def check_folder(folder: Path, say: Callable[[str], None] = lambda text: None) -
     return _check(datasets or {folder.name: everything}, {}, say)
 
 
-def _check(datasets: dict[str, Dataset], used: dict[str, set[str]], say: Callable[[str], None]) -> list[Finding]:
+def _check(
+    datasets: dict[str, Dataset],
+    used: dict[str, set[str]],
+    say: Callable[[str], None],
+    cut: dict[str, tuple[int, int]] | None = None,
+) -> list[Finding]:
     with Display().bar("check", sum(map(len, datasets.values()))) as progress:
-        return check_datasets(datasets, roles=used, progress=progress, say=say)
+        return check_datasets(datasets, roles=used, crops=cut, progress=progress, say=say)
+
+
+def crops(recipe: Recipe, builder: Builder) -> dict[str, tuple[int, int]]:
+    """Data reference → height and width of the largest crop that a stream cuts out of its images as they are."""
+    found: dict[str, tuple[int, int]] = {}
+    for stage in recipe.stages.values():
+        for settings in stage.streams.values() if isinstance(stage, TrainStage) else ():
+            if settings.augment.crop is None or settings.augment.resize is not None:
+                continue
+            for reference in listed(settings.data):
+                if reference not in recipe.stages:
+                    name = builder.full_name(reference)
+                    height, width = found.get(name, (0, 0))
+                    found[name] = max(height, settings.augment.crop[0]), max(width, settings.augment.crop[1])
+    return found
 
 
 def roles(recipe: Recipe, builder: Builder) -> dict[str, set[str]]:

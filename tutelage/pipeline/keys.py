@@ -10,8 +10,10 @@ from tutelage.recipe.reading import method_settings
 from tutelage.recipe.references import WEIGHT_SUFFIXES, listed, roles
 from tutelage.recipe.schema import (
     AnnotateStage,
+    AuditSettings,
     EvaluateStage,
     ImportStage,
+    LabelAudit,
     ReportStage,
     Stage,
     TrainStage,
@@ -22,7 +24,7 @@ from tutelage.runs.store import Store, content_key
 
 # What a training stage may be told without changing what it makes.
 _IDLE = {"kind", "method", "nets", "inputs", "init", "streams", "evaluate", "seed", "log_every", "checkpoint_every"}
-_IDLE |= {"keep_checkpoints"}
+_IDLE |= {"keep_checkpoints", "audit"}
 
 
 def assign_artefacts(builder: Builder, store: Store) -> None:
@@ -55,6 +57,12 @@ def stage_content(builder: Builder, stage: Stage) -> dict[str, Any]:
             policy=stage.policy,
             level={"threshold": stage.threshold, "class_balanced": stage.portion}.get(stage.policy),
         )
+        if stage.audit != LabelAudit():
+            val = stage.audit.val
+            content["audit"] = {
+                "val": None if val is None else builder.data_key(val),
+                "threshold": stage.audit.threshold,
+            }
     elif isinstance(stage, EvaluateStage):
         content.update(
             nets={label: net_key(builder, reference) for label, reference in stage.named().items()},
@@ -88,7 +96,7 @@ def _train(builder: Builder, stage: TrainStage) -> dict[str, Any]:
         evaluation = stage.evaluate.model_dump(mode="json", exclude={"data", "protocol"})
         evaluation["data"] = builder.data_key(stage.evaluate.data)
         evaluation["protocol"] = stage.evaluate.protocol.key()
-    return {
+    content = {
         "method": {
             "name": stage.method.name,
             "version": method.version,
@@ -101,6 +109,19 @@ def _train(builder: Builder, stage: TrainStage) -> dict[str, Any]:
         "evaluate": evaluation,
         "seed": seed_of(builder, stage),
         "course": course,
+    }
+    if stage.audit is not None:  # its records are a part of what the stage makes
+        content["audit"] = _audit(builder, stage, stage.audit)
+    return content
+
+
+def _audit(builder: Builder, stage: TrainStage, audit: AuditSettings) -> dict[str, Any]:
+    val = stage.evaluate.data if audit.val == "evaluate" and stage.evaluate is not None else audit.val
+    return {
+        **audit.model_dump(mode="json", include={"images", "threshold", "every", "stop"}),
+        "data": [builder.data_key(reference) for reference in listed(audit.data or [])],
+        "val": None if val in ("evaluate", None) else builder.data_key(val),
+        "protocol": None if audit.protocol is None else audit.protocol.key(),
     }
 
 

@@ -167,6 +167,7 @@ def _rung(
     trials: Tuned | None,
 ) -> RungResult:
     rung, own, plain = ladder.rungs[name], runs[name], runs[ladder.plain]
+    told = {**rung.settings(), **{key: value for key, value in rung.own().items() if key != "training"}}
     comparison = judgement = None
     if own and plain and name != ladder.plain:
         before, after = Side(tuple(plain.values())), Side(tuple(own.values()))
@@ -175,7 +176,7 @@ def _rung(
         judgement = Judgement(**asdict(judge(gain, (before.spread, after.spread), ladder.worth / 100)))
     return RungResult(
         name=name,
-        method=", ".join([rung.name, *([_in_line(rung.settings())] if rung.settings() else [])]),
+        method=", ".join([rung.name, *([_in_line(told)] if told else [])]),
         scores={seed: _number(run.miou) or 0.0 for seed, run in own.items()},
         missing=tuple(seed for seed in ladder.seeds if seed not in own),
         comparison=comparison,

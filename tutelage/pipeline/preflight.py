@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from tutelage.data.checks import format_findings, poisons
-from tutelage.data.dataset import Dataset
+from tutelage.data.statistics import read_statistics
 from tutelage.errors import DataError, TutelageError
 from tutelage.nets.checkpoints import require_file
 from tutelage.nets.encoders import check_name
 from tutelage.nets.storage import check_classes, read_metadata
 from tutelage.pipeline.builder import Builder, named
 from tutelage.recipe.references import WEIGHT_SUFFIXES, listed, roles
-from tutelage.recipe.schema import EvaluateStage, ImportStage, TrainStage, find_method
+from tutelage.recipe.schema import AnnotateStage, EvaluateStage, ImportStage, TrainStage, find_method
 
 
 def preflight(builder: Builder, stages: Iterable[str]) -> None:
@@ -32,7 +32,7 @@ def preflight(builder: Builder, stages: Iterable[str]) -> None:
     masked = (pair for stage in stages for pair in _masked(builder, stage))
     wanted = {reference: user for reference, user in masked if reference not in builder.recipe.stages}
     for reference, user in wanted.items():
-        _require_masks(builder.dataset(reference), f"{user}, data {reference}")
+        builder.dataset(reference).require_labels(f"{user}, data {reference}")
     findings = [
         replace(finding, dataset=reference, remedy=named(finding.remedy, reference.partition("/")[0]))
         for reference in wanted
@@ -43,6 +43,8 @@ def preflight(builder: Builder, stages: Iterable[str]) -> None:
             "these data would poison training or scores:\n" + format_findings(findings),
             "mend them, or take the files out of the list; `tutelage check` tells more",
         )
+    for warning in _warnings(builder, stages):
+        builder.say(f"warning: {warning}")
 
 
 def _nets(builder: Builder, name: str) -> Iterator[str]:
@@ -62,8 +64,74 @@ def _masked(builder: Builder, name: str) -> Iterator[tuple[str, str]]:
                 yield reference, f"stage {name!r}, stream {stream!r}"
         if stage.evaluate is not None:
             yield stage.evaluate.data, f"stage {name!r}, evaluate"
+        if stage.audit is not None and stage.audit.val not in ("evaluate", None):
+            yield stage.audit.val, f"stage {name!r}, audit"
+    elif isinstance(stage, AnnotateStage):
+        if stage.audit.val is not None:
+            yield stage.audit.val, f"stage {name!r}, audit"
     elif isinstance(stage, EvaluateStage):
         yield stage.data, f"stage {name!r}"
+
+
+def _warnings(builder: Builder, stages: Iterable[str]) -> list[str]:
+    """What is no fault, but may disappoint: said once for all stages that it is true of."""
+    users: dict[str, list[str]] = {}
+    for name in stages:
+        stage = builder.recipe.stages[name]
+        if isinstance(stage, TrainStage):
+            labeled, unlabeled = _trained_on(builder, stage)
+            for what in (*_unseen_classes(builder, labeled), *_overlaps(builder, labeled, unlabeled)):
+                users.setdefault(what, []).append(name)
+    return [what.replace("<stages>", _stages(names)) for what, names in users.items()]
+
+
+def _trained_on(builder: Builder, stage: TrainStage) -> tuple[list[str], list[str]]:
+    """The data of a stage's labelled and of its unlabelled streams."""
+    needs = find_method(stage.method.name).streams
+    found: dict[bool, dict[str, None]] = {True: {}, False: {}}
+    for stream, settings in stage.streams.items():
+        found[needs[stream].labels].update(dict.fromkeys(listed(settings.data)))
+    return list(found[True]), list(found[False])
+
+
+def _unseen_classes(builder: Builder, labeled: Sequence[str]) -> Iterator[str]:
+    # Pseudo labels are not written yet: what they show cannot be known.
+    if not labeled or any(reference in builder.recipe.stages for reference in labeled):
+        return
+    counts = [read_statistics(builder.dataset(reference)).class_pixels() for reference in labeled]
+    unseen = [name for i, name in enumerate(builder.classes.names) if not any(pixels[i] for pixels in counts)]
+    if unseen:
+        yield (
+            f"{'class' if len(unseen) == 1 else 'classes'} {', '.join(unseen)} "
+            f"{'does' if len(unseen) == 1 else 'do'} not occur in the labelled images of <stages>: what no label shows "
+            "cannot be learnt"
+        )
+
+
+def _overlaps(builder: Builder, labeled: Sequence[str], unlabeled: Sequence[str]) -> Iterator[str]:
+    for bare in unlabeled:
+        for taught in labeled:
+            if bare in builder.recipe.stages or taught in builder.recipe.stages:
+                continue
+            known = {sample.image for sample in builder.dataset(taught).samples}
+            images = [sample.image for sample in builder.dataset(bare).samples]
+            shared = [image for image in images if image in known]
+            if shared:
+                more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
+                yield (
+                    f"{len(shared)} of the {len(images)} images of {bare}, unlabelled in <stages>, are labelled in "
+                    f"{taught}: {', '.join(image.name for image in shared[:5])}{more}; fine if meant, but unlabelled "
+                    "images teach most where they are new"
+                )
+
+
+def _stages(names: Sequence[str]) -> str:
+    """`stage 'a'`, `stages 'a' and 'b'`, `stages 'a', 'b' and 7 more`."""
+    if len(names) == 1:
+        return f"stage {names[0]!r}"
+    if len(names) == 2:
+        return f"stages {names[0]!r} and {names[1]!r}"
+    return f"stages {names[0]!r}, {names[1]!r} and {len(names) - 2} more"
 
 
 def _check_import(builder: Builder, name: str, stage: ImportStage) -> None:
@@ -81,12 +149,3 @@ def _check_net(builder: Builder, name: str) -> None:
             require_file(builder.base / settings.weights)
     except TutelageError as error:
         raise TutelageError(f"net {name!r}: {error.message}", error.remedy) from error
-
-
-def _require_masks(dataset: Dataset, what: str) -> None:
-    lacking = [sample.image for sample in dataset.samples if sample.label is None]
-    if lacking:
-        raise DataError(
-            f"{what}: {len(lacking)} of {len(dataset)} images have no mask; the first: {lacking[0]}",
-            "write the mask behind the image in the list, or take the line out; or use a method for unlabelled images",
-        )

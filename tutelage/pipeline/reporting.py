@@ -26,6 +26,7 @@ from tutelage.evaluation.intervals import miou_of_counts, paired_bootstrap
 from tutelage.evaluation.protocol import Protocol
 from tutelage.evaluation.scoring import blocks_of, read_counts
 from tutelage.nets.segmentor import Segmentor
+from tutelage.pipeline.audit_results import audits
 from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.costs import environment, measured
 from tutelage.recipe.reading import resolved
@@ -105,6 +106,7 @@ def report_content(builder: Builder, stage: ReportStage, device: torch.device) -
             for name, course in builder.recipe.stages.items()
             if name in trainings and isinstance(course, TrainStage)
         ),
+        audits=audits(builder, stage.scores, stage.images, device),
         pictures=pictures,
         galleries=galleries,
         cost_setting=setting,

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tutelage.data.splits import describe_parts, few_label_partitions, partition_parts, split_dataset, write_splits
-from tutelage.errors import RecipeError
-from tutelage.pipeline.builder import Builder
+from tutelage.data.dataset import Dataset
+from tutelage.data.published_splits import list_hash, recognise
+from tutelage.data.splits import (
+    Stratify,
+    describe_parts,
+    few_label_partitions,
+    partition_parts,
+    split_dataset,
+    write_splits,
+)
+from tutelage.errors import DataError, RecipeError
+from tutelage.pipeline.builder import Builder, named
 from tutelage.recipe.reading import Read
 
 
@@ -21,28 +30,48 @@ def write_partitions(
     draws: int,
     seed: int,
     by_group: bool,
-    stratify: bool,
+    stratify: Stratify,
     force: bool,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
     """Write the lists of ``parts`` (``train=0.7,val=30``), or of ``few`` (``1/16,1/8``), and say what they hold.
 
-    Paths in the lists are relative to the data set's root, so that its ``splits`` can name them. Raises
-    :class:`RecipeError` for parts that cannot be read, and :class:`DataError` for what the data do not allow.
+    Beside each labelled list its hash is said, by which two people see whether they labelled the same images. Paths in
+    the lists are relative to the data set's root, so that its ``splits`` can name them. Raises :class:`RecipeError` for
+    parts that cannot be read, and :class:`DataError` for what the data do not allow.
     """
     builder = Builder(read, say)
     dataset = builder.dataset(data)
-    if few is not None:
-        sizes = [part.strip() for part in few.split(",")]
-        chosen = partition_parts(
-            few_label_partitions(dataset, sizes, draws, seed, stratify=stratify, by_group=by_group)
-        )
-    else:
-        chosen = split_dataset(dataset, _parts(parts), seed, group=by_group, stratify=stratify)
-    for line in describe_parts(dataset, chosen):
-        say(line)
+    if any(sample.lost for sample in dataset.samples):
+        dataset.require_labels(f"split, data {data}")
+    try:
+        chosen = _deal(dataset, parts, few, draws, seed, by_group, stratify)
+    except DataError as error:
+        raise DataError(error.message, named(error.remedy, data.partition("/")[0])) from error
+    for line, (name, indices) in zip(describe_parts(dataset, chosen), chosen.items(), strict=True):
+        if name.rpartition("/")[2] == "unlabeled":
+            say(line)
+            continue
+        samples = [dataset.samples[index] for index in indices]
+        known = recognise(samples)
+        say(f"{line}; sha256 {list_hash(samples)}" + (f": {known.describe()}" if known else ""))
     root = builder.root(data.partition("/")[0])
     return list(write_splits(dataset, chosen, out, root, force=force).values())
+
+
+def _deal(
+    dataset: Dataset,
+    parts: str,
+    few: str | None,
+    draws: int,
+    seed: int,
+    by_group: bool,
+    stratify: Stratify,
+) -> dict[str, list[int]]:
+    if few is None:
+        return split_dataset(dataset, _parts(parts), seed, group=by_group, stratify=stratify)
+    sizes = [part.strip() for part in few.split(",")]
+    return partition_parts(few_label_partitions(dataset, sizes, draws, seed, stratify=stratify, by_group=by_group))
 
 
 def _parts(text: str) -> dict[str, str]:

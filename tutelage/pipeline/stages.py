@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tutelage.annotate.pseudo_labels import annotate
 from tutelage.data.stream import Stream
@@ -17,14 +18,17 @@ from tutelage.engine.log import TrainingLog, read_log
 from tutelage.engine.loop import Hooks, Progress, fit
 from tutelage.engine.meter import peak_memory
 from tutelage.errors import RunError, TutelageError
+from tutelage.evaluation.audit import LabelledCounts
 from tutelage.evaluation.scoring import evaluate, summary, write_evaluation
 from tutelage.methods.distillation.distill import Distill
 from tutelage.nets.segmentor import Segmentor
 from tutelage.nets.storage import check_classes, load_segmentor, save_segmentor
 from tutelage.pipeline import teacher_cache
+from tutelage.pipeline.auditing import Auditor
 from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.display import Display
 from tutelage.pipeline.keys import cache_content, net_key, seed_of
+from tutelage.pipeline.label_audits import audit_labels
 from tutelage.pipeline.reporting import report_content
 from tutelage.pipeline.slices import evenly
 from tutelage.pipeline.teachers import check_teachers
@@ -64,9 +68,21 @@ def train(builder: Builder, stage: TrainStage, artefact: Artefact, device: torch
     config = {"method": stage.method.name, "seed": seed, "steps": stage.steps, "key": artefact.key}
     path = artefact.log if collectives.rank() == 0 else None
     log = TrainingLog(path, display.training, trackers, artefact.folder.name, config)
+    checkpoints = artefact.checkpoints(stage.keep_checkpoints, display.say)
+    auditor = None
+    if stage.audit is not None:
+        auditor = Auditor(
+            builder, stage, stage.audit, method, artefact, device, display, checkpoint_steps=checkpoints.steps
+        )
+
+    def begin(step: int) -> None:
+        log.begin(step)
+        if auditor is not None:
+            auditor.begin(step)
 
     def score(step: int) -> float:
-        scores = _score_nets(builder, method, stage, device)
+        watching = {} if auditor is None else auditor.watch(step)
+        scores = _score_nets(builder, method, stage, device, watching)
         log.record({"step": step, "evaluation": scores})
         return float(next(iter(scores.values()))["miou"])
 
@@ -78,11 +94,12 @@ def train(builder: Builder, stage: TrainStage, artefact: Artefact, device: torch
         evaluate=None if stage.evaluate is None else score,
         evaluate_every=0 if stage.evaluate is None else stage.evaluate.every or max(stage.steps // 5, 1),
         keep_best=keep_best,
-        begin=log.begin,
+        audit=None if auditor is None else auditor.audit,
+        audit_every=0 if auditor is None else auditor.every,
+        begin=begin,
         log=log.record,
         say=display.say,
     )
-    checkpoints = artefact.checkpoints(stage.keep_checkpoints, display.say)
     if collectives.rank() == 0:
         for damaged in _damaged(artefact.best_net(name) for name in method.exported()):
             display.say(f"the best weights so far are damaged ({damaged}); the stage starts from its beginning")
@@ -114,8 +131,17 @@ def _replay_teacher(
     method.cache = teacher_cache.ready(builder.caches[artefact.key], content, asker, streams["labeled"], display)
 
 
-def _score_nets(builder: Builder, method: Method, stage: TrainStage, device: torch.device) -> dict[str, dict[str, Any]]:
-    """mIoU and IoU by class of every net that the method exports, the first of which is compared."""
+def _score_nets(
+    builder: Builder,
+    method: Method,
+    stage: TrainStage,
+    device: torch.device,
+    watching: Mapping[str, LabelledCounts],
+) -> dict[str, dict[str, Any]]:
+    """mIoU and IoU by class of every net that the method exports, the first of which is compared.
+
+    Who is ``watching`` a net is shown what it says.
+    """
     assert stage.evaluate is not None
     dataset = builder.dataset(stage.evaluate.data)
     protocol = stage.evaluate.protocol
@@ -124,10 +150,16 @@ def _score_nets(builder: Builder, method: Method, stage: TrainStage, device: tor
     for name, net in method.exported().items():
         assert isinstance(net, Segmentor)
         with net.inferring(protocol.precision):
-            scores = evaluate(net, dataset, protocol, device=device, indices=indices).confusion.scores()
+            observe: Callable[[Tensor, Tensor], None] = watching.get(name, _nobody)
+            outcome = evaluate(net, dataset, protocol, device=device, indices=indices, observe=observe)
+        scores = outcome.confusion.scores()
         iou = [None if value != value else round(float(value), 5) for value in scores.iou]
         result[name] = {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy, "iou": iou}
     return result
+
+
+def _nobody(logits: Tensor, label: Tensor) -> None:
+    """Watches no evaluation."""
 
 
 def _save_nets(builder: Builder, method: Method, place: Callable[[str], Path]) -> None:
@@ -170,7 +202,8 @@ def _finish_training(
         "score": progress.best_score,
         "best_step": progress.best_step,
     }
-    artefact.finish("train", [artefact.net(name) for name in names], facts)
+    audits = [artefact.audit_log] if stage.audit is not None and artefact.audit_log.is_file() else []
+    artefact.finish("train", [*(artefact.net(name) for name in names), *audits], facts)
     artefact.clear_checkpoints()
 
 
@@ -203,6 +236,8 @@ def _annotate(
             producer=producer,
             progress=progress,
         )
+    collectives.barrier()  # the manifest is there for all
+    files.append(audit_labels(builder, stage, artefact, dataset, net, device, display))
     if collectives.rank() == 0:
         artefact.finish("annotate", files, {"images": len(dataset), "producer": producer})
 

@@ -83,7 +83,7 @@ def expand(recipe: Recipe, chosen: Mapping[str, Values]) -> Expanded:
             for trial in trials[name]:
                 shortened = {} if ladder.tune.steps is None else {"steps": ladder.tune.steps}
                 stages[trial.train] = train_stage(ladder, name, ladder.tune.seed, {**trial.values, **shortened})
-                stages[trial.score] = _score(ladder, trial.train, ladder.tune.data)
+                stages[trial.score] = _score(ladder, _scored(ladder, trial), ladder.tune.data)
     attempts = {}
     for seed in ladder.seeds:
         for name in ladder.rungs:
@@ -91,7 +91,7 @@ def expand(recipe: Recipe, chosen: Mapping[str, Values]) -> Expanded:
                 stage, values = f"{name}-{seed}", chosen.get(name, {})
                 attempts[name, seed] = Attempt(name, stage, f"score-{stage}", values)
                 stages[stage] = train_stage(ladder, name, seed, values)
-                stages[f"score-{stage}"] = _score(ladder, stage, ladder.score.data)
+                stages[f"score-{stage}"] = _score(ladder, _scored(ladder, attempts[name, seed]), ladder.score.data)
     return Expanded(recipe.model_copy(update={"stages": stages, "ladder": None}), attempts, trials)
 
 
@@ -121,7 +121,7 @@ def train_stage(ladder: LadderSettings, name: str, seed: int, values: Values) ->
             **course(ladder, rung.training, values).model_dump(exclude_unset=True),
             **{key: getattr(ladder.training, key) for key in ("init", "evaluate", "keep")},
             "method": choice,
-            "nets": {"student": ladder.student},
+            "nets": {"student": ladder.student, **rung.nets},
             "inputs": teacher,
             "streams": streams,
             "seed": seed,
@@ -199,6 +199,12 @@ def _short(value: Any) -> str:
     """A value as a part of a stage's name; different numbers stay different."""
     text = f"{Decimal(repr(value)).normalize():e}" if type(value) in (int, float) else str(value)
     return re.sub(r"[^A-Za-z0-9-]+", "_", text.replace("e+", "e").removesuffix("e0"))
+
+
+def _scored(ladder: LadderSettings, attempt: Attempt) -> str:
+    """The net of a training that is compared."""
+    net = ladder.rungs[attempt.rung].scored
+    return attempt.train if net == "student" else f"{attempt.train}.{net}"
 
 
 def _score(ladder: LadderSettings, net: str, data: str) -> EvaluateStage:

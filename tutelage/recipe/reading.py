@@ -24,6 +24,7 @@ from tutelage.recipe.references import Fault, check_references, nearest
 from tutelage.recipe.schema import (
     FORMAT,
     METHODS,
+    RUNG_KEYS,
     AnnotateStage,
     Course,
     EvaluateStage,
@@ -127,8 +128,7 @@ def _resolve_ladder(ladder: LadderSettings, written: dict[str, Any]) -> None:
         content = settings.model_dump(mode="json")
         if isinstance(settings, Labelling):
             content["protocol"] = _protocol(settings.protocol)
-        changes = {"training": written["rungs"][name]["training"]} if rung.training else {}
-        written["rungs"][name] = {"name": rung.name, **content, **changes}
+        written["rungs"][name] = {"name": rung.name, **content, **rung.own()}
 
 
 def _resolve_course(course: Course, written: dict[str, Any]) -> None:
@@ -231,7 +231,7 @@ def _method_faults(document: Document) -> Iterable[str]:
             yield from _choice_faults(document, ("stages", name, "method"), stage["method"], METHODS, ())
     rungs = ladder.get("rungs") if isinstance(ladder, dict) else None
     for name, rung in rungs.items() if isinstance(rungs, dict) else ():
-        yield from _choice_faults(document, ("ladder", "rungs", name), rung, known_rungs(), ("training",))
+        yield from _choice_faults(document, ("ladder", "rungs", name), rung, known_rungs(), RUNG_KEYS)
 
 
 def _choice_faults(

@@ -62,6 +62,7 @@ def check_references(recipe: Recipe, left_out: Collection[tuple[str, str]] = ())
         elif isinstance(stage, AnnotateStage):
             faults += _reference(stage.net, (*place, "net"), known)
             faults += _data(stage.data, (*place, "data"), known)
+            faults += _truth(stage.audit.val, (*place, "audit", "val"), known)
             known.annotated.append(name)
         elif isinstance(stage, EvaluateStage):
             for label, reference in stage.named().items():
@@ -103,6 +104,11 @@ def _train(recipe: Recipe, stage: TrainStage, place: tuple[str, ...], known: _Kn
             yield (*place, "streams", stream, "repeat"), f"{len(settings.repeat)} numbers for {len(names)} data sets"
     if stage.evaluate is not None:
         yield from _data(stage.evaluate.data, (*place, "evaluate", "data"), known)
+    if stage.audit is not None:
+        for name in listed(stage.audit.data or []):
+            yield from _data(name, (*place, "audit", "data"), known)
+        if stage.audit.val != "evaluate":
+            yield from _truth(stage.audit.val, (*place, "audit", "val"), known)
     if stage.method.name in METHODS:
         yield from _method(stage, place)
 
@@ -123,6 +129,16 @@ def _method(stage: TrainStage, place: tuple[str, ...]) -> Iterator[Fault]:
         for view in settings.views:
             if view not in views:
                 yield (*place, "streams", stream, "views", view), f"no view {view!r}{nearest(view, views)}"
+    chosen = {"student": "", **stage.nets}  # where no net is named there is a student all the same
+    for role in method.roles:
+        if role not in chosen:
+            yield (*place, "nets"), f"method {stage.method.name} trains a net {role!r}: `nets: {{{role}: <net>}}`"
+    for role in stage.nets:
+        if role not in method.roles:
+            yield (
+                (*place, "nets", role),
+                f"method {stage.method.name} has no net {role!r}{nearest(role, method.roles)}",
+            )
     for teacher in method.teachers:
         if teacher not in stage.inputs:
             yield (
@@ -175,6 +191,8 @@ def _ladder(recipe: Recipe, ladder: LadderSettings, known: _Known) -> Iterator[F
             part = path[3:4]
             if part == ("inputs",) and path[4:5] != ("teacher",):
                 yield place, f"{text}; a ladder has one net that teaches, the role `teacher`"
+            elif part == ("nets",) and path[4:5] != ("student",):
+                yield (*place, *path[3:]), text
             elif part not in (("nets",), ("inputs",)):
                 yield ("ladder", "training", *path[3:]), text
     if sound:
@@ -222,6 +240,8 @@ def stages_before(recipe: Recipe, name: str) -> list[str]:
         data = [stage.evaluate.data] if stage.evaluate is not None else []
         for settings in stage.streams.values():
             data += listed(settings.data)
+        if stage.audit is not None:
+            data += listed(stage.audit.data or [])
         nets = [source for source in stage.init.values() if not source.endswith(WEIGHT_SUFFIXES)]
         references = [*stage.inputs.values(), *nets, *data]
     elif isinstance(stage, AnnotateStage):
@@ -262,6 +282,14 @@ def _data(name: str, place: tuple[str | int, ...], known: _Known) -> Iterator[Fa
         yield place, f"{head!r} is an annotate stage, which has no splits; write {head!r} alone"
     elif head not in known.data and head not in known.annotated:
         yield place, f"no data set {head!r}{nearest(head, [*known.data, *known.annotated])}"
+
+
+def _truth(name: str | None, place: tuple[str | int, ...], known: _Known) -> Iterator[Fault]:
+    """Labelled data, which pseudo labels are not."""
+    if name in known.annotated and name not in known.unread:
+        yield place, f"{name!r} is an annotate stage; pseudo labels cannot say whether pseudo labels are right"
+    elif name is not None:
+        yield from _data(name, place, known)
 
 
 def nearest(given: str, known: Iterable[str]) -> str:

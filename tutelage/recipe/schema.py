@@ -30,7 +30,13 @@ METHODS = {
     "cirkd": "tutelage.methods.cirkd:CIRKD",
     "cirkd_v2": "tutelage.methods.cirkd:CIRKDV2",
     "mean_teacher": "tutelage.methods.mean_teacher:MeanTeacher",
+    "fixmatch": "tutelage.methods.fixmatch:FixMatch",
+    "unimatch": "tutelage.methods.unimatch:UniMatch",
+    "unimatch_v2": "tutelage.methods.unimatch_v2:UniMatchV2",
+    "trikd": "tutelage.methods.trikd:TriKD",
     "advent": "tutelage.methods.advent:AdvEnt",
+    "cps": "tutelage.methods.cps:CPS",
+    "u2pl": "tutelage.methods.u2pl:U2PL",
 }
 """Method name → where its class lives."""
 
@@ -95,6 +101,46 @@ class EvaluateDuring(Settings):
     """Only so many images, evenly spread; null: all."""
 
 
+Threshold = Annotated[float, Field(gt=0, le=1)]
+
+
+class StopRule(Settings):
+    """When pseudo labels have settled: little changes, and the precision on labelled images no longer rises."""
+
+    change: Threshold = 0.002
+    """Share of pixels whose label changes between two audits, of every net; less is little."""
+    rounds: Annotated[int, Field(gt=0)] = 3
+    """In so many audits in a row."""
+
+
+class AuditSettings(Settings):
+    """A look at the pseudo labels while training: coverage, classes, agreement, change, precision, calibration."""
+
+    data: str | list[str] | None = None
+    """Images to look at (`name/split`), masks not opened; null: those of the streams without masks, else of all."""
+    images: Annotated[int, Field(gt=0)] = 32
+    """So many of them, evenly spread."""
+    val: str | None = "evaluate"
+    """Labelled data (`name/split`) for precision and calibration; `evaluate`: those of `evaluate`; null: none."""
+    threshold: Threshold = 0.95
+    """Confidence from which on a pixel counts as covered."""
+    every: Annotated[int, Field(gt=0)] | None = None
+    """Steps between two audits; null: with each evaluation, or five over the stage."""
+    stop: StopRule | None = None
+    """End the training where the labels have settled; null: only say where (with the rule's defaults)."""
+    protocol: Protocol | None = None
+    """How nets are applied; null: as in `evaluate`, else to whole images."""
+
+
+class LabelAudit(Settings):
+    """A look at the pseudo labels that were written: coverage, classes, confidence; with `val` precision too."""
+
+    val: str | None = None
+    """Labelled data (`name/split`) for precision and calibration; null: none."""
+    threshold: Threshold = 0.95
+    """Confidence from which on a pixel counts as covered."""
+
+
 class Course(FitSettings):
     """All of a training but its method: images, start weights, steps, optimizer, which weights are kept."""
 
@@ -120,6 +166,8 @@ class TrainStage(Course):
     """Role → trained net of an earlier stage (`stage` or `stage.net`), e.g. `teacher: big`."""
     seed: int | None = None
     """The stage's own seed; null: the recipe's. A fixed one lets several runs share the stage."""
+    audit: AuditSettings | None = None
+    """A look at the pseudo labels while training; `{}` for the defaults, null: none."""
 
     @model_validator(mode="before")
     @classmethod
@@ -158,6 +206,8 @@ class AnnotateStage(Labelling):
     kind: Literal["annotate"] = "annotate"
     net: Reference
     """The net that labels (`stage` or `stage.net`)."""
+    audit: LabelAudit = LabelAudit()
+    """A look at what was written."""
 
 
 class EvaluateStage(Settings):
@@ -210,6 +260,18 @@ class Rung(MethodChoice):
 
     training: dict[str, Any] = {}
     """What of the ladder's `training` is different here (`steps`, `optimizer` ...); the table says so."""
+    nets: dict[Name, Name] = {}
+    """Nets of the recipe that the method trains beside the student, by role; the student's own is `ladder.student`."""
+    scored: Name = "student"
+    """Which of the nets that the method keeps is scored: `student`, or for some methods `ema`."""
+
+    def own(self) -> dict[str, Any]:
+        """What the rung itself is told, rather than its method."""
+        return self.model_dump(mode="json", include=set(RUNG_KEYS), exclude_defaults=True)
+
+
+RUNG_KEYS = tuple(name for name in Rung.model_fields if name != "name")
+"""The keys of a rung that are no settings of its method."""
 
 
 class LadderScore(Settings):

@@ -7,7 +7,6 @@ All text is escaped by the template engine; equal content gives equal bytes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -15,28 +14,18 @@ import jinja2
 from markupsafe import Markup
 
 from tutelage import __version__
-from tutelage.report import pictures, plots, tables, words
-from tutelage.report.content import Gallery, Net, Points, ReportContent, Training
+from tutelage.report import audit, pictures, plots, tables, words
+from tutelage.report.charts import MOST_LINES, Chart, about, legend
+from tutelage.report.charts import lines as lines_of
+from tutelage.report.content import Gallery, Net, ReportContent, Training
 
 _LONGEST_RECIPE = 200_000
-_MOST_LINES = 12
-"""Curves in one chart."""
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart under its title; the legend names the curves where there are several."""
-
-    title: str
-    drawing: Markup
-    legend: tuple[tuple[str, int], ...] = ()
-    """Name and style of each curve."""
-    note: str = ""
 
 
 def render(content: ReportContent) -> str:
     """The report as HTML: self-contained and below 5 MB, whatever the pictures."""
-    shown, left_out = pictures.shown(content)
+    audits, room = audit.audits(content, pictures.BUDGET // 3)
+    shown, left_out = pictures.shown(content, pictures.BUDGET - room)
     rows = tables.class_rows(content)
     gained, lost = tables.changed_most(rows)
     has_confusion = content.confusion is not None
@@ -68,6 +57,7 @@ def render(content: ReportContent) -> str:
             ("only the other net is right", pictures.ONLY_FIRST),
             ("both are wrong, and differ", pictures.BOTH_WRONG),
         ],
+        "audits": audits,
         "costs": tables.costs(content),
         "recipe": recipe,
         "recipe_cut": len(content.recipe) - len(recipe),
@@ -113,9 +103,9 @@ def _gain(content: ReportContent) -> Markup:
     comparison = content.comparison
     if comparison is None or content.baseline is None:
         return Markup("")
-    about = f"Gain of {words.signed(comparison.gain, 2)} mIoU points"
+    said = f"Gain of {words.signed(comparison.gain, 2)} mIoU points"
     bounds = words.interval(comparison.interval, 2, sign=True)
-    return plots.gain_chart(comparison, f"{about}, 95 % interval {bounds}" if bounds else about)
+    return plots.gain_chart(comparison, f"{said}, 95 % interval {bounds}" if bounds else said)
 
 
 # Curves
@@ -124,52 +114,41 @@ def _gain(content: ReportContent) -> Markup:
 def _curves(training: Training) -> list[Chart]:
     """Loss terms, learning rate and validation score of one stage; those that were logged."""
     where = f"of stage {training.stage}"
-    terms = _lines(training.terms)
-    rates, scores = _lines(training.rates), _lines(training.validation)
+    terms = lines_of(training.terms)
+    rates, scores = lines_of(training.rates), lines_of(training.validation)
     best = None if training.best_step is None else (float(training.best_step), "best")
     full = training.base_rate if set(training.rates) == {"main"} else None
-    charts = [
-        Chart("Loss terms", plots.line_chart(terms, _about("Loss terms", where, terms), log=True), _legend(terms)),
+    drawn = [
+        Chart(
+            "Loss terms",
+            plots.line_chart(terms, about("Loss terms", where, terms), log=True),
+            legend(terms),
+        ),
         Chart(
             "Learning rate",
             plots.line_chart(
                 rates,
-                _about("Learning rate", where, rates),
+                about("Learning rate", where, rates),
                 scale=1.0 if full is None else full,
                 from_zero=True,
             ),
-            _legend(rates),
+            legend(rates),
             "as a share of the full one" if full is None else "of the decoder and heads",
         ),
         Chart(
             "Validation mIoU (%)",
             plots.line_chart(
-                scores, _about("Validation mIoU", where, scores), scale=100.0, mark=best, dots=len(scores) < _MOST_LINES
+                scores,
+                about("Validation mIoU", where, scores),
+                scale=100.0,
+                mark=best,
+                dots=len(scores) < MOST_LINES,
             ),
-            _legend(scores),
+            legend(scores),
             f"on {training.validated_on}" if training.validated_on else "",
         ),
     ]
-    return [chart for chart in charts if chart.drawing]
-
-
-def _lines(curves: Any) -> list[plots.Line]:
-    named = list(curves.items())[:_MOST_LINES]
-    return [plots.Line(str(name), points, number) for number, (name, points) in enumerate(named) if points]
-
-
-def _legend(lines: Sequence[plots.Line]) -> tuple[tuple[str, int], ...]:
-    return tuple((line.name, line.style % plots.STYLES) for line in lines)
-
-
-def _about(what: str, where: str, lines: Sequence[plots.Line]) -> str:
-    """The text alternative of a chart: from where to where each curve goes."""
-    courses = (f"{line.name} from {_ends(line.points)}" for line in lines)
-    return f"{what} {where} against the step: {'; '.join(courses)}"
-
-
-def _ends(points: Points) -> str:
-    return f"{words.significant(points[0][1])} to {words.significant(points[-1][1])}"
+    return [chart for chart in drawn if chart.drawing]
 
 
 # Confusion, calibration, pictures
@@ -186,9 +165,9 @@ def _reliability(content: ReportContent, net: Net) -> Chart | None:
     if curve is None or not any(count for count in curve.count if words.known(count)):
         return None
     error = words.percent(curve.error, 2)
-    about = f"Reliability of {net.label}: expected calibration error {error} %"
+    said = f"Reliability of {net.label}: expected calibration error {error} %"
     role = tables.role(content, net.label)
-    return Chart(net.label, plots.reliability_chart(curve, about, role), note=f"calibration error {error} %")
+    return Chart(net.label, plots.reliability_chart(curve, said, role), note=f"calibration error {error} %")
 
 
 def _galleries(

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tutelage.report.content import IGNORE, Picture, ReportContent
+from tutelage.report.content import IGNORE, LabelPicture, Picture, ReportContent
 from tutelage.report.words import known, percent
 
 Bytes = NDArray[np.uint8]
@@ -32,8 +32,12 @@ ONLY_FIRST: Colour = (230, 140, 0)
 BOTH_WRONG: Colour = (190, 60, 150)
 """Where two nets differ: only the second is right, only the first is, neither is. Apart for the colour-blind too."""
 
+DOUBT: Colour = (8, 48, 107)
+CERTAIN: Colour = (247, 247, 250)
+"""Confidence 0 and 1."""
+
 # Share of the full size, and quality of the JPEGs, from the best on.
-_LEVELS = ((1.0, 82), (0.8, 78), (0.65, 74), (0.5, 70), (0.35, 65), (0.25, 60))
+LEVELS = ((1.0, 82), (0.8, 78), (0.65, 74), (0.5, 70), (0.35, 65), (0.25, 60))
 _HATCH: tuple[Colour, Colour] = ((214, 214, 214), (150, 150, 150))
 _HATCH_IDS = (254, 255)
 _HATCH_PERIOD = 6
@@ -82,7 +86,7 @@ def _scaled(array: Bytes, scale: float) -> Bytes:
 def shown(content: ReportContent, budget: int = BUDGET) -> tuple[dict[int, Shown], int]:
     """The pictures that the galleries name, by their index, and how many had to be left out for the page's size."""
     wanted = list(dict.fromkeys(index for gallery in content.galleries for index in gallery.pictures))
-    for scale, quality in _LEVELS:
+    for scale, quality in LEVELS:
         result = {index: _shown(content, content.pictures[index], scale, quality) for index in wanted}
         if sum(_size(one) for one in result.values()) <= budget:
             return result, 0
@@ -134,6 +138,28 @@ def _panels(content: ReportContent, picture: Picture, quality: int) -> Iterator[
             yield panel(f"{student} against {other}", alt, jpeg(drawn, quality, sharp=True), differs=True)
 
 
+def label_panels(picture: LabelPicture, palette: Sequence[Colour], scale: float, quality: int) -> tuple[Panel, ...]:
+    """Image, pseudo label, confidence, and the truth where there is one, at a share of their size."""
+    image, label, confidence = (_scaled(one, scale) for one in (picture.image, picture.label, picture.confidence))
+    height, width = label.shape
+    name = picture.name
+    panels = [
+        Panel("Image", f"Image {name}", jpeg(image, quality), width, height, picture.note),
+        Panel("Pseudo label", f"Pseudo label of {name}", png(label, palette), width, height),
+        Panel("Confidence", f"Confidence on {name}", jpeg(shaded(confidence), quality), width, height),
+    ]
+    if picture.truth is not None:
+        truth = _scaled(picture.truth, scale)
+        panels.append(Panel("Truth", f"True classes of {name}", png(truth, palette), width, height))
+    return tuple(panels)
+
+
+def shaded(confidence: Bytes) -> Bytes:
+    """(H, W) confidence 0..255 as (H, W, 3): the less sure, the darker."""
+    sure = (confidence.astype(np.float64) / 255.0)[..., None]
+    return np.asarray((np.array(DOUBT) + sure * (np.array(CERTAIN) - np.array(DOUBT))).round(), dtype=np.uint8)
+
+
 def difference(image: Bytes, truth: Bytes, first: Bytes, second: Bytes) -> Bytes:
     """(H, W, 3): the image pale and grey where two maps agree or the truth is ignored, else who of them is right."""
     grey = image.astype(np.float32).mean(axis=2) if image.ndim == 3 else image.astype(np.float32)
@@ -149,7 +175,12 @@ def jpeg(image: Bytes, quality: int, sharp: bool = False) -> str:
     """An RGB image (H, W, 3) as a data URI; ``sharp`` keeps the full resolution of colours."""
     buffer = io.BytesIO()
     picture = Image.fromarray(np.ascontiguousarray(image))
-    picture.save(buffer, "JPEG", quality=quality, optimize=True, subsampling=0 if sharp else 2)
+    subsampling = 0 if sharp else 2
+    try:
+        picture.save(buffer, "JPEG", quality=quality, optimize=True, subsampling=subsampling)
+    except OSError:  # Pillow's room for an optimised file is too small for one of pure noise
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
     return _uri("image/jpeg", buffer)
 
 

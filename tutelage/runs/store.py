@@ -4,6 +4,7 @@
         artefact.json             written last: the artefact is finished, these are its files and checksums
         stage.yaml                the stage's resolved settings
         log.jsonl                 the course of training (times and all; not part of the artefact's content)
+        audit.jsonl, audit.json   what was seen of pseudo labels: while training, of those that were written
         checkpoints/              while training
         nets/ scores/ labels/     what the stage made
         answers/                  in an artefact of its own: what a teacher said of every image
@@ -53,6 +54,34 @@ class Artefact:
     def log(self) -> Path:
         """The course of training, a JSON object a line."""
         return self.folder / "log.jsonl"
+
+    @property
+    def audit_log(self) -> Path:
+        """The audits of a training, a JSON object a line."""
+        return self.folder / "audit.jsonl"
+
+    @property
+    def label_audit(self) -> Path:
+        """What was seen of the labels that an `annotate` stage wrote."""
+        return self.folder / "audit.json"
+
+    def audited_maps(self, step: int, rank: int) -> Path:
+        """What the nets said at an audit, kept for the next one, by the process of ``rank``; there while training."""
+        return self.folder / "checkpoints" / f"audit-{step:09d}-{rank}.npz"
+
+    def all_audited_maps(self, step: int) -> list[Path]:
+        """The maps of one audit, of all processes."""
+        return sorted((self.folder / "checkpoints").glob(f"audit-{step:09d}-*.npz"))
+
+    def audited_steps(self) -> list[int]:
+        """The steps of whose audits there are maps, ascending."""
+        return sorted({int(path.stem.split("-")[1]) for path in (self.folder / "checkpoints").glob("audit-*-*.npz")})
+
+    def forget_audited_maps(self, steps: Iterable[int]) -> None:
+        """Remove the maps of some audits."""
+        for step in steps:
+            for path in self.all_audited_maps(step):
+                path.unlink(missing_ok=True)
 
     @property
     def labels(self) -> Path:

@@ -16,11 +16,12 @@ from tutelage.data.catalogue.layouts import Layout, Source, fill, parse, wildcar
 from tutelage.data.dataset import Dataset, Sample
 from tutelage.data.folder import grouping
 from tutelage.data.images import IMAGE_SUFFIXES
-from tutelage.data.lists import locate, read_entries, unique
+from tutelage.data.lists import locate, not_found, read_entries, unique
 from tutelage.errors import DataError
 
-# An image under home, the source that it belongs to, its fields there, and the mask that a list gives it.
-_Found = tuple[str, Source | None, dict[str, str], Path | None]
+# An image under home, the source that it belongs to, its fields there, the mask that a list gives it, and what is to
+# be said where there is no mask and an own list names one.
+_Found = tuple[str, Source | None, dict[str, str], Path | None, str]
 
 
 def _any_file(home: Path, pattern: str) -> bool:
@@ -98,7 +99,7 @@ class Files:
                 f"{fact(self.kind, 'title')}: no image of this split at {self.home / source.image}",
                 source.hint,
             )
-        return self._paired([(image, source, fields, None) for image, fields in images])
+        return self._paired([(image, source, fields, None, "") for image, fields in images])
 
     def _images(self, source: Source) -> Iterator[tuple[str, dict[str, str]]]:
         """The images of a source in the order of their names: path under home, and its fields."""
@@ -111,10 +112,11 @@ class Files:
     def _listed(
         self, entries: Sequence[tuple[str, str, str | None]], sources: Sequence[Source], official: bool
     ) -> list[Sample]:
-        """Samples in a list's order. Raises :class:`DataError` for the first file that is not there.
+        """Samples in a list's order. Raises :class:`DataError` for the first image that is not there.
 
         An ``official`` list may have been made for another packaging: there a mask that is not found is the official
-        mask of the image. A user's list may name masks that are not the official ones, so there it is an error.
+        mask of the image. So it is in a user's list where the name is that of an official mask; any other mask that
+        is not found is noted (:attr:`Sample.lost`), for a list of unlabelled images needs none.
         """
         found: list[_Found] = []
         by_name: dict[str, str] | None = None
@@ -131,33 +133,33 @@ class Files:
                     )
                 relative = by_name[_stem(image)]
             source, fields = _first_match(sources, relative)
-            mask = None
+            mask, lost = None, ""
             if label is not None and not _is_other_mask(label, source, fields):
                 mask = self._locate(label)
                 if mask is None and not official:
-                    raise DataError(
-                        f"{where}: mask not found: {self.home / label}", f"check the line and the folder {self.root}"
-                    )
-            found.append((relative, source, fields, mask))
+                    lost = not_found(label, self.home, where)
+                    if not _is_mask(label, source, fields):
+                        source = None
+            if mask is None and not (official or lost) and source is not None and source.masks:
+                lost = not_found(fill(source.masks[0], fields), self.home, where)
+            found.append((relative, source, fields, mask, lost))
         return self._paired(found)
 
     def _paired(self, found: Sequence[_Found]) -> list[Sample]:
-        """Samples from images with their sources; the official mask where none is given."""
-        samples, without = [], []
-        for image, source, fields, given in found:
+        """Samples from images with their sources; the official mask where none is given.
+
+        One that is not there is noted: the images may be meant to be used without labels.
+        """
+        samples = []
+        for image, source, fields, given, lost in found:
             mask = given
             if mask is None and source is not None and self._has_masks(source):
                 mask = self._mask(source, fields)
-                if mask is None:
-                    without.append((image, fill(source.masks[0], fields), source.hint))
+                if mask is None and not lost:
+                    lost = f"{self.home / image} wants {self.home / fill(source.masks[0], fields)}; {source.hint}"
             name = image.rpartition(".")[0]
-            samples.append(Sample(name, self.home / image, mask, self.group(name)))
-        if without:
-            image, expected, hint = without[0]
-            raise DataError(
-                f"{fact(self.kind, 'title')}: {len(without)} of {len(found)} images have no mask; "
-                f"the first: {self.home / image} wants {self.home / expected}",
-                hint,
+            samples.append(
+                Sample(name, self.home / image, mask, self.group(name), lost="" if mask is not None else lost)
             )
         return samples
 
@@ -221,10 +223,17 @@ def _first_match(sources: Iterable[Source], image: str) -> tuple[Source | None, 
 
 def _is_other_mask(label: str, source: Source | None, fields: Mapping[str, str]) -> bool:
     """Whether a list's label is an official mask of the image that stores something else than this variant reads."""
-    if source is None:
-        return False
+    return source is not None and _ends(label, source.other_masks, fields)
+
+
+def _is_mask(label: str, source: Source | None, fields: Mapping[str, str]) -> bool:
+    """Whether a list's label is one of the places where the image's official mask may be."""
+    return source is not None and _ends(label, source.masks, fields)
+
+
+def _ends(label: str, patterns: Iterable[str], fields: Mapping[str, str]) -> bool:
     path = label.replace("\\", "/")
-    return any(path.endswith(fill(pattern, fields)) for pattern in source.other_masks)
+    return any(path.endswith(fill(pattern, fields)) for pattern in patterns)
 
 
 def _mat_entries(path: Path, key: str) -> list[tuple[str, str, str | None]]:

@@ -110,7 +110,7 @@ def open_catalogue(settings: CatalogueSettings, base: Path) -> Splits:
     """The splits of a public data set; ``base`` is the recipe's folder.
 
     Raises :class:`DataError` when nothing of the data set is under its root, or an own list is not there; opening a
-    split raises it for the first missing image or mask.
+    split raises it for the first missing image. A missing mask is noted, and raised where it is read.
     """
     root = (base / settings.root).resolve()
     if not root.is_dir():
@@ -149,7 +149,7 @@ def report_counts(kind: str, splits: Mapping[str, Dataset], variant: str | None 
     lines = []
     for name, dataset in splits.items():
         of = f" ({expected[name]} expected)" if name in expected else ""
-        lines.append(f"{name}: {len(dataset)} images{of}{'' if dataset.labeled else ', no masks'}")
+        lines.append(f"{name}: {len(dataset)} images{of}{_lacking(dataset)}")
     return lines
 
 
@@ -161,6 +161,13 @@ def _find_layout(root: Path, layouts: Iterable[Layout]) -> tuple[Layout, Path] |
             if home.is_dir() and any(missing(home, sources) is None for sources in layout.splits.values()):
                 return layout, home
     return None
+
+
+def _lacking(dataset: Dataset) -> str:
+    without = sum(sample.label is None for sample in dataset.samples)
+    if not without:
+        return ""
+    return ", no masks" if without == len(dataset) else f", {without} without mask"
 
 
 def _nothing_found(kind: str, variant: str, root: Path) -> DataError:

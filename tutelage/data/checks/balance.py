@@ -36,7 +36,7 @@ def contents(subject: Subject, masks: DatasetStatistics) -> Iterator[Finding]:
             f"{plural(int(masks.read.sum()), 'mask')}; values: {several(listed, 40)}",
             "compare with what you expect; data.<name>.ids, .colours and .ignore say what a value means",
         )
-    unlabelled = [index for index, sample in enumerate(dataset.samples) if sample.label is None]
+    unlabelled = [index for index, sample in enumerate(dataset.samples) if sample.label is None and not sample.lost]
     if unlabelled and len(unlabelled) < len(dataset):
         files = [dataset.samples[index].image for index in unlabelled]
         yield Finding(
@@ -69,6 +69,20 @@ def contents(subject: Subject, masks: DatasetStatistics) -> Iterator[Finding]:
             f"{len(files)} of {plural(len(dataset), 'mask')} with {dataset.classes.names[0]} alone: {some(files)}",
             "fine when nothing else is in the picture; if these were never annotated, take them out of the list",
             tuple(files),
+        )
+
+
+def lost_masks(subject: Subject) -> Iterator[Finding]:
+    """Masks that are not where they should be, of images that are used with labels."""
+    lost = [sample for sample in subject.dataset.samples if sample.lost]
+    if lost:
+        yield Finding(
+            "error",
+            "mask-lost",
+            subject.name,
+            f"{len(lost)} of {plural(len(subject.dataset), 'mask')} not there: {lost[0].lost}",
+            "check the list and the root folder of the data; only images that are used without labels need no masks",
+            tuple(sample.image for sample in lost),
         )
 
 

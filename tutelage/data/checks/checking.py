@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
-from tutelage.data.checks.balance import BalanceLimits, contents, deficits
+from tutelage.data.checks.balance import BalanceLimits, contents, deficits, lost_masks
 from tutelage.data.checks.findings import SEVERITIES, Finding
-from tutelage.data.checks.images import SizeLimits, image_faults, image_forms, stray_masks
-from tutelage.data.checks.leaks import LikenessLimits, across, inside, overlapping
+from tutelage.data.checks.images import SizeLimits, below_crop, image_faults, image_forms, stray_masks
+from tutelage.data.checks.leaks import LikenessLimits, across, inside, overlapping, published
 from tutelage.data.checks.masks import binary_trap, poisonous
 from tutelage.data.checks.orientation import orientation
 from tutelage.data.checks.shifts import ShiftLimits, shifts
@@ -37,6 +37,7 @@ def check_datasets(
     *,
     roles: Mapping[str, str | Collection[str]] | None = None,
     settings: CheckSettings | None = None,
+    crops: Mapping[str, tuple[int, int]] | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
     workers: int = 2,
@@ -45,13 +46,14 @@ def check_datasets(
     """Everything that is found in data sets of one task (``data/split`` → data set), the gravest first.
 
     ``roles`` says what a data set is for (`train`, `val`, `test`, `source`, `target`, `unlabeled`, or several of them);
-    names speak for those that are left out. Masks of data that are only unlabelled or only target are not opened.
+    names speak for those that are left out; ``crops`` gives the height and width that training cuts out of its images.
+    Masks of data that are only unlabelled or only target are not opened.
     Every file is read once, and not again while the data are unchanged; ``progress`` is told of files. Nothing
     is raised for a single file.
     """
     limits = settings or CheckSettings()
     subjects = _subjects(datasets, roles, progress, say, workers, cache)
-    findings = list(_findings(subjects, limits))
+    findings = list(_findings(subjects, limits, crops or {}))
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
@@ -98,7 +100,9 @@ def _subjects(
     return subjects
 
 
-def _findings(subjects: list[Subject], limits: CheckSettings) -> Iterator[Finding]:
+def _findings(
+    subjects: list[Subject], limits: CheckSettings, crops: Mapping[str, tuple[int, int]]
+) -> Iterator[Finding]:
     trapped = set()
     for subject in subjects:
         if subject.masks is not None:
@@ -114,13 +118,18 @@ def _findings(subjects: list[Subject], limits: CheckSettings) -> Iterator[Findin
                 if not finding.code.startswith("binary-"):  # said above, with the other splits in view
                     yield finding
             yield from contents(subject, subject.masks)
+        if subject.roles & MASKED:
+            yield from lost_masks(subject)
         yield from image_faults(subject)
         yield from orientation(subject)
         yield from image_forms(subject, limits.sizes)
+        if subject.name in crops:
+            yield from below_crop(subject, crops[subject.name])
         yield from inside(subject)
     # A class that is read as ignored is missing everywhere: that was said.
     yield from deficits([subject for subject in subjects if subject.name not in trapped], limits.rare)
     yield from across(subjects, limits.likeness)
     yield from overlapping(subjects)
+    yield from published(subjects)
     yield from shifts(subjects, limits.shift)
     yield from stray_masks(subjects)

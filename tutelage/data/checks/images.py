@@ -92,6 +92,25 @@ def image_forms(subject: Subject, limits: SizeLimits) -> Iterator[Finding]:
             )
 
 
+def below_crop(subject: Subject, crop: tuple[int, int]) -> Iterator[Finding]:
+    """Images that are smaller than the crops that are cut out of them."""
+    pictures = subject.pictures
+    small = np.flatnonzero(pictures.read & (pictures.sizes < np.array(crop)).any(1))
+    if len(small):
+        files = [subject.dataset.samples[index].image for index in small]
+        height, width = pictures.sizes[small[0]]
+        yield Finding(
+            "note",
+            "image-below-crop",
+            subject.name,
+            f"{len(files)} of {plural(len(subject.dataset), 'image')} smaller than the crop of {crop[1]}x{crop[0]}, "
+            f"before any random scale: {some(files)} (first: {width}x{height}); the rest of the crop is padding, which "
+            "no loss counts",
+            "a smaller augment.crop computes less for nothing",
+            tuple(files),
+        )
+
+
 def stray_masks(subjects: Sequence[Subject]) -> Iterator[Finding]:
     """Files in mask folders that have no image, where masks are named after their images."""
     used = {sample.label for subject in subjects for sample in subject.dataset.samples}

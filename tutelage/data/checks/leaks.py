@@ -19,6 +19,7 @@ import numpy as np
 from tutelage.data.checks.findings import Finding, plural, several, some
 from tutelage.data.checks.subject import TEACHING, Duty, Subject
 from tutelage.data.pictures import Pictures
+from tutelage.data.published_splits import recognise
 from tutelage.settings import Settings
 
 _TEACHES = ("train", "unlabeled")
@@ -75,17 +76,18 @@ def across(subjects: Sequence[Subject], limits: LikenessLimits) -> Iterator[Find
 
 
 def overlapping(subjects: Sequence[Subject]) -> Iterator[Finding]:
-    """Images that are both labelled and unlabelled training data."""
+    """Images that are both labelled and unlabelled training data: methods work, but learn from fewer new images."""
     labeled = [subject for subject in subjects if subject.duty == "train"]
     for unlabeled in (subject for subject in subjects if subject.duty == "unlabeled"):
         for other in labeled:
             mine, theirs = _images(unlabeled), _images(other)
-            shared = [path for path in mine if path in set(theirs)]
+            known = set(theirs)
+            shared = [path for path in mine if path in known]
             if not shared:
                 continue
             whole = len(shared) == len(mine)
             yield Finding(
-                "note" if whole else "warning",
+                "warning",
                 "labeled-unlabeled",
                 f"{other.name}, {unlabeled.name}",
                 (
@@ -93,9 +95,24 @@ def overlapping(subjects: Sequence[Subject]) -> Iterator[Finding]:
                     if whole
                     else f"{len(shared)} of {len(mine)} unlabelled images are"
                 )
-                + f" labelled in {other.name}, too: {some(shared)}",
+                + f" labelled in {other.name}, too: {some(shared, 5)}",
                 "fine where the one is an upper bound for the other; in one stage, the lists should not overlap",
                 tuple(shared),
+            )
+
+
+def published(subjects: Sequence[Subject]) -> Iterator[Finding]:
+    """Labelled lists that are published ones, so that scores on them can be compared with published scores."""
+    for subject in subjects:
+        known = recognise(subject.dataset.samples) if subject.duty == "train" else None
+        if known is not None:
+            yield Finding(
+                "note",
+                "published-list",
+                subject.name,
+                f"{plural(len(subject.dataset), 'labelled image')}: this is {known.describe()}; "
+                f"{known.unlabeled} unlabelled images belong to it",
+                "compare with published scores on this list only; other lists of the same size score differently",
             )
 
 

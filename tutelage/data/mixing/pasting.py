@@ -1,0 +1,26 @@
+"""Pasting a partner's pixels into images, labels and confidences alike.
+
+Legend: B batch, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+PartnerRule = Literal["next", "reversed"]
+"""Which image of the batch is pasted: the one after it (the last takes the first), or the batch from its end, where the
+middle of an odd number is its own partner (UniMatch V2)."""
+
+
+def paste(own: Tensor, partner: Tensor, mask_BHW: Tensor) -> Tensor:
+    """The partner's values where the mask is set: maps (B, H, W) or images (B, C, H, W); the mask is bool or 0/1."""
+    mask = mask_BHW.bool()
+    return torch.where(mask[:, None] if own.ndim == 4 else mask, partner, own)
+
+
+def partners(values_B: Tensor, rule: PartnerRule = "next") -> Tensor:
+    """The same batch in the order of everyone's partner."""
+    return values_B.roll(-1, 0) if rule == "next" else values_B.flip(0)

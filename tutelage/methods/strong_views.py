@@ -1,0 +1,165 @@
+"""What FixMatch, UniMatch and UniMatch V2 share: a weak view says what strong views of the same crop must show.
+
+    y, c        pseudo label and confidence of the weak view
+    mixed       inside of a box the partner's image, pseudo label, confidence and padding take the image's place
+    M(s, ...) = sum of CE(s, y) over valid pixels with c >= threshold, divided by ALL valid pixels
+
+Legend: B batch, K classes, H W pixels, h w a map's grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from tutelage.data.colour import ColourSettings
+from tutelage.data.mixing import partners, paste
+from tutelage.data.mixing.cutmix import box_masks, draw_boxes
+from tutelage.data.mixing.pasting import PartnerRule
+from tutelage.data.stream import ViewSettings
+from tutelage.data.views import Batch, View
+from tutelage.engine.contract import Facts, Method, Tick
+from tutelage.errors import RecipeError
+from tutelage.losses.consistency import masked_consistency, pseudo_label
+from tutelage.losses.resize import over_image
+from tutelage.methods.ema import average, decay_at, twin
+from tutelage.methods.supervised import TaskLoss, TaskSettings, Weight
+from tutelage.nets.segmentor import Prediction, Segmentor
+from tutelage.settings import Settings
+
+HALF = 0.5
+"""What the three papers multiply the sum of labelled and unlabelled loss with."""
+
+
+class StrongViewSettings(Settings):
+    """What all methods with strong views are told."""
+
+    weight: Weight = 1.0
+    """Weight of the unlabelled loss beside the labelled one."""
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """Pixels whose pseudo label has at least this confidence are learned from; 0: all."""
+    cutmix: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Probability, per image and strong view, that a box of another image is pasted."""
+    partner: PartnerRule = "next"
+    """Whose box: the `next` image's of the micro-batch, or that of the micro-batch in `reversed` order."""
+    task: TaskSettings = TaskSettings()
+    """The loss on labels."""
+
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+STRONG_VIEW = ViewSettings(
+    colour=ColourSettings(probability=0.8, brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25, grey=0.2, blur=0.5)
+)
+"""The published colours of a strong view, for recipes that name none."""
+
+
+class PseudoLabels(NamedTuple):
+    """What is known of every pixel of a batch."""
+
+    label: Tensor
+    """(B, H, W) int64."""
+    confidence: Tensor
+    """(B, H, W) in 0..1: the label's probability."""
+    valid: Tensor
+    """(B, H, W) bool: where the image is not padding."""
+
+
+class StrongViewMethod(Method):
+    """The student, the moving average where there is one, and the steps that the papers share."""
+
+    ema: Segmentor | None
+
+    def __init__(
+        self, nets: Mapping[str, Segmentor], settings: StrongViewSettings, facts: Facts, decay: float | None
+    ) -> None:
+        super().__init__()
+        self.student = nets["student"]
+        self.ema = twin(self.student) if decay is not None else None
+        self.task = TaskLoss(settings.task, facts)
+        self.shared = settings
+        self.decay = decay
+
+    def exported(self) -> Mapping[str, nn.Module]:
+        """The student, and its average beside it where there is one."""
+        return {"student": self.student} if self.ema is None else {"student": self.student, "ema": self.ema}
+
+    def counts(self, batches: Mapping[str, Batch]) -> Mapping[str, Tensor]:
+        """The weight of the valid labels."""
+        return {"labeled": self.task.counts(batches["labeled"]["weak"].label)}
+
+    def after_step(self, tick: Tick) -> None:
+        """The average follows in parameters and running statistics; after the first step it is a copy."""
+        if self.ema is not None and self.decay is not None:
+            average(self.ema, self.student, decay_at(tick.step, self.decay, ramp=True), buffers="average")
+
+    def judged(self, net: Segmentor, view: View) -> PseudoLabels:
+        """Pseudo labels by a net in evaluation mode, without gradient."""
+        with torch.no_grad(), evaluating(net):
+            return self.pseudo_labels(net(view.image).logits, view)
+
+    def pseudo_labels(self, logits_BKhw: Tensor, view: View) -> PseudoLabels:
+        """Pseudo labels of a view, of the logits that a net gave for it."""
+        return PseudoLabels(*pseudo_label(self.over(logits_BKhw.detach(), view.image)), view.valid)
+
+    def mixed(
+        self, batch: Batch, view: str, own: PseudoLabels, partner: PseudoLabels, tick: Tick
+    ) -> tuple[Tensor, PseudoLabels]:
+        """A strong view with boxes of partners in it, and the pseudo labels that belong to its pixels.
+
+        ``own`` labels what an image keeps, ``partner`` (in the batch's order) what it gives to others.
+        """
+        image = _of_one_crop(batch, view).image
+        size = (image.shape[2], image.shape[3])
+        boxes = draw_boxes(tick.seed, view, batch.positions.tolist(), size, self.shared.cutmix)
+        mask_BHW = box_masks(boxes, size, image.device)
+
+        def pasted(mine: Tensor, theirs: Tensor) -> Tensor:
+            return paste(mine, partners(theirs, self.shared.partner), mask_BHW)
+
+        return pasted(image, image), PseudoLabels(*map(pasted, own, partner))
+
+    def consistency(self, logits_BKhw: Tensor, image_B3HW: Tensor, target: PseudoLabels) -> Tensor:
+        """M: how far logits are from the pseudo labels that are sure."""
+        return masked_consistency(self.over(logits_BKhw, image_B3HW), *target, self.shared.threshold)
+
+    def supervised(self, prediction: Prediction, view: View, tick: Tick) -> dict[str, Tensor]:
+        """L_x / 2: the terms of the labelled batch."""
+        terms = self.task(prediction, self.student.stride, view.label, tick.share("labeled"))
+        return {name: HALF * value for name, value in terms.items()}
+
+    def over(self, logits_BKhw: Tensor, image_B3HW: Tensor) -> Tensor:
+        """Logits at the size of the image, (B, K, H, W)."""
+        return over_image(logits_BKhw, image_B3HW, self.shared.task.resize, self.student.stride)
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """The net in evaluation mode, then as before."""
+    before = net.training
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(before)
+
+
+def same_size(one: View, other: View) -> bool:
+    """Whether the images of two views can share a batch."""
+    return one.image.shape[1:] == other.image.shape[1:]
+
+
+def _of_one_crop(batch: Batch, name: str) -> View:
+    """A view that shows the same crop as the weak one; RecipeError where it does not."""
+    weak, view = batch["weak"].geometry, batch[name].geometry
+    if view is not weak and not (weak.size == view.size and torch.equal(weak.matrix, view.matrix)):
+        raise RecipeError(
+            f"the view {name!r} shows another part of the image than the view 'weak', whose pseudo labels it learns",
+            f"leave `augment` out of `views.weak` and `views.{name}`: all views share the stream's own",
+        )
+    return batch[name]

@@ -1,0 +1,377 @@
+"""TriKD: three architectures teach one another on unlabelled images, and a small one is kept.
+
+    L = w_s OHEM(student) + w_c OHEM(cnn) + w_v CE(vit)                             labelled images
+      + c * sum over views a, and the other views b, of CE(p_a, argmax p_b)         unlabelled images, six terms
+      + l_low * mean over elements of (P f_student - f_cnn)^2                       both; f the feature at stride 4
+      + l_high * KL(softmax A_vit || softmax up(Q A_student))                       both; A the last attention's logits
+
+Features and attention of the cnn and the vit get no gradient; P and Q are 1x1 convolutions that bring channels and
+heads to theirs. The labelled and the unlabelled batch go through each net one after the other, with batch statistics
+of their own. Where a net has no attention (three ConvNets), the last term is off.
+
+View by view, a step has three passes, one for each net, so that the activations of one net alone are held. The first
+pass also looks with the other nets, without a gradient; its class maps are all that the others need. Dropout is drawn
+by view and stream in both forms, so that their gradients are equal. Source: the code of TriKD (arXiv 2309.12557).
+"""
+
+# Legend: B images, K classes, H W pixels, C channels, h w a feature's grid, n heads, N tokens.
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from tutelage.data.draws import key
+from tutelage.data.views import Batch, View
+from tutelage.engine.contract import Facts, Method, Needs, Optimization, Pass, Tick
+from tutelage.engine.optimizers import OptimizerSettings, ScheduleSettings
+from tutelage.errors import RecipeError, TutelageError
+from tutelage.losses.consistency import cross_pseudo_supervision
+from tutelage.losses.resize import over_image
+from tutelage.losses.views import AttentionResize, Grid, Mean, attention_loss, spatial_loss
+from tutelage.methods.distillation.projection import Projection
+from tutelage.methods.supervised import TaskLoss, TaskSettings, Weight
+from tutelage.nets.modes import keeping_statistics
+from tutelage.nets.segmentor import Prediction, Segmentor
+from tutelage.nets.tokens import AttentionTap, attention_tap
+from tutelage.settings import Settings
+
+VIEWS = ("student", "cnn", "vit")
+STREAMS = ("labeled", "unlabeled")
+ATTENTION_WEIGHT = 0.5
+
+
+class TriKDSettings(Settings):
+    """Triple-view knowledge distillation."""
+
+    student_weight: Weight = 1.0
+    """w_s: weight of the student's loss on labels."""
+    cnn_weight: Weight = 1.0
+    """w_c: weight of the cnn's loss on labels."""
+    vit_weight: Weight = 1.0
+    """w_v: weight of the vit's loss on labels."""
+    cps_weight: Weight = 0.1
+    """c: weight of the six terms in which a view learns from the class maps of another."""
+    cps_padding: bool = False
+    """Whether padded pixels count there, as published."""
+    spatial_weight: Weight = 0.9
+    """l_low: weight of the spatial loss; 0.9 published for the smaller student, 0.5 for the larger."""
+    spatial_stride: Annotated[int, Field(gt=0)] = 4
+    """The features compared: of each net the finest level whose positions are at least so many pixels apart."""
+    attention_weight: Weight | None = None
+    """l_high: weight of the attention loss; null: 0.5 (published) where student and vit have attention, else 0."""
+    attention_resize: AttentionResize = "published"
+    """How the attention of both meets: `published` (the student's enlarged as a flat picture of tokens), `spatial`
+    (enlarged in the image), `pool` (the vit's brought to the student's grid; cheapest)."""
+    kl: Mean = "elements"
+    """The attention loss is a mean over all `elements` (published) or over `rows`, which makes it as many times larger
+    as there are tokens."""
+    vit_schedule: Literal["corrected", "published"] = "corrected"
+    """The vit's learning rate moves as that of the others, or stays where it is, as published."""
+    cnn_optimizer: OptimizerSettings | None = None
+    """The cnn's optimizer; null: as the stage's."""
+    vit_optimizer: OptimizerSettings | None = None
+    """The vit's optimizer; null: as the stage's."""
+    view_wise: bool = False
+    """One net after the other: the same gradients in less memory, for two more forwards without gradient."""
+    task: TaskSettings = TaskSettings(loss="ohem", ohem_min_kept=200_000)
+    """The loss on labels of student and cnn."""
+    vit_task: TaskSettings = TaskSettings()
+    """The loss on labels of the vit."""
+
+
+class Look(NamedTuple):
+    """What a view says of a labelled and an unlabelled batch."""
+
+    labeled: Prediction
+    unlabeled: Prediction
+    logits_BKHW: Tensor
+    """Those of the unlabelled batch at the size of its images."""
+
+
+class Attention(NamedTuple):
+    """The last attention of a view on one batch."""
+
+    logits_BnNN: Tensor
+    grid: Grid
+
+
+class Told(NamedTuple):
+    """What the other views are told of a view; nothing of it has a gradient."""
+
+    classes_BHW: Tensor
+    """The class map of the unlabelled batch."""
+    features: tuple[Tensor, ...]
+    """(B, C, h, w) of both batches, where they are imitated."""
+    attention: tuple[Attention, ...]
+    """Of both batches, where it is imitated."""
+
+
+class TriKD(Method):
+    """Few labels and many images: a small student, a ConvNet and a transformer learn from one another."""
+
+    Settings = TriKDSettings
+    streams = {
+        "labeled": Needs(labels=True, views=("weak",), about="images with masks"),
+        "unlabeled": Needs(labels=False, views=("weak",), about="images without masks"),
+    }
+    roles = VIEWS
+
+    def __init__(self, nets: Mapping[str, Segmentor], settings: TriKDSettings, facts: Facts) -> None:
+        super().__init__()
+        self.student, self.cnn, self.vit = (nets[name] for name in VIEWS)
+        self.task = TaskLoss(settings.task, facts)
+        self.vit_task = TaskLoss(settings.vit_task, facts)
+        self.settings = settings
+        self.weights = {"student": settings.student_weight, "cnn": settings.cnn_weight, "vit": settings.vit_weight}
+        self.facts = facts
+        self.projections = nn.ModuleDict()
+        self.levels = {name: _level(self._net(name), settings.spatial_stride) for name in ("student", "cnn")}
+        if settings.spatial_weight:
+            mine, theirs = (self._net(name).feature_channels[level] for name, level in self.levels.items())
+            self.projections["spatial"] = Projection(nn.Conv2d(mine, theirs, 1))
+        self.attention_weight, self.attention, self.why_not = self._attention()
+        if self.attention:
+            mine, theirs = (self.attention[name].heads for name in ("student", "vit"))
+            self.projections["attention"] = Projection(nn.Conv2d(mine, theirs, 1))
+
+    def passes(self, step: int) -> tuple[Pass, ...]:
+        """All nets at once, or one after the other."""
+        if self.settings.view_wise:
+            return Pass("student", {"student", "projections"}), Pass("cnn", {"cnn"}), Pass("vit", {"vit"})
+        return (Pass("train", {*VIEWS, "projections"}),)
+
+    def optimizers(self) -> Mapping[str, Optimization]:
+        """One for each net; the projections go with the student."""
+        settings = self.settings
+        constant = ScheduleSettings(kind="constant") if settings.vit_schedule == "published" else None
+        return {
+            "main": Optimization(("student", "projections")),
+            "cnn": Optimization(("cnn",), settings.cnn_optimizer),
+            "vit": Optimization(("vit",), settings.vit_optimizer, constant),
+        }
+
+    def exported(self) -> Mapping[str, nn.Module]:
+        """The student, and the other views beside it."""
+        return {name: self._net(name) for name in VIEWS}
+
+    def counts(self, batches: Mapping[str, Batch]) -> Mapping[str, Tensor]:
+        """What the means over labels, and over pixels without labels, are divided by."""
+        label = batches["labeled"]["weak"].label
+        return {
+            "labeled": self.task.counts(label),
+            "labeled_vit": self.vit_task.counts(label),
+            "unlabeled": self._counted(batches["unlabeled"]["weak"]).sum().float(),
+        }
+
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+        """One labelled and one unlabelled batch: all views, or the turn of one of them."""
+        views = {stream: batches[stream]["weak"] for stream in STREAMS}
+        if pass_name in ("cnn", "vit"):
+            classes = {name: tick.carry[name] for name in VIEWS if name != pass_name}
+            return self._learn(pass_name, self._look(pass_name, views, tick), classes, views, tick)
+        looks, told = {}, {}
+        for name in reversed(VIEWS):  # the student last: what the others need for a while is not held beside its graph
+            if pass_name in ("train", name):
+                looks[name] = self._look(name, views, tick)
+                told[name] = self._tell(name, looks[name])
+            else:
+                with torch.no_grad(), keeping_statistics(self._net(name)):
+                    told[name] = self._tell(name, self._look(name, views, tick))
+        classes = {name: each.classes_BHW for name, each in told.items()}
+        if pass_name != "train":
+            tick.carry.update(classes)
+        terms = {}
+        for name, look in looks.items():
+            terms.update(self._learn(name, look, classes, views, tick))
+        terms.update(self._imitate(looks["student"], told))
+        return terms
+
+    def _look(self, name: str, views: Mapping[str, View], tick: Tick) -> Look:
+        """A view of both batches, with dropout that depends on nothing else."""
+        net = self._net(name)
+        with _drawing(tick, name, "labeled"):
+            labeled = net(views["labeled"].image)
+        with _drawing(tick, name, "unlabeled"):
+            unlabeled = net(views["unlabeled"].image)
+        rule = self._task(name).settings.resize
+        logits_BKHW = over_image(unlabeled.logits, views["unlabeled"].image, rule, net.stride)
+        return Look(labeled, unlabeled, logits_BKHW)
+
+    @torch.no_grad()
+    def _tell(self, name: str, look: Look) -> Told:
+        """What the others may know of it."""
+        both = (look.labeled, look.unlabeled)
+        features: tuple[Tensor, ...] = ()
+        attention: tuple[Attention, ...] = ()
+        if name == "cnn" and "spatial" in self.projections:
+            features = tuple(prediction.features[self.levels[name]] for prediction in both)
+        if name == "vit" and self.attention:
+            attention = tuple(self._attention_of(name, prediction) for prediction in both)
+        return Told(look.logits_BKHW.argmax(1), features, attention)
+
+    def _learn(
+        self, name: str, look: Look, classes: Mapping[str, Tensor], views: Mapping[str, View], tick: Tick
+    ) -> dict[str, Tensor]:
+        """A view learns from labels, and from the class maps of the others."""
+        task, total = self._task(name), "labeled_vit" if name == "vit" else "labeled"
+        supervised = task(look.labeled, self._net(name).stride, views["labeled"].label, tick.share(total))
+        prefix = "" if name == "student" else f"{name}_"
+        terms = {f"{prefix}{term}": self.weights[name] * value for term, value in supervised.items()}
+        counted_BHW = self._counted(views["unlabeled"])
+        losses = [
+            cross_pseudo_supervision(look.logits_BKHW, classes[other], counted_BHW) for other in VIEWS if other != name
+        ]
+        share = counted_BHW.sum() / tick.share("unlabeled")  # a mean over the step's pixels, not this slice's
+        terms[f"{prefix}cps"] = self.settings.cps_weight * share * torch.stack(losses).sum()
+        return terms
+
+    def _imitate(self, look: Look, told: Mapping[str, Told]) -> dict[str, Tensor]:
+        """The student imitates the early features of the cnn and the last attention of the vit."""
+        both = (look.labeled, look.unlabeled)
+        settings, terms = self.settings, {}
+        if "spatial" in self.projections:
+            project = self.projections["spatial"]
+            losses, sizes = [], []
+            for prediction, theirs in zip(both, told["cnn"].features, strict=True):
+                losses.append(spatial_loss(project(prediction.features[self.levels["student"]]), theirs))
+                sizes.append(theirs.numel())
+            terms["spatial"] = settings.spatial_weight * _pooled(losses, sizes)
+        if "attention" in self.projections:
+            how, mean = settings.attention_resize, settings.kl
+            losses, sizes = [], []
+            for prediction, vit in zip(both, told["vit"].attention, strict=True):
+                student = self._attention_of("student", prediction)
+                mine_BnNN, grids = self.projections["attention"](student.logits_BnNN), (student.grid, vit.grid)
+                losses.append(attention_loss(mine_BnNN, vit.logits_BnNN, grids=grids, resize=how, mean=mean))
+                compared = mine_BnNN if how == "pool" else vit.logits_BnNN
+                sizes.append(compared.numel() if mean == "elements" else compared[..., 0].numel())
+            terms["attention"] = self.attention_weight * _pooled(losses, sizes)
+        return terms
+
+    def _attention_of(self, name: str, prediction: Prediction) -> Attention:
+        tap = self.attention[name]
+        return Attention(tap.logits(prediction.taps), tap.grid(prediction))
+
+    def _attention(self) -> tuple[float, dict[str, AttentionTap], str]:
+        """The weight of the attention loss, where attention is read, and why it is not.
+
+        Raises :class:`RecipeError` where a weight is asked for and a net has no attention.
+        """
+        asked = self.settings.attention_weight
+        if asked == 0:
+            return 0.0, {}, "attention_weight is 0"
+        taps, lacking = {}, []
+        for name in ("student", "vit"):
+            net = self._net(name)
+            try:
+                tap = attention_tap(net)
+                reason = f"net {name} ({net.settings.encoder} + {net.settings.decoder}) has no attention of all to all"
+            except TutelageError as error:
+                tap, reason = None, f"net {name}: {error.message}"
+            if tap is None:
+                lacking.append(reason)
+            else:
+                taps[name] = tap
+        if lacking and asked is not None:
+            raise RecipeError(
+                f"attention_weight is {asked:g}, but {'; '.join(lacking)}",
+                "take a plain vision transformer, or tiny_vit_11m_224 or tiny_vit_21m_512 with decoder: "
+                "dual_frequency, for both; or leave attention_weight out",
+            )
+        if lacking:
+            return 0.0, {}, "; ".join(lacking)
+        for name, tap in taps.items():
+            net = self._net(name)
+            net.tap((*net.taps, tap.name))
+        return ATTENTION_WEIGHT if asked is None else asked, taps, ""
+
+    def extra_report(self) -> dict[str, Any]:
+        """What is projected where, and which terms are off."""
+        size = None if self.facts.size is None else self.facts.size()
+        lines = [
+            "a step forwards each of three nets twice, "
+            + ("one net after the other, two of them twice more" if self.settings.view_wise else "all held at once")
+        ]
+        if "spatial" in self.projections:
+            mine, theirs = (self._feature(name, size) for name in ("student", "cnn"))
+            lines.append(f"spatial: student {mine} is projected and resized to cnn {theirs}")
+        else:
+            lines.append("spatial: off, spatial_weight is 0")
+        if self.attention:
+            mine, theirs = (self._heads(name, size) for name in ("student", "vit"))
+            lines.append(
+                f"attention: student {mine} is projected to vit {theirs}, resize {self.settings.attention_resize}, "
+                f"mean over {self.settings.kl}, weight {self.attention_weight:g}"
+            )
+        else:
+            lines.append(f"attention: off, {self.why_not}")
+        return {"views": "\n  ".join(lines)}
+
+    def _feature(self, name: str, size: Grid | None) -> str:
+        net, level = self._net(name), self.levels[name]
+        stride = net.feature_strides[level]
+        shown = f"{net.feature_channels[level]} channels at stride {stride}"
+        return shown if size is None else f"{shown} ({-(-size[0] // stride)}x{-(-size[1] // stride)})"
+
+    def _heads(self, name: str, size: Grid | None) -> str:
+        tap = self.attention[name]
+        if size is None:
+            return f"{tap.heads} heads"
+        height, width = (-(-side // tap.multiple) * tap.multiple // tap.stride for side in size)
+        return f"{tap.heads} heads on {height}x{width} tokens"
+
+    def _net(self, name: str) -> Segmentor:
+        net: Segmentor = getattr(self, name)
+        return net
+
+    def _task(self, name: str) -> TaskLoss:
+        return self.vit_task if name == "vit" else self.task
+
+    def _counted(self, view: View) -> Tensor:
+        """(B, H, W) pixels that count in the cross pseudo supervision."""
+        return torch.ones_like(view.valid) if self.settings.cps_padding else view.valid
+
+
+def _level(net: Segmentor, stride: int) -> int:
+    """The finest level of a net at this stride or a larger one; the coarsest if all are finer."""
+    return next((level for level, own in enumerate(net.feature_strides) if own >= stride), len(net.feature_strides) - 1)
+
+
+def _pooled(losses: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    """The mean over the elements of all parts, from the mean of each."""
+    return torch.stack([loss * (size / sum(sizes)) for loss, size in zip(losses, sizes, strict=True)]).sum()
+
+
+@contextmanager
+def _drawing(tick: Tick, *place: str) -> Iterator[None]:
+    """Within, the global generators (dropout, stochastic depth) begin from a place and not from what came before."""
+    devices = [tick.device] if tick.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(key(tick.seed, tick.step, tick.slice, *place) % (1 << 63))
+        yield
+
+
+class Epoch(NamedTuple):
+    """An epoch as TriKD's code makes it."""
+
+    images: int
+    """Of each list, after the labelled one was repeated and cut to the length of the other."""
+    labeled: int
+    """Different labelled images among them."""
+    steps: int
+
+
+def published_epoch(labeled: int, unlabeled: int, processes: int = 4, batch: int = 2) -> Epoch:
+    """How long an epoch of the published code is, for numbers of images: what its 300 epochs are in steps.
+
+    ``batch``: labelled images per process. A labelled list that is longer than the other loses its end for good; the
+    streams of this library cut nothing.
+    """
+    per_process = -(-unlabeled // processes)  # the sampler fills up every process's share
+    return Epoch(unlabeled, min(labeled, unlabeled), per_process // batch)
