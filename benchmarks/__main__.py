@@ -16,10 +16,12 @@ ALL = (
     "relations",
     "frequency",
     "mixtures",
+    "prototypes",
     "distillation",
     "unimatch_v2",
     "trikd",
     "teacher_cache",
+    "annotate",
 )
 
 

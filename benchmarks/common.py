@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from tutelage.data.dataset import Dataset
 from tutelage.data.folder import FolderSettings, open_folder
 from tutelage.data.opening import ToycitySettings, open_data
+from tutelage.engine.meter import peak_memory
 
 ROOT = Path(__file__).parents[1]
 CAMVID = Path(os.environ.get("TUTELAGE_DATA", ROOT / ".." / "shared" / "data")).resolve() / "camvid"
@@ -69,6 +71,28 @@ def in_process(module: str, *arguments: str) -> dict[str, Any]:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
+
+
+def peak_since() -> float:
+    """Forget the peak of memory so far; what is resident now, in MiB (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return peak_memory(torch.device("cpu"))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """The processes started inside compute on one thread."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def ratio_line(what: str, slow: list[float], fast: list[float], unit: str = "s") -> str:

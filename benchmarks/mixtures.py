@@ -11,17 +11,14 @@ import argparse
 import importlib
 import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.common import in_process, ratio_line
+from benchmarks.common import in_process, one_thread, peak_since, ratio_line
 from tutelage.engine.allocator import keep_freed_memory
 from tutelage.engine.meter import peak_memory
 from tutelage.prototypes.gaussians import Mixture, Mixtures, MixtureSettings, component_log_density, em, fit_mixture
@@ -106,7 +103,7 @@ def fit(way: str, small: bool) -> dict[str, Any]:
 
     if way == "sklearn":
         _sklearn()  # its import is not measured
-    before = _peak_since()
+    before = peak_since()
     times = []
     for _ in range(1 if way == "published" else 2):
         began = time.process_time()
@@ -133,7 +130,7 @@ def whole_fit(way: str, small: bool) -> dict[str, Any]:
     rows = features(2000 if small else ROWS, 16 if small else CHANNELS)
     if way == "sklearn":
         _sklearn()
-    before = _peak_since()
+    before = peak_since()
     began = time.process_time()
     if way == "ours":
         found = fit_mixture(rows, MixtureSettings(components=COMPONENTS, start="clusters"), seed=0)
@@ -175,7 +172,7 @@ def score(way: str, small: bool) -> dict[str, Any]:
     run: Callable[[], Tensor] = ours if way == "ours" else published
     if way == "ours":
         run()
-    before = _peak_since()
+    before = peak_since()
     times = []
     for _ in range(3 if way == "ours" else 1):
         began = time.process_time()
@@ -193,12 +190,6 @@ def _parameters(rows: Tensor) -> Mixture:
     return Mixture(weight, groups.mean(1), groups.var(1, correction=0) + 1e-2)
 
 
-def _peak_since() -> float:
-    """Forget the peak so far; what is resident now, in MiB (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return peak_memory(CPU)
-
-
 def _sklearn() -> Any:
     """The module of its mixtures; ImportError where it is not installed."""
     return importlib.import_module("sklearn.mixture")
@@ -212,23 +203,7 @@ def _others() -> list[str]:
     return ["published", "sklearn"]
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """The processes started inside compute on one thread."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@_one_thread()
+@one_thread()
 def main(small: bool = False) -> None:
     """Print the table."""
     size = ("--small",) if small else ()

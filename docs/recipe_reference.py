@@ -63,11 +63,17 @@ def method_reference(name: str) -> str:
     method = find_method(name)
     lines = ["| stream | masks are read | views | what it is |", "| --- | --- | --- | --- |"]
     for stream, needs in method.streams.items():
-        views = ", ".join(f"`{view}`" for view in needs.views)
+        views = ", ".join([f"`{view}`" for view in needs.views] + [f"(`{view}`)" for view in needs.optional])
         lines.append(f"| `{stream}` | {'yes' if needs.labels else 'no'} | {views} | {needs.about} |")
     if method.teachers:
         needed = ", ".join(f"`{role}`" for role in method.teachers)
         lines += ["", f"Trained nets that it consults, under `inputs`: {needed}."]
+    if method.fits:
+        needed = ", ".join(f"`{role}`" for role in method.fits)
+        lines += ["", f"`fit` stages that it starts from, under `inputs`: {needed}."]
+    if method.fits:
+        needed = ", ".join(f"`{role}`" for role in method.fits)
+        lines += ["", f"What `fit` stages made, under `inputs` as well: {needed}."]
     return "\n".join([*lines, "", _table(method.Settings)])
 
 
@@ -113,7 +119,7 @@ def _joined(place: str, step: str, model: type[Settings]) -> str:
 
 def _is_entry(kinds: tuple[Any, ...], step: str) -> bool:
     """Whether a class is one of several that stand under one key, told apart by their kind."""
-    return bool(kinds) and step.endswith(".<name>")
+    return len(kinds) == 1 or (bool(kinds) and step.endswith(".<name>"))
 
 
 def _nested(annotation: Any, step: str = "") -> Iterator[tuple[type[Settings], str]]:

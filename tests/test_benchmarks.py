@@ -36,6 +36,11 @@ def test_the_measurements_start(name: str) -> None:
 
 
 @pytest.mark.slow
+def test_labelling_a_folder_is_measured() -> None:
+    assert "| time ratio |" in in_process("benchmarks.annotate", "--small")
+
+
+@pytest.mark.slow
 def test_the_peak_of_memory_is_printed() -> None:
     assert json.loads(in_process("benchmarks.memory", "600").splitlines()[-1])["peak_mib"] > 0
 
@@ -55,6 +60,16 @@ def test_relational_losses_are_measured(kind: str, way: str) -> None:
 def test_mixtures_are_measured(what: str, way: str) -> None:
     found = json.loads(in_process("benchmarks.mixtures", what, way, "--small").splitlines()[-1])
     assert all(spent > 0 for spent in found["times"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["distances", "transport", "contrast", "thresholds"])
+def test_prototypes_are_measured(what: str) -> None:
+    plain, ours = (
+        json.loads(in_process("benchmarks.prototypes", what, way, "--small").splitlines()[-1])
+        for way in ("plain", "ours")
+    )
+    assert ours["value"] == pytest.approx(plain["value"], rel=1e-3)
 
 
 @pytest.mark.slow

@@ -45,6 +45,7 @@ def ladder_plan_table(rows: Sequence[PlannedRung]) -> str:
     for row in rows:
         trials = f", {row.trials} trials" if row.trials else ""
         lines.append(f"{row.name:<{wide}}  {row.done} done, {row.missing} to train{trials}")
+        lines += [f"{'':<{wide}}  {row.note}"] if row.note and row.cost is not None else []
         if isinstance(row.cost, str):
             lines.append(f"{'':<{wide}}  no estimate: {row.cost}")
         elif row.cost is not None:
@@ -61,11 +62,11 @@ def ladder_plan_table(rows: Sequence[PlannedRung]) -> str:
 
 def ladder_table(ladder: Ladder) -> str:
     """The ladder's result, aligned, a sentence for each rung, and where the files are."""
-    from tutelage.report.ladder import HEAD, cells, compared, missing, notes, sentence
+    from tutelage.report.ladder import cells, compared, head, missing, notes, sentence
 
     content = ladder.content
-    rows = [HEAD, *(cells(content, rung) for rung in content.rungs)]
-    wide = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
+    rows = [head(content), *(cells(content, rung) for rung in content.rungs)]
+    wide = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, wide, strict=True)).rstrip() for row in rows]
     sentences = [f"{rung.name}: {sentence(content, rung)}" for rung in compared(content)]
     lacking = [f"missing: {'; '.join(missing(content))}"] if missing(content) else []

@@ -15,12 +15,15 @@ from PIL import Image
 from torch import Tensor
 
 from tests.processes import Countdown, count_disk_calls, in_child, start
-from tutelage.annotate.pseudo_labels import annotate, class_thresholds
+from tutelage.annotate import pseudo_labels
+from tutelage.annotate.policies import Argmax, ClassBalanced, ClassQuantile, ClassRatio, Policy, Threshold
+from tutelage.annotate.pseudo_labels import Written, annotate, class_thresholds
 from tutelage.data.dataset import Classes, Dataset, Sample
 from tutelage.data.labels import IGNORE, identity
 from tutelage.data.pseudo_labels import PseudoLabelFolder
 from tutelage.engine import collectives
 from tutelage.evaluation.protocol import Protocol
+from tutelage.runs.atomic import sha256
 from tutelage.runs.store import Store
 
 CLASSES = Classes(("road", "car", "sky"))
@@ -57,9 +60,23 @@ def dataset(tmp_path: Path) -> Dataset:
     return Dataset("mine", tuple(samples), CLASSES, identity(3))
 
 
-def run(dataset: Dataset, root: Path, net: ColourNet | None = None, **changes: Any) -> list[Path]:
-    settings = {"policy": "argmax", "threshold": 0.9, "portion": 0.4, "protocol": Protocol(), "producer": "key.student"}
-    return annotate(net or ColourNet(), dataset, root, device=torch.device("cpu"), **{**settings, **changes})
+POLICIES = {
+    "argmax": lambda: Argmax(3),
+    "threshold": lambda threshold=0.9: Threshold(3, threshold),
+    "class_balanced": lambda portion=0.4: ClassBalanced(3, portion),
+    "class_quantile": lambda quantile=0.5, cap=0.9: ClassQuantile(3, quantile, cap),
+    "class_ratio": lambda portion=0.3: ClassRatio(3, portion),
+}
+"""Every policy that goes by logits, by name."""
+
+
+def run(
+    dataset: Dataset, root: Path, net: ColourNet | None = None, policy: str | Policy = "argmax", **changes: Any
+) -> Written | None:
+    own = {name: changes.pop(name) for name in ("threshold", "portion", "quantile", "cap") if name in changes}
+    chosen = POLICIES[policy](**own) if isinstance(policy, str) else policy
+    given = {"device": torch.device("cpu"), "protocol": Protocol(), "producer": "key.student", **changes}
+    return annotate(net or ColourNet(), dataset, root, policy=chosen, **given)
 
 
 def brute_force(dataset: Dataset) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -91,13 +108,16 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def test_every_pixel_gets_its_most_likely_class(dataset: Dataset, tmp_path: Path) -> None:
-    files = run(dataset, tmp_path / "out")
+    written = run(dataset, tmp_path / "out")
+    assert written is not None
+    files = written.files
     for (label, confidence), (expected, sureness) in zip(
         maps(dataset, tmp_path / "out"), brute_force(dataset), strict=True
     ):
         np.testing.assert_array_equal(label, expected)
         assert np.abs(confidence - sureness).max() <= 1, "rounding"
     assert len(files) == 1 + 2 * COUNT
+    assert sum(sum_ == sha256(path) for path, sum_ in files.items()) == 2 * COUNT
     assert {path.relative_to(tmp_path / "out").as_posix() for path in files} == set(contents(tmp_path / "out"))
     assert json.loads((tmp_path / "out" / "pseudo_labels.json").read_text()) == {
         "format": 1,
@@ -197,13 +217,18 @@ def test_what_is_done_is_not_done_again(dataset: Dataset, tmp_path: Path) -> Non
     assert contents(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize("policy", ["argmax", "threshold", "class_balanced"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_a_second_run_changes_nothing(dataset: Dataset, tmp_path: Path, policy: str) -> None:
     """Of thinned maps too: the thresholds are not taken again from what they left."""
-    files = run(dataset, tmp_path / "out", policy=policy)
+    written = run(dataset, tmp_path / "out", policy=policy)
     before = contents(tmp_path / "out")
     net = ColourNet()
-    assert run(dataset, tmp_path / "out", net, policy=policy) == files
+    again = run(dataset, tmp_path / "out", net, policy=policy)
+    assert written is not None
+    assert again is not None
+    assert again.files == written.files
+    np.testing.assert_array_equal(again.said_K, written.said_K)
+    np.testing.assert_array_equal(again.counts_NC, written.counts_NC)
     assert contents(tmp_path / "out") == before
     assert net.seen == 0
 
@@ -214,7 +239,9 @@ def test_a_map_that_was_changed_by_hand_is_made_again(dataset: Dataset, tmp_path
     def make() -> dict[str, bytes]:
         artefact.reopen()
         artefact.begin("")
-        artefact.finish("annotate", run(dataset, artefact.labels, policy="class_balanced"), {})
+        written = run(dataset, artefact.labels, policy="class_balanced")
+        assert written is not None
+        artefact.finish("annotate", written.files, {})
         assert artefact.fault() is None
         return contents(artefact.folder)
 
@@ -226,13 +253,15 @@ def test_a_map_that_was_changed_by_hand_is_made_again(dataset: Dataset, tmp_path
 
 
 def _annotate(dataset: Dataset, out: Path, number: int) -> None:
+    pseudo_labels._WRITERS = 1  # so that files come in the order of the images
     countdown = Countdown(number)
     count_disk_calls(countdown)
     run(dataset, out, policy="class_balanced")
     raise SystemExit(countdown.calls)
 
 
-# Three calls a file: of confidences and labels, of the histogram, of thinned labels, of the manifest.
+# Three calls a file: of confidences and labels, of the histogram, of thinned labels, of the list of images, of the
+# manifest; and one to remove the list of the work.
 _FIRST_PASS, _HISTOGRAM, _THINNED = 6 * COUNT, 6 * COUNT + 3, 9 * COUNT + 3
 
 
@@ -245,7 +274,8 @@ _FIRST_PASS, _HISTOGRAM, _THINNED = 6 * COUNT, 6 * COUNT + 3, 9 * COUNT + 3
         (_FIRST_PASS + 1,),  # before the histogram
         (_HISTOGRAM,),  # just after it
         (_HISTOGRAM + 4, 2),  # some maps are thinned
-        (_THINNED + 1,),  # all are, the manifest is missing
+        (_THINNED + 1,),  # all are, the list of images is missing
+        (_THINNED + 4,),  # only the manifest is missing
     ],
 )
 def test_killed_and_started_again_the_files_are_the_same(
@@ -265,7 +295,7 @@ def test_killed_and_started_again_the_files_are_the_same(
 
 
 def test_the_disk_calls_are_as_these_tests_think(dataset: Dataset, tmp_path: Path) -> None:
-    assert in_child(_annotate, dataset, tmp_path / "out", 0) == _THINNED + 3
+    assert in_child(_annotate, dataset, tmp_path / "out", 0) == _THINNED + 7
 
 
 # Faults and ranks
@@ -286,18 +316,20 @@ def test_a_folder_that_cannot_be_written_ends_the_run(dataset: Dataset, tmp_path
         run(dataset, tmp_path / "out")
 
 
-def _rank(rank: int, dataset: Dataset, root: Path) -> None:
+def _rank(rank: int, dataset: Dataset, root: Path, policy: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{root / 'store'}", rank=rank, world_size=2)
     net = ColourNet()
-    files = run(dataset, root / "out", net, policy="class_balanced")
+    written = run(dataset, root / "out", net, policy=policy)
     collectives.leave()
-    assert net.seen == (3 if rank == 0 else 2)
-    assert len(files) == (0 if rank else 1 + 2 * COUNT)
+    looks = 2 if POLICIES[policy]().surveys else 1
+    assert net.seen == looks * (3 if rank == 0 else 2)
+    assert (written is None) == (rank > 0)
 
 
-def test_two_processes_write_the_same_files(dataset: Dataset, tmp_path: Path) -> None:
-    run(dataset, tmp_path / "whole", policy="class_balanced")
-    processes = [start(_rank, rank, dataset, tmp_path) for rank in range(2)]
+@pytest.mark.parametrize("policy", ["class_balanced", "class_ratio"])
+def test_two_processes_write_the_same_files(dataset: Dataset, tmp_path: Path, policy: str) -> None:
+    run(dataset, tmp_path / "whole", policy=policy)
+    processes = [start(_rank, rank, dataset, tmp_path, policy) for rank in range(2)]
     for process in processes:
         process.join(60)
         assert process.exitcode == 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tutelage.data.dataset import Classes, Dataset, Sample, bridge, describe_bridge, distinct_colour
+from tutelage.data.dataset import Classes, Dataset, Sample, bridge, describe_bridge, distinct_colour, inner_path
 from tutelage.data.labels import IGNORE, LabelMap, identity
 from tutelage.errors import DataError
 
@@ -173,3 +173,11 @@ class TestBridge:
             bridge(dataset, self.TASK, {"tree": None})
         with pytest.raises(DataError, match="bridge leads to class 'tree', which the task has not"):
             bridge(dataset, self.TASK, {"road": "tree"})
+
+
+@pytest.mark.parametrize(
+    ("name", "inside"),
+    [("a/b", "a/b"), ("i 0", "i 0"), ("a.b/c.d", "a.b/c.d"), ("../x/y", "_up/x/y"), ("/top/x", "_top/top/x")],
+)
+def test_files_called_after_images_elsewhere_stay_inside(name: str, inside: str) -> None:
+    assert inner_path(name) == inside

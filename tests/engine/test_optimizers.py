@@ -38,6 +38,27 @@ def test_the_floor_is_reached_at_the_end() -> None:
     assert ScheduleSettings(kind="poly").factor(99, 4) == 0
 
 
+def test_a_course_that_is_longer_than_the_stage() -> None:
+    assert factors(kind="poly", power=1, horizon=8) == [1, 0.875, 0.75, 0.625]
+    assert factors(2, kind="poly", power=1, horizon=8, lag=1) == [1, 1]
+    assert "horizon" not in ScheduleSettings().model_dump(), "keys of stages without one stay equal"
+
+
+def test_a_least_rate_is_the_same_for_all_parameters() -> None:
+    schedule = ScheduleSettings(kind="poly", power=1, warmup=2, warmup_ratio=0.0, least_lr=0.1)
+    for full in (0.5, 5.0):
+        found = [schedule.rate(full, step, 6) for step in (0, 1, 2, 4, 6, 9)]
+        assert found == pytest.approx([0.0, full / 2, full, (full + 0.1) / 2, 0.1, 0.1])
+    assert schedule.rate(0.05, 6, 6) == pytest.approx(0.05), "never above the full one"
+    assert ScheduleSettings(power=1).rate(0.3, 1, 2) == 0.15
+    optimizer = build_optimizer([Net()], OptimizerSettings(lr=1.0, encoder_lr_ratio=0.5))
+    set_rate(optimizer, schedule, 6, 6)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.1}
+    with pytest.raises(ValidationError, match="give one of them"):
+        ScheduleSettings(floor=0.1, least_lr=0.1)
+    assert "least_lr" not in ScheduleSettings().model_dump(), "keys of stages without one stay equal"
+
+
 @pytest.mark.parametrize("kind", ["poly", "cosine", "constant"])
 def test_warm_up_rises_linearly_and_then_the_schedule_begins(kind: str) -> None:
     found = factors(6, kind=kind, power=1, warmup=2, warmup_ratio=0.1)
@@ -118,7 +139,7 @@ def test_kinds_and_a_step_of_each_against_torch(kind: str, of: type) -> None:
     assert type(ours) is of
     own = {"momentum": 0.8} if kind == "sgd" else {"betas": (0.7, 0.9)}
     theirs = of(nets[1].parameters(), lr=0.05, weight_decay=0.2, **own)
-    set_rate(ours, 0.5)
+    set_rate(ours, ScheduleSettings(kind="poly", power=1.0), 1, 2)
     for step in range(3):
         for net, optimizer in zip(nets, (ours, theirs), strict=True):
             net(torch.arange(3.0) + step).square().sum().backward()
@@ -129,8 +150,9 @@ def test_kinds_and_a_step_of_each_against_torch(kind: str, of: type) -> None:
 
 def test_a_rate_is_set_from_the_full_one_each_time() -> None:
     optimizer = build_optimizer([Net()], OptimizerSettings(lr=0.1, encoder_lr_ratio=0.1))
-    for factor in (0.5, 0.0, 1.0):
-        set_rate(optimizer, factor)
+    schedule = ScheduleSettings(kind="poly", power=1.0)
+    for step, factor in ((1, 0.5), (2, 0.0), (0, 1.0)):
+        set_rate(optimizer, schedule, step, 2)
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
             [0.1 * factor] * 2 + [0.01 * factor] * 2
         )

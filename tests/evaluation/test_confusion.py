@@ -19,7 +19,15 @@ from tutelage.errors import TutelageError
 from tutelage.evaluation import confusion as room
 from tutelage.evaluation.boundary import BoundaryIoU
 from tutelage.evaluation.calibration import Calibration
-from tutelage.evaluation.confusion import Confusion, confusion_of, counts_of, per_image_counts
+from tutelage.evaluation.confusion import (
+    Confusion,
+    confusion_of,
+    counts_of,
+    merged,
+    per_image_counts,
+    scores_of,
+    subset_mean,
+)
 from tutelage.evaluation.counting import histogram, histogram_on_device
 
 INTEGERS = [torch.uint8, torch.int16, torch.int32, torch.int64]
@@ -227,3 +235,26 @@ def test_without_a_process_group_the_sum_is_a_copy() -> None:
     assert torch.equal(total.matrix, confusion.matrix)
     total.add(torch.ones(5, 5, dtype=torch.int64))
     assert not torch.equal(total.matrix, confusion.matrix)
+
+
+def test_means_over_some_classes_count_nothing_anew() -> None:
+    matrix = torch.tensor([[4, 0, 0, 0], [2, 2, 0, 0], [0, 0, 0, 0], [1, 0, 0, 3]])
+    iou = scores_of(matrix).iou
+    assert np.isnan(iou[2])
+    assert subset_mean(iou, [0, 1, 2, 3]) == pytest.approx(scores_of(matrix).miou)
+    assert subset_mean(iou, [0, 2]) == pytest.approx(4 / 7), "pixels of the class left out are still wrong"
+    assert np.isnan(subset_mean(iou, [2]))
+
+
+def test_merged_classes_are_one_class() -> None:
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 5, (40, 30), generator=generator)
+    prediction = torch.randint(0, 5, (40, 30), generator=generator)
+    groups = [[3, 1], [0]]
+    group_of = torch.tensor([1, 0, 2, 0, 3])
+    matrix = merged(confusion_of(prediction, label, 5), groups)
+    assert torch.equal(matrix, confusion_of(group_of[prediction], group_of[label], 4)), "2 and 4 stay as they are"
+    assert torch.equal(merged(matrix, []), matrix)
+    assert merged(matrix, [[0, 1, 2, 3]]).tolist() == [[1200]]
+    with pytest.raises(ValueError, match="two groups"):
+        merged(matrix, [[0, 1], [1]])

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from tutelage.errors import TutelageError
-from tutelage.evaluation.intervals import bootstrap_miou, bootstrap_shares, miou_of_counts, paired_bootstrap
+from tutelage.evaluation.intervals import (
+    bootstrap_miou,
+    bootstrap_shares,
+    gap_share,
+    miou_of_counts,
+    paired_bootstrap,
+)
 
 
 def counts_of_images(seed: int, images: int = 40, quality: float = 0.7, classes: int = 4) -> np.ndarray:
@@ -165,3 +171,48 @@ def test_a_share_counts_the_blocks_in_which_its_whole_occurs() -> None:
 def test_shares_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(TutelageError, match="no shares"):
         bootstrap_shares(np.zeros(shape, dtype=np.int64), np.zeros((3, 2) if shape != (0, 2) else shape))
+
+
+def quality_of(level: float, seed: int = 0, images: int = 60) -> np.ndarray:
+    """Counts of a net that finds ``level`` of every class; the images are the same for all."""
+    truth = np.random.default_rng(99).integers(300, 900, (images, 4))
+    hit = np.random.default_rng(seed).binomial(truth, level)
+    return np.stack([hit, np.zeros_like(hit), truth - hit], axis=-1)
+
+
+def test_the_share_of_a_gap_is_that_of_the_scores_with_an_interval_around_it() -> None:
+    plain, rung, oracle = ([quality_of(level, seed) for seed in (1, 2, 3)] for level in (0.5, 0.6, 0.7))
+    found = gap_share(plain, rung, oracle)
+    assert found == gap_share(plain, rung, oracle)
+    a, b, c = (np.mean([miou_of_counts(one.sum(0)) for one in side]) for side in (plain, rung, oracle))
+    assert found.share == pytest.approx((b - a) / (c - a))
+    assert found.low < found.share < found.high
+    assert found.reason == ""
+    assert found.gap == paired_bootstrap(plain, oracle)
+
+
+def test_ends_of_a_gap_are_0_and_1() -> None:
+    plain, oracle = quality_of(0.5, 1), quality_of(0.7, 2)
+    nothing, all_of_it = gap_share(plain, plain, oracle), gap_share(plain, oracle, oracle)
+    assert (nothing.share, nothing.low, nothing.high) == (0, 0, 0)
+    assert (all_of_it.share, all_of_it.low, all_of_it.high) == pytest.approx((1, 1, 1))
+    assert gap_share(plain, quality_of(0.4), oracle).share < 0
+    assert gap_share(plain, quality_of(0.8), oracle).share > 1
+
+
+def test_a_gap_that_may_be_0_has_no_shares() -> None:
+    alike = gap_share(quality_of(0.5, 1), quality_of(0.6), quality_of(0.5, 2))
+    assert alike.reason == "the gap itself may be 0"
+    worse = gap_share(quality_of(0.6, 1), quality_of(0.6, 2), quality_of(0.5))
+    assert worse.reason == "the gap itself may be 0"
+    same = quality_of(0.5)
+    assert math.isnan(gap_share(same, quality_of(0.6), same).share)
+    few = gap_share(quality_of(0.5, 1)[:3], quality_of(0.6)[:3], quality_of(0.7)[:3])
+    assert "only 3 images" in few.reason
+
+
+def test_blocks_and_images_that_do_not_belong_together_are_known_to_shares() -> None:
+    blocks = np.arange(60) // 20
+    assert "only 3 blocks" in gap_share(quality_of(0.5, 1), quality_of(0.6), quality_of(0.7), blocks).reason
+    with pytest.raises(TutelageError, match="not scored on the same images"):
+        gap_share(quality_of(0.5), quality_of(0.6)[:5], quality_of(0.7))

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from tutelage.losses.consistency import cross_pseudo_supervision, masked_consistency, pseudo_label
+from tutelage.losses.consistency import (
+    cross_pseudo_supervision,
+    masked_consistency,
+    masked_divergence,
+    pseudo_label,
+    ramp_up,
+)
 
 
 def case(seed: int, shape: tuple[int, int, int, int] = (2, 4, 3, 5)) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -112,3 +118,37 @@ def test_plain_supervision_is_a_mean_over_pixels() -> None:
     assert nothing.item() == 0
     assert logits.grad is not None
     assert not logits.grad.any()
+
+
+def test_a_divergence_where_the_view_shows_something() -> None:
+    logits, _, _, shown = case(3)
+    teacher = case(4)[0]
+    q, p = (each.double().softmax(1) for each in (teacher.detach(), logits.detach()))
+    expected = (q * (q.log() - p.log())).sum(1)[shown].mean() / logits.shape[1]
+    value = masked_divergence(logits, teacher, shown)
+    torch.testing.assert_close(value.double(), expected)
+    torch.testing.assert_close(masked_divergence(logits, teacher, shown, normalizer=2.0 * shown.sum()), value / 2)
+    (gradient,) = torch.autograd.grad(value, logits, retain_graph=True)
+    assert torch.equal(gradient.abs().sum(1) > 0, shown)
+    value.backward()
+    assert teacher.grad is None
+    assert masked_divergence(teacher, teacher, shown).item() == pytest.approx(0, abs=1e-7)
+
+
+def test_a_divergence_of_nothing_and_of_certainties() -> None:
+    logits, _, _, shown = case(3)
+    nothing = masked_divergence(logits, case(4)[0], torch.zeros_like(shown))
+    (gradient,) = torch.autograd.grad(nothing, logits)
+    assert nothing.item() == 0.0
+    assert not gradient.any()
+    sure = (1e4 * logits).requires_grad_()
+    value = masked_divergence(sure, -1e4 * logits, torch.ones_like(shown))
+    (gradient,) = torch.autograd.grad(value, sure)
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+
+
+def test_a_ramp() -> None:
+    assert ramp_up(0, 10) == pytest.approx(math.exp(-5))
+    assert ramp_up(5, 10) == pytest.approx(math.exp(-1.25))
+    assert ramp_up(10, 10) == ramp_up(99, 10) == ramp_up(0, 0) == 1.0

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tutelage.losses.segmentation import IGNORE, cross_entropy, dice_loss, label_weight, ohem_cross_entropy
+from tutelage.losses.segmentation import (
+    IGNORE,
+    cross_entropy,
+    dice_loss,
+    label_weight,
+    ohem_cross_entropy,
+    weighted_cross_entropy,
+)
 
 
 @pytest.fixture
@@ -41,6 +48,23 @@ def test_shares_of_a_batch_add_up_to_its_mean(case) -> None:  # type: ignore[no-
     share = label_weight(label) / 2  # two slices
     parts = [cross_entropy(logits[i : i + 1], label[i : i + 1], normalizer=share) for i in range(2)]
     torch.testing.assert_close(sum(parts) / 2, cross_entropy(logits, label))
+
+
+def test_weights_of_pixels_are_not_divided_out(case) -> None:  # type: ignore[no-untyped-def]
+    logits, label = case
+    weight = torch.rand(label.shape, generator=torch.Generator().manual_seed(1))
+    each = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")
+    number = (label != IGNORE).sum()
+    value = weighted_cross_entropy(logits, label, weight)
+    torch.testing.assert_close(value, (weight * each).sum() / number)
+    torch.testing.assert_close(weighted_cross_entropy(logits, label, weight / 2), value / 2)
+    torch.testing.assert_close(weighted_cross_entropy(logits, label), cross_entropy(logits, label))
+    half = weighted_cross_entropy(logits, label, weight, normalizer=2 * number.float())
+    torch.testing.assert_close(half, value / 2)
+    nothing = weighted_cross_entropy(logits, torch.full_like(label, IGNORE), weight)
+    (gradient,) = torch.autograd.grad(nothing, logits)
+    assert nothing.item() == 0.0
+    assert not gradient.any()
 
 
 def test_ohem_keeps_at_least_the_hardest_and_drops_the_easy() -> None:

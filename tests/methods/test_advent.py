@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tests.methods.cases import FACTS, SGD, Stub, batch, changed, copied, terms, tick, tiny, train
 from tutelage.engine.contract import Carry
 from tutelage.errors import TutelageError
-from tutelage.methods.advent import AdvEnt
+from tutelage.methods.advent import AdaptSegNet, AdvEnt, MinEnt
 
 
 def method(net: Any = None, **settings: Any) -> AdvEnt:
@@ -208,3 +208,31 @@ def test_what_is_kept_and_what_is_exported() -> None:
     }  # fmt: skip
     assert list(advent.exported()) == ["student"]
     assert advent.counts(batches())["source"] == (batches()["source"]["weak"].label != 255).sum()
+
+
+# ---------------------------------------------------------------- presets
+
+
+def test_adaptsegnet_is_advent_on_probabilities() -> None:
+    given, settings = batches(), {"adversarial": 0.3, "loss": "least_squares"}
+    torch.manual_seed(0)
+    preset = AdaptSegNet({"student": Stub()}, AdaptSegNet.Settings(**settings), FACTS)
+    for ours, theirs in zip(both(preset, given), both(method(maps="softmax", **settings), given), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            torch.testing.assert_close(value, theirs[name])
+    defaults, own = AdaptSegNet.Settings().model_dump(), AdvEnt.Settings().model_dump()
+    assert {name for name in own if defaults[name] != own[name]} == {"maps"}
+
+
+def test_minent_is_advent_without_critics() -> None:
+    given = batches()
+    preset = MinEnt({"student": Stub(auxiliary=True)}, MinEnt.Settings(), FACTS)
+    twin = method(Stub(auxiliary=True), adversarial=0, adversarial_auxiliary=0, entropy=0.001, entropy_auxiliary=0.0002)
+    ours, theirs = terms(preset, given, "segment"), terms(twin, given, "segment")
+    assert ours.keys() == theirs.keys() == {"cross_entropy", "auxiliary", "entropy_main", "entropy_auxiliary"}
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name])
+    assert names(preset) == [("segment", {"student"})]
+    assert list(preset.optimizers()) == ["main"]
+    assert all(name.startswith(("student.", "task.")) for name in preset.learned_state())

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.methods.cases import FACTS, Stream, changed, copied, tiny, train
-from tutelage.engine.contract import Method
-from tutelage.methods.advent import AdvEnt
+from tests.methods.cases import CLASSES, FACTS, Stream, changed, copied, tiny, train
+from tutelage.engine.contract import Facts, Method
+from tutelage.methods.advent import AdaptSegNet, AdvEnt, MinEnt
+from tutelage.methods.bismap import BiSMAP, BiSMAPWarmUp
+from tutelage.methods.cag import CAG
+from tutelage.methods.cbst import CBST
 from tutelage.methods.cps import CPS
+from tutelage.methods.dacs import DACS
+from tutelage.methods.daformer import DAFormer
 from tutelage.methods.distillation.distill import Distill
+from tutelage.methods.fda import FDA, FDASelfTraining
 from tutelage.methods.fixmatch import FixMatch
+from tutelage.methods.hrda import HRDA
 from tutelage.methods.mean_teacher import MeanTeacher
+from tutelage.methods.mic import MIC
+from tutelage.methods.pbal import PBALBidirectional, PBALSelfTraining
 from tutelage.methods.pixel_kd import PixelKD
+from tutelage.methods.proda import ProDA
+from tutelage.methods.self_distill import SelfDistill
 from tutelage.methods.supervised import Supervised
 from tutelage.methods.trikd import TriKD
 from tutelage.methods.u2pl import U2PL
@@ -37,21 +49,49 @@ KINDS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "trikd": (TriKD, {}),
     "trikd_view_wise": (TriKD, {"view_wise": True}),
     "advent": (AdvEnt, {"adversarial": 0.1, "entropy": 0.1}),
+    "adaptsegnet": (AdaptSegNet, {"adversarial": 0.1, "loss": "least_squares"}),
+    "minent": (MinEnt, {"entropy": 0.1}),
+    "fda": (FDA, {"style": {"beta": 0.05}, "entropy": 0.1}),
+    "fda_self_training": (FDASelfTraining, {"style": {"kind": "statistics"}}),
+    "cbst": (CBST, {}),
+    "bismap_warm_up": (BiSMAPWarmUp, {"ramp_steps": 0, "decay": 0.9}),
+    "bismap": (BiSMAP, {"ramp_steps": 2, "decay": 0.9, "teacher_norm": "running"}),
+    "proda": (ProDA, {"decay": 0.9, "rate": 0.1, "min_pixels": 1}),
+    "proda_threshold": (ProDA, {"threshold": 0.4, "ema_eval": True, "regularizer": "mrent", "min_pixels": 1}),
+    "self_distill": (SelfDistill, {}),
+    "self_distill_bismap": (SelfDistill, {"target_loss": "symmetric", "form": "code", "view": "weak", "grid": 1}),
+    "cag": (CAG, {"margin": 0.01, "threshold": 0.4, "min_pixels": 1}),
+    "pbal_bpl": (PBALBidirectional, {"prototype_grad": True}),
+    "pbal_warm_up": (PBALBidirectional, {"weight": 0.0}),
+    "pbal_pst": (PBALSelfTraining, {}),
+    "pbal_pst_projection": (PBALSelfTraining, {"projection": "linear", "reduction": "valid"}),
     "cps": (CPS, {}),
     "cps_cutmix": (CPS, {"cutmix": True, "threshold": 0.2}),
     "u2pl": (U2PL, _U2PL),
     "u2pl_published": (U2PL, {**_U2PL, "compat": "published", "mixing": "classmix", "queue_first": 70, "keys": None}),
+    "dacs": (DACS, {"threshold": 0.4}),
+    "daformer": (DAFormer, {"threshold": 0.4}),
+    "hrda": (HRDA, {"threshold": 0.4}),
+    "mic": (MIC, {"daformer": {"threshold": 0.4}, "block": 16}),
+    "mic_hrda": (MIC, {"host": "hrda", "hrda": {"threshold": 0.4}, "block": 16}),
 }
 ADAM = {"kind": "adamw", "lr": 1e-3}
+
+
+def facts(kind: type[Any], nets: dict[str, Any]) -> Facts:
+    """What is known of the task, with class means where a method starts from them."""
+    width = next(iter(nets.values())).embedding_channels
+    means = torch.rand(CLASSES, width, generator=torch.Generator().manual_seed(3))
+    return replace(FACTS, fitted={role: {"prototypes": means, "counts": torch.ones(CLASSES)} for role in kind.fits})
 
 
 def make(name: str, decoder: str = "lraspp", auxiliary: bool = False, seed: int = 0, **changes: Any) -> Method:
     kind, settings = KINDS[name]
     nets = {role: tiny(decoder, auxiliary, seed + number) for number, role in enumerate(kind.roles)}
-    if kind.teachers:
-        nets["teacher"] = tiny("deeplabv3plus", seed=1)
+    for role in kind.teachers:
+        nets[role] = tiny(decoder if "anchors" in kind.fits else "deeplabv3plus", seed=1)  # whose features they are
     torch.manual_seed(seed)
-    made: Method = kind(nets, kind.Settings(**{**settings, **changes}), FACTS)
+    made: Method = kind(nets, kind.Settings(**{**settings, **changes}), facts(kind, nets))
     return made
 
 
@@ -69,7 +109,7 @@ def test_a_step_changes_what_is_trained_and_stays_finite(name: str, decoder: str
         if child in trained:
             # A convolution before a norm over one place, and the like, may have no gradient in one step.
             assert len(moved) >= 0.9 * len(names), (child, names - moved)
-        elif child not in ("ema", "ema_representation", "memory"):
+        elif child not in ("ema", "ema_representation", "memory", "prototypes"):
             assert not changed(module, before[child])
 
 
@@ -77,7 +117,7 @@ def test_a_step_changes_what_is_trained_and_stays_finite(name: str, decoder: str
 def test_no_labels_at_all(name: str) -> None:
     method = make(name, "deeplabv3plus", True, **({"class_weights": None} if name == "supervised" else {}))
     labelled = next(stream for stream, needs in method.streams.items() if needs.labels)
-    train(method, **{labelled: Stream(0, ignored=1.0)})
+    train(method, **{labelled: Stream(0, ignored=1.0, views=method.streams[labelled].views)})
     assert all(torch.isfinite(value).all() for value in method.state_dict().values())
 
 
@@ -85,13 +125,13 @@ def test_no_labels_at_all(name: str) -> None:
 def test_state_goes_round(name: str) -> None:
     method, other = make(name, auxiliary=True), make(name, auxiliary=True, seed=9)
     train(method)
-    teacher = copied(other.get_submodule("teacher")) if method.teachers else {}
+    teachers = {role: copied(other.get_submodule(role)) for role in method.teachers}
     other.load_learned_state(method.learned_state())
     for key, value in method.learned_state().items():
         assert torch.equal(value, other.learned_state()[key])
-        assert not key.startswith("teacher.")
-    if method.teachers:
-        assert not changed(other.get_submodule("teacher"), teacher)
+        assert not key.startswith(tuple(f"{role}." for role in teachers))
+    for role, teacher in teachers.items():
+        assert not changed(other.get_submodule(role), teacher)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.methods.cases import changed, copied
 from tutelage.errors import TutelageError
-from tutelage.nets.discriminators import HolisticCritic, SelfAttention, SpectralConv
+from tutelage.nets.discriminators import HolisticCritic, ProDADiscriminator, SelfAttention, SpectralConv
 
 
 def widths(critic: HolisticCritic) -> list[int]:
@@ -95,3 +95,14 @@ def test_attention_begins_as_nothing() -> None:
     nn.init.ones_(block.gain)
     expected = given + (block.value(given).flatten(2) @ block.weights(given).transpose(1, 2)).view_as(given)
     torch.testing.assert_close(block(given.contiguous(memory_format=torch.channels_last)), expected)
+
+
+@pytest.mark.parametrize("size", [(32, 48), (33, 49), (5, 7)])
+def test_the_critic_of_prodas_warm_up(size: tuple[int, int]) -> None:
+    critic = ProDADiscriminator(4)
+    assert [layer.out_channels for layer in critic.modules() if isinstance(layer, nn.Conv2d)] == [64, 128, 256, 512, 1]
+    slopes = [layer for layer in critic.layers if isinstance(layer, (nn.ReLU, nn.LeakyReLU))]
+    assert [type(layer) for layer in slopes] == [nn.ReLU, nn.ReLU, nn.ReLU, nn.LeakyReLU]
+    scores = critic(torch.rand(2, 4, *size))
+    assert scores.shape == (2, 1, -(-size[0] // 16), -(-size[1] // 16))
+    assert (critic(torch.rand(8, 4, *size)) < 0).any() or (scores > 0).any(), "logits"

@@ -27,6 +27,7 @@ NETS = {
     "fpn": NetSettings(encoder="tf_efficientnet_lite0", decoder="fpn", width=64),
     "upernet": NetSettings(encoder="convnext_atto", decoder="upernet", width=32),
     "segformer": NetSettings(encoder="mit_b0", decoder="segformer", width=32),
+    "daformer": NetSettings(encoder="mobilenetv3_small_050", decoder="daformer", width=32),
     "segformer-pvt": NetSettings(encoder="pvt_v2_b0", decoder="segformer", width=32),
     "unet": NetSettings(encoder="mobilenetv3_small_050", decoder="unet", width=64),
     "unet-stride16": NetSettings(encoder="mobilenetv3_small_050", decoder="unet", width=64, output_stride=16),
@@ -42,7 +43,7 @@ NETS = {
 
 SMALL = NETS["lraspp"]
 
-DROPOUT = {"deeplabv3plus": 0.5, "fpn": 0.2, "dpt": 0.1, "dual_frequency": 0.1}
+DROPOUT = {"deeplabv3plus": 0.5, "fpn": 0.2, "dpt": 0.1, "dual_frequency": 0.1, "daformer": 0.1}
 
 
 def _net(name: str, **changes: object) -> Segmentor:

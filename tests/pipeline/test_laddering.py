@@ -334,6 +334,76 @@ def test_a_trial_that_diverges_is_the_worst(fresh: Project) -> None:
     assert made(again.out) == []
 
 
+# An oracle, other images, several stages
+
+CHAINS = """\
+    oracle: {name: supervised, training: {streams: {labeled: {data: [city/train, city/val]}}}}
+    chain:
+      stages:
+        warm: {method: supervised, steps: 1}
+        marks: {kind: annotate, net: warm, data: city/train}
+        adapt:
+          method: supervised
+          steps: 2
+          init: {student: warm}
+          streams: {labeled: {data: [city/train, marks]}}
+    other:
+      scored: again
+      stages:
+        first: {method: supervised, steps: 1}
+        again: {method: pixel_kd, steps: 1, init: {student: first}}
+"""
+
+
+def test_a_chain_is_a_rung_and_the_oracle_a_bound(fresh: Project) -> None:
+    fresh.recipe.write_text(LADDER.replace("  rungs:", "  oracle: oracle\n  rungs:") + CHAINS, encoding="utf-8")
+    names = ("plain", "oracle", "chain", "other")
+    ran = fresh.tutelage("ladder", "recipe.yaml", "--seeds", "0", *(it for name in names for it in ("--only", name)))
+    assert ran.status == 0
+    assert [name for name in made(ran.out) if "chain" in name or "other" in name] == [
+        *("chain-0-warm", "chain-0-marks", "chain-0-adapt", "score-chain-0"),
+        *("other-0-again", "score-other-0"),  # they begin with the same net
+    ]
+    found = result(fresh.root)
+    rungs = found["rungs"]
+    assert {name: rungs[name]["updates"] for name in names} == {"plain": 3, "oracle": 3, "chain": 3, "other": 2}
+    assert rungs["oracle"]["data"] == "streams: {labeled: {data: [city/train, city/val]}}"
+    assert (rungs["oracle"]["verdict"], rungs["oracle"]["gap_share"]) == (None, None)
+    share = rungs["chain"]["gap_share"]
+    gap = rungs["oracle"]["miou"] - rungs["plain"]["miou"]
+    assert share["share"] == pytest.approx((rungs["chain"]["miou"] - rungs["plain"]["miou"]) / gap)
+    assert "only 2 images" in share["reason"]
+    times = {
+        part: json.loads(next((fresh.root / "runs").glob(f"chain-0-{part}-*/times.json")).read_text(encoding="utf-8"))
+        for part in ("warm", "adapt", "marks")
+    }
+    spent = times["warm"]["training_seconds"] + times["adapt"]["training_seconds"]
+    assert rungs["chain"]["times"]["training_seconds"] == pytest.approx(spent)
+    assert rungs["chain"]["times"]["annotation_seconds"] == times["marks"]["seconds"]
+    assert rungs["chain"]["multiply_adds_per_step"] == pytest.approx(rungs["plain"]["multiply_adds_per_step"])
+    assert (rungs["chain"]["teacher"], rungs["other"]["teacher"]) == (False, True)
+    text = (fresh.root / "runs" / "ladder.md").read_text(encoding="utf-8")
+    assert "| of the gap | p | updates |" in text
+    assert "other (2 updates in all)" in text
+    assert "Trained on other images: oracle (streams:" in text
+    checked((fresh.root / "runs" / "ladder.html").read_text(encoding="utf-8"))
+    again = fresh.tutelage("ladder", "recipe.yaml", "--seeds", "0", "--only", "chain", "--only", "other")
+    assert made(again.out) == []
+
+
+def test_a_plan_counts_all_trainings_of_a_chain_once(fresh: Project) -> None:
+    fresh.recipe.write_text(LADDER + CHAINS, encoding="utf-8")
+    rows = {row.name: row for row in api.plan_ladder("recipe.yaml", only=["chain", "other"], seeds=[0])}
+    chain, other = rows["chain"].cost, rows["other"].cost
+    assert isinstance(chain, smoke.Cost)
+    assert isinstance(other, smoke.Cost)
+    assert rows["chain"].hours == pytest.approx(3 * chain.step_seconds / 3600)
+    assert rows["other"].hours < 2 * other.step_seconds / 3600  # the first net is counted already
+    assert "labels, fits and copies of images are not in it" in rows["chain"].note
+    assert "a step counts as one of the plain rung" in rows["chain"].note
+    assert rows["other"].note == ""
+
+
 # Failures
 
 

@@ -61,6 +61,7 @@ class Consistency:
     version: ClassVar[int] = 1
     roles: ClassVar[tuple[str, ...]] = ("student",)
     teachers: ClassVar[tuple[str, ...]] = ()
+    fits: ClassVar[tuple[str, ...]] = ()
     streams: ClassVar[dict[str, Needs]] = {
         "labeled": Needs(labels=True, views=("weak",)),
         "unlabeled": Needs(labels=True, views=("weak", "strong", "small")),

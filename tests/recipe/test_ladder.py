@@ -12,7 +12,7 @@ from tests.recipe.texts import faults, line_of, parsed
 from tutelage.recipe.ladder import NET, TEACHER_SCORE, combinations, expand, train_stage, untuned
 from tutelage.recipe.moving import moved
 from tutelage.recipe.reading import json_schema, read_recipe, resolved
-from tutelage.recipe.schema import AnnotateStage, EvaluateStage, LadderSettings, TrainStage
+from tutelage.recipe.schema import AnnotateStage, EvaluateStage, FitStage, LadderSettings, TrainStage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -335,3 +335,117 @@ def test_our_ladders_can_be_read_and_share_the_teacher() -> None:
     dubai = read_recipe(ROOT / "recipes" / "dubai" / "ladder.yaml").recipe
     assert dubai.ladder is not None
     assert dubai.ladder.tune is not None
+
+
+# Other images, several stages
+
+
+def test_a_rung_may_be_trained_on_other_images() -> None:
+    rung = "ladder.rungs.oracle={name: supervised, training: {streams: {labeled: {data: city/more}}}}"
+    oracle, plain = train("oracle-0", rung), train("plain-0", rung)
+    assert oracle.streams["labeled"].data == "city/more"
+    changed = plain.streams["labeled"].model_copy(update={"data": "city/more"})
+    assert oracle.streams["labeled"] == changed
+    wrong = "ladder.rungs.oracle={name: supervised, training: {streams: {labeled: {data: city/more, bath: 2}}}}"
+    assert any("did you mean 'batch'?" in fault for fault in faults(LADDER, wrong))
+    nowhere = "ladder.rungs.oracle={name: supervised, training: {streams: {labeled: {data: town}}}}"
+    assert any("no data set 'town'" in fault for fault in faults(LADDER, nowhere))
+
+
+CHAIN = """ladder.rungs.chain={stages: {
+    warm: {method: supervised, steps: 10},
+    marks: {kind: annotate, net: warm, data: city/more, policy: threshold, threshold: 0.8},
+    adapt: {method: {name: pixel_kd, temperature: 3.0}, steps: 20, init: {student: warm}, inputs: {teacher: warm},
+            streams: {labeled: {data: [city/train, marks], repeat: [2, 1]}}, optimizer: {lr: 0.1}}}}"""
+
+
+def test_a_rung_may_have_stages_of_its_own() -> None:
+    names = [name for name in stages(CHAIN) if "chain" in name]
+    first = ["chain-0-warm", "chain-0-marks", "chain-0-adapt", "score-chain-0"]
+    assert names == [*first, *(name.replace("-0", "-5") for name in first)]
+    warm, adapt = train("chain-5-warm", CHAIN), train("chain-5-adapt", CHAIN)
+    plain = train("plain-5", CHAIN)
+    assert warm == plain.model_copy(update={"steps": 10})
+    assert (adapt.steps, adapt.seed, adapt.nets) == (20, 5, {"student": "small"})
+    assert (adapt.optimizer.lr, adapt.optimizer.momentum) == (0.1, 0.8)
+    assert (adapt.init, adapt.inputs) == ({"student": "chain-5-warm"}, {"teacher": "chain-5-warm"})
+    assert adapt.streams["labeled"].data == ["city/train", "chain-5-marks"]
+    assert adapt.streams["labeled"].batch == plain.streams["labeled"].batch
+    marks = stages(CHAIN)["chain-5-marks"]
+    assert isinstance(marks, AnnotateStage)
+    assert (marks.net, marks.data) == ("chain-5-warm", "city/more")
+    score = stages(CHAIN)["score-chain-5"]
+    assert isinstance(score, EvaluateStage)
+    assert score.nets == {NET: "chain-5-adapt"}
+
+
+def test_all_kinds_of_stages_find_one_another() -> None:
+    rung = """ladder.rungs.chain={stages: {
+        copies: {kind: transform, data: city/train, target: city/more},
+        warm: {method: supervised, streams: {labeled: {data: copies}}},
+        entropy: {kind: fit, what: entropies, net: warm, data: city/train},
+        weights: {kind: fit, what: transferability, net: warm, data: city/train, target: city/more, entropies: entropy},
+        mixtures: {kind: fit, what: mixtures, net: warm, data: city/train},
+        marks: {kind: annotate, net: warm, data: city/more, policy: mixtures, mixtures: mixtures, quantile: 0.5},
+        adapt: {method: supervised, streams: {labeled: {weights: weights}}}}}"""
+    found = {name.removeprefix("chain-5-"): stage for name, stage in stages(rung).items() if "chain-5-" in name}
+    assert train("chain-5-warm", rung).streams["labeled"].data == "chain-5-copies"
+    assert train("chain-5-adapt", rung).streams["labeled"].weights == "chain-5-weights"
+    weights, marks = found["weights"], found["marks"]
+    assert isinstance(weights, FitStage)
+    assert (weights.net, weights.entropies, weights.data) == ("chain-5-warm", "chain-5-entropy", "city/train")
+    assert isinstance(marks, AnnotateStage)
+    assert (marks.net, marks.mixtures) == ("chain-5-warm", "chain-5-mixtures")
+
+
+def test_any_net_of_a_chain_may_be_scored() -> None:
+    for scored, net in (("warm", "chain-0-warm"), ("adapt.ema", "chain-0-adapt.ema"), ("ema", "chain-0-adapt.ema")):
+        score = stages(CHAIN, f"ladder.rungs.chain.scored={scored}")["score-chain-0"]
+        assert isinstance(score, EvaluateStage)
+        assert score.nets == {NET: net}
+
+
+def test_a_chain_is_tried_in_proportion() -> None:
+    assert train("chain-lr4e-3-warm", CHAIN, TUNE).steps == 3
+    adapt = train("chain-lr4e-3-adapt", CHAIN, TUNE)
+    assert (adapt.steps, adapt.optimizer.lr, adapt.seed) == (6, 0.004, 0)
+    assert adapt.init == {"student": "chain-lr4e-3-warm"}
+
+
+def test_a_resolved_chain_is_the_same_chain() -> None:
+    recipe = parsed(LADDER, CHAIN).recipe
+    text = resolved(recipe)
+    assert resolved(parsed(text).recipe) == text
+    again = expand(parsed(text).recipe, {}).recipe.stages
+    assert again["chain-5-marks"] == stages(CHAIN)["chain-5-marks"]
+    assert again["chain-5-adapt"] == train("chain-5-adapt", CHAIN)
+
+
+def test_start_weights_of_a_chain_move_with_the_recipe(tmp_path: Path) -> None:
+    recipe = parsed(LADDER, CHAIN, "ladder.rungs.chain.stages.warm.init={student: start.pt}").recipe
+    kept = moved(recipe, tmp_path, tmp_path / "runs" / "recipes").ladder
+    assert kept is not None
+    assert kept.rungs["chain"].stages["warm"]["init"] == {"student": "../../start.pt"}
+    assert kept.rungs["chain"].stages["adapt"]["init"] == {"student": "warm"}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("ladder.rungs.chain.stages.marks.net=wram", "no train stage 'wram' before this (known: teacher, warm"),
+        ("ladder.rungs.chain.stages.marks.kind=evaluate", "a rung has no stage of kind 'evaluate'"),
+        ("ladder.rungs.chain.stages.adapt.method.temprature=1", "did you mean 'temperature'?"),
+        ("ladder.rungs.chain.stages.adapt.stps=1", "did you mean 'steps'?"),
+        ("ladder.rungs.chain.stages.adapt.method=pixelkd", "unknown method 'pixelkd'; did you mean 'pixel_kd'?"),
+        ("ladder.rungs.chain.stages.teacher={method: supervised}", "'teacher' is a name of the recipe already"),
+        ("ladder.rungs.chain.stages.adapt.streams={labeled: {data: town}}", "no data set 'town'"),
+        ("ladder.rungs.chain.stages={marks: {kind: annotate, net: teacher, data: city/more}}", "no stage trains"),
+        ("ladder.rungs.chain.name=supervised", "a rung has a method by `name`, or `stages`"),
+        ("ladder.rungs.kd.scored=warm.ema", "this rung has no stages"),
+        ("ladder.oracle=orcale", "no rung 'orcale'"),
+        ("ladder.oracle=plain", "the oracle cannot be the rung that must be beaten"),
+    ],
+)
+def test_faults_of_chains(override: str, said: str) -> None:
+    found = faults(LADDER, CHAIN, override)
+    assert any(said in fault for fault in found), found

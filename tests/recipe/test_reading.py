@@ -85,7 +85,8 @@ WRONG = {
     "kind of stage": (
         "kind: evaluate",
         "kind: evalute",
-        "stages.score.kind is 'evalute'; did you mean 'evaluate'? (known: train, import, annotate, evaluate, report)",
+        "stages.score.kind is 'evalute'; did you mean 'evaluate'? "
+        "(known: train, import, fit, transform, annotate, evaluate, report)",
     ),
     "kind of data": (
         "kind: toycity",

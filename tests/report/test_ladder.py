@@ -17,7 +17,9 @@ from tutelage.report.ladder import (
     LadderContent,
     RungCost,
     RungResult,
+    Share,
     cells,
+    head,
     markdown,
     missing,
     notes,
@@ -183,3 +185,49 @@ def test_names_are_escaped_and_nothing_at_all_is_a_page_too() -> None:
     assert "cannot tell with these data" in page.words
     assert "svg" not in [tag for tag, _ in page.tags]
     assert "| plain | – |" in markdown(empty)
+
+
+def with_oracle(**changes: Any) -> LadderContent:
+    """The example, with the rung that pays as the oracle of the others."""
+    return replace(example.content(), oracle="pixel_kd", **changes)
+
+
+def test_the_share_of_the_gap_has_a_column() -> None:
+    content = changed("at", with_oracle(), share=Share(0.62, 0.45, 0.804))
+    content = changed("cwd", content, share=Share(0.1, -2.0, 3.0, "the gap itself may be 0"))
+    content = changed("pixel_kd", content, judgement=None)
+    assert head(content) == (*HEAD[:3], "of the gap", *HEAD[3:])
+    assert cells(content, content.rung("at"))[3] == "62 % [45, 80]"
+    assert cells(content, content.rung("cwd"))[3] == "cannot tell"
+    assert cells(content, content.rung("plain"))[3] == "–"
+    assert cells(content, content.rung("pixel_kd"))[-1] == "bound"
+    assert told(content, "at").endswith("; 62 % [45, 80] of the gap to pixel_kd")
+    assert "cannot be told (the gap itself may be 0)" in told(content, "cwd")
+    assert verdict(content) == ("So far: cannot tell with these data", "open")
+    text = markdown(content)
+    assert "**pixel_kd**" not in text
+    assert "(rung - plain) / (pixel_kd - plain). pixel_kd is a bound" in text
+    page = checked(render(content))
+    assert "62 % [45, 80]" in page.words
+    assert "of the gap" in page.words
+
+
+def test_updates_have_a_column_where_they_differ() -> None:
+    content = example.content()
+    assert head(content) == HEAD
+    content = changed("at", updates=900)
+    place = head(content).index("updates")
+    assert [cells(content, rung)[place] for rung in content.rungs] == ["600", "600", "600", "900", "600"]
+    assert "not at equal budget: at (900 updates in all)" in markdown(content)
+
+
+def test_what_target_labels_chose_is_marked_everywhere() -> None:
+    content = changed("pixel_kd", leak="chosen with target labels")
+    assert cells(content, content.rung("pixel_kd"))[0] == "pixel_kd (chosen with target labels)"
+    assert told(content, "pixel_kd").endswith("; chosen with target labels")
+    assert verdict(content)[0].endswith("points (chosen with target labels)")
+    assert any("had a part in choosing: pixel_kd" in note for note in notes(content))
+    honest = changed("cwd", content, judgement=Judgement("worth it"))
+    assert "above all cwd" in verdict(honest)[0]
+    page = checked(render(content))
+    assert "pixel_kd (chosen with target labels)" in page.words

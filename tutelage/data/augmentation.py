@@ -113,8 +113,31 @@ def _axis(step: float, origin: float, length: int, limit: int) -> tuple[np.ndarr
     return np.clip(index, 0, limit - 1), inside
 
 
+def _straight(geometry: Geometry) -> bool:
+    """Whether rows of the view are rows of the source."""
+    return bool(geometry.matrix[0, 1] == 0.0 and geometry.matrix[1, 0] == 0.0)
+
+
+def _places(geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """Where the view's pixels lie in the source: y and x (h, w)."""
+    (xx, xy, x0), (yx, yy, y0) = geometry.matrix
+    y, x = np.arange(geometry.size[0])[:, None] + 0.5, np.arange(geometry.size[1]) + 0.5
+    return yx * x + yy * y + y0, xx * x + xy * y + x0
+
+
+def _inside(y: np.ndarray, x: np.ndarray, source: tuple[int, int]) -> np.ndarray:
+    inside: np.ndarray = (y >= 0) & (y < source[0]) & (x >= 0) & (x < source[1])
+    return inside
+
+
 def take_map(values: np.ndarray, geometry: Geometry, fill: int = IGNORE) -> np.ndarray:
     """A label or weight map (H, W) seen through a geometry: the nearest source pixel, ``fill`` outside."""
+    if not _straight(geometry):
+        y, x = _places(geometry)
+        # Rounded as data.views.warp rounds it, which takes maps of any resolution.
+        row = np.floor(y * values.shape[0] / geometry.source[0]).astype(np.int64).clip(0, values.shape[0] - 1)
+        column = np.floor(x * values.shape[1] / geometry.source[1]).astype(np.int64).clip(0, values.shape[1] - 1)
+        return np.where(_inside(y, x, geometry.source), values[row, column], np.asarray(fill, values.dtype))
     rows, row_inside = _axis(geometry.matrix[1, 1], geometry.matrix[1, 2], geometry.size[0], values.shape[0])
     columns, column_inside = _axis(geometry.matrix[0, 0], geometry.matrix[0, 2], geometry.size[1], values.shape[1])
     result: np.ndarray = np.take(np.take(values, rows, axis=0), columns, axis=1)
@@ -127,6 +150,8 @@ def take_map(values: np.ndarray, geometry: Geometry, fill: int = IGNORE) -> np.n
 
 def take_valid(geometry: Geometry) -> np.ndarray:
     """(h, w) bool: which output pixels show the source rather than padding."""
+    if not _straight(geometry):
+        return _inside(*_places(geometry), geometry.source)
     _, rows = _axis(geometry.matrix[1, 1], geometry.matrix[1, 2], geometry.size[0], geometry.source[0])
     _, columns = _axis(geometry.matrix[0, 0], geometry.matrix[0, 2], geometry.size[1], geometry.source[1])
     inside: np.ndarray = rows[:, None] & columns
@@ -136,7 +161,8 @@ def take_valid(geometry: Geometry) -> np.ndarray:
 def take_image(image: np.ndarray, geometry: Geometry) -> np.ndarray:
     """An image (H, W, 3) uint8 seen through a geometry: bilinear, antialiased when reduced, mean colour outside.
 
-    Equal to resizing the whole image and cutting the crop out of it, but only the crop is computed.
+    Equal to resizing the whole image and cutting the crop out of it, but only the crop is computed. For geometries
+    that crop, scale and flip; :func:`tutelage.data.randaugment.alter` turns and shears what comes out.
     """
     height, width = geometry.size
     step_x, step_y = abs(geometry.matrix[0, 0]), geometry.matrix[1, 1]

@@ -40,6 +40,12 @@ class ImageCache:
         assert path is not None
         return self._get(path, "", lambda: read_raw_mask(path))
 
+    def weight(self, dataset: Dataset, index: int) -> np.ndarray:
+        """Map of pixel weights ``index`` of ``dataset``, (H, W) uint8."""
+        path = dataset.samples[index].weight
+        assert path is not None
+        return self._get(path, "", lambda: read_raw_mask(path))
+
     def _get(self, path: Path, salt: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         if self.kind == "none":
             return make()

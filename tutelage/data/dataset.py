@@ -67,6 +67,8 @@ class Sample:
     group: str = ""
     confidence: Path | None = None
     """8-bit confidence map of a pseudo label."""
+    weight: Path | None = None
+    """8-bit map of how much each labelled pixel counts."""
     lost: str = ""
     """Where its mask should be, if it is not there. Unlabelled images need none, so that this is no fault yet."""
 
@@ -108,7 +110,8 @@ class Dataset:
 
     def without_labels(self) -> Dataset:
         """The same images, with no trace of their masks."""
-        return replace(self, samples=tuple(replace(s, label=None, confidence=None, lost="") for s in self.samples))
+        bare = (replace(s, label=None, confidence=None, weight=None, lost="") for s in self.samples)
+        return replace(self, samples=tuple(bare))
 
     def require_labels(self, what: str) -> None:
         """Raise :class:`DataError`, naming ``what`` reads masks and the first that is not there, unless all are."""
@@ -201,6 +204,17 @@ def bridge(dataset: Dataset, classes: Classes, mapping: Mapping[str, str | None]
         partner = chosen.get(name, name)
         result[index] = IGNORE if partner is None else other[partner]
     return result
+
+
+def inner_path(name: str) -> str:
+    """A sample's name as a relative path that stays inside of any folder.
+
+    Images outside of the root are named by ``..`` or from the top of the disk; written as they are, files that are
+    called after them would lie beside, or replace, the user's own.
+    """
+    path = Path(name)
+    parts = ["_up" if part == ".." else part for part in path.parts if part != path.anchor]
+    return Path("_top" if path.anchor else "", *parts).as_posix()
 
 
 def plain(name: str) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -26,6 +26,9 @@ from tutelage.data.colour import ColourSettings, draw_colour
 from tutelage.data.dataset import Dataset
 from tutelage.data.draws import generator
 from tutelage.data.labels import IGNORE
+from tutelage.data.randaugment import Cut, CutoutSettings, RandAugmentSettings, alter, draw_alteration
+from tutelage.data.rare_classes import RareClassSampler, SamplerSettings, SmallClassSampler, SmallClassSettings, centred
+from tutelage.data.statistics import read_statistics
 from tutelage.data.views import Batch, Geometries, RawBatch, RawView
 from tutelage.errors import DataError
 from tutelage.settings import Settings
@@ -41,13 +44,18 @@ class ViewSettings(Settings):
     """Random changes of colour and sharpness."""
     augment: AugmentSettings | None = None
     """A geometry of its own; null: the one that the stream's views share."""
+    randaugment: RandAugmentSettings | None = None
+    """Random operations on top of the crop, of colour and geometry; null: none."""
+    cutout: CutoutSettings | None = None
+    """A square that is left out, after all else; null: none."""
 
 
 class StreamSettings(Settings):
     """A stream of training batches."""
 
     data: str | list[str]
-    """Data set(s): `name/split`, `name`, or the name of an `annotate` stage (pseudo labels); several are pooled."""
+    """Data set(s): `name/split`, `name`, or the name of an `annotate` stage (pseudo labels) or of a `transform` stage;
+    several are pooled."""
     batch: Annotated[int, Field(gt=0)] = 8
     """Images per step, over all micro-batches and processes together."""
     augment: AugmentSettings = AugmentSettings()
@@ -58,6 +66,12 @@ class StreamSettings(Settings):
     """Name of another stream whose random draws this one shares (same order, same crops)."""
     repeat: list[Annotated[int, Field(gt=0)]] | None = None
     """For pooled data sets: how often each is repeated in one round."""
+    weights: str | None = None
+    """A `fit` stage of `transferability` made of these images: how much each labelled pixel counts, for methods that
+    weigh pixels."""
+    sampler: SamplerSettings | None = None
+    """Looks for rare classes in the masks: `kind: rare_classes` or `kind: small_classes`; null: images in turn. A
+    stream that shares the draws of one with a sampler needs the same data and the same sampler."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +112,7 @@ class Stream:
     loader: LoaderSettings = field(default_factory=LoaderSettings)
     repeat: Sequence[int] = ()
     draws_of: str | None = None
+    sampler: SamplerSettings | None = None
 
     def __post_init__(self) -> None:
         if not sum(map(len, self.datasets)):
@@ -114,6 +129,11 @@ class Stream:
             np.tile(np.stack([np.full(len(d), i), np.arange(len(d))], 1), (r, 1))
             for i, (d, r) in enumerate(zip(self.datasets, repeats, strict=True))
         ]
+        if self.sampler is not None and not all(dataset.labeled for dataset in self.datasets):
+            raise DataError(
+                f"stream {self.name!r}: its sampler counts classes in masks, and not all of its images have one",
+                "take `sampler` out, or give a stream of images with masks (or pseudo labels) a sampler",
+            )
         self._index = np.concatenate(pairs)
         self._key = self.draws_of or self.name
         self._cache = ImageCache(self.loader.cache, self.loader.cache_folder)
@@ -123,10 +143,47 @@ class Stream:
         return len(self._index)
 
     def sample_at(self, position: int) -> tuple[int, int]:
-        """Which (dataset, sample) stands at a position: every round visits every sample once, in a new order."""
+        """Which (dataset, sample) stands at a position: every round visits every sample once, in a new order.
+
+        With a sampler of rare classes there are no rounds: images are drawn, class by class.
+        """
+        if isinstance(self._samples, RareClassSampler):
+            dataset, sample = self._index[self._samples.draw(self.seed, self._key, position)[1]]
+            return int(dataset), int(sample)
         round_, place = divmod(position, len(self._index))
         dataset, sample = self._index[_permutation(self.seed, self._key, round_, len(self._index))[place]]
         return int(dataset), int(sample)
+
+    @cached_property
+    def _samples(self) -> RareClassSampler | SmallClassSampler | None:
+        """The sampler; the masks are read when it is first asked for, once for a data set."""
+        if self.sampler is None:
+            return None
+        statistics = [read_statistics(dataset) for dataset in self.datasets]
+        ends = np.cumsum([0, *map(len, self.datasets)])
+        rows = ends[self._index[:, 0]] + self._index[:, 1]
+        pixels_NC = np.concatenate([each.classes for each in statistics])[rows]
+        if isinstance(self.sampler, SmallClassSettings):
+            return SmallClassSampler(self.sampler, pixels_NC)
+        area_N = np.concatenate([each.sizes[:, :2].prod(1) for each in statistics])[rows]
+        return RareClassSampler(self.sampler, pixels_NC, area_N)
+
+    def _geometry(
+        self, augment: AugmentSettings, size: tuple[int, int], label: np.ndarray | None, key: str, position: int
+    ) -> Geometry:
+        """What a view shows at a position, with the sampler's say in it; the first try is that without a sampler."""
+        geometry = draw_geometry(augment, size, label, self.seed, key, position)
+        samples = self._samples
+        if isinstance(samples, SmallClassSampler) and label is not None:
+            point = samples.point(label, self.seed, self._key, position)
+            return geometry if point is None else centred(geometry, point)
+        if isinstance(samples, RareClassSampler) and label is not None:
+            wanted, _ = samples.draw(self.seed, self._key, position)
+            for attempt in range(1, samples.settings.tries):
+                if samples.shows(wanted, take_map(label, geometry)):
+                    break
+                geometry = draw_geometry(augment, size, label, self.seed, f"{key}/try {attempt}", position)
+        return geometry
 
     def view_size(self) -> tuple[int, int]:
         """Height and width of what the first view shows; without a crop, of the first position's image."""
@@ -174,21 +231,35 @@ class Stream:
                 )
             if record.confidence is not None:
                 maps["confidence"] = self._cache.confidence(data, sample)
-        cuts: dict[str, tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], Geometry]] = {}
+            if record.weight is not None:
+                maps["weight"] = self._cache.weight(data, sample)
+                if maps["weight"].shape != image.shape[:2]:
+                    raise DataError(
+                        f"image and weights differ in size: {record.image} and {record.weight}",
+                        "the images have changed: run the fit stage again",
+                    )
+        crops: dict[str, Cut] = {}
+        cuts: dict[str, Cut] = {}
         colours = {}
         for view, settings in self.views.items():
             cut = SHARED if settings.augment is None else view
-            if cut not in cuts:
+            if cut not in crops:
                 key = self._key if cut == SHARED else f"{self._key}/{view}"
-                geometry = draw_geometry(
-                    settings.augment or self.augment, image.shape[:2], maps.get("label"), self.seed, key, position
-                )
-                cuts[cut] = (
+                augment = settings.augment or self.augment
+                geometry = self._geometry(augment, image.shape[:2], maps.get("label"), key, position)
+                crops[cut] = Cut(
                     take_image(image, geometry),
                     take_valid(geometry),
                     {n: take_map(v, geometry, IGNORE if n == "label" else 0) for n, v in maps.items()},
                     geometry,
                 )
+            if settings.randaugment is None and settings.cutout is None:
+                cuts[cut] = crops[cut]
+            else:
+                chances = (settings.randaugment, settings.cutout, crops[cut].geometry.size)
+                alteration = draw_alteration(*chances, self.seed, f"{self._key}/{view}", position)
+                cuts[view] = alter(crops[cut], maps, alteration)
+                cut = view
             colours[view] = (cut, draw_colour(settings.colour, self.seed, f"{self._key}/{view}", position))
         return {"cuts": cuts, "colours": colours, "position": position, "sample": sample_name(data, sample)}
 
@@ -248,6 +319,7 @@ class Stream:
             for step in range(first_step, steps)
             for micro in range(accumulate)
         ]
+        _ = self._samples  # the masks are read before workers start, and not by each of them
         source = self._by_processes(plan, device) if self.loader.workers else self._by_thread(plan)
         for raw in source:
             yield raw.render(device)

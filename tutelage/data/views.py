@@ -55,7 +55,8 @@ class View:
     valid: Tensor
     """(B, H, W) bool: where the image is not padding."""
     maps: Mapping[str, Tensor]
-    """Maps that went through the same geometry: `label` (B, H, W) int64 with 255 = ignore, `confidence` 0..1."""
+    """Maps that went through the same geometry: `label` (B, H, W) int64 with 255 = ignore, `confidence` and `weight`
+    0..1."""
     geometry: Geometries
 
     @property
@@ -134,6 +135,20 @@ def places(geometry: Geometries, grid: tuple[int, int]) -> tuple[Tensor, Tensor]
     source_x = matrix[:, 0, 0, None, None] * x + matrix[:, 0, 1, None, None] * y[:, None] + matrix[:, 0, 2, None, None]
     source_y = matrix[:, 1, 0, None, None] * x + matrix[:, 1, 1, None, None] * y[:, None] + matrix[:, 1, 2, None, None]
     return source_y, source_x
+
+
+def between(shown: Geometries, base: Geometries) -> Geometries:
+    """Where the pixels of one view lie in another of the same images, so that ``warp`` takes maps of ``base`` there.
+
+    What ``shown`` shows of the source beside ``base`` is outside. No geometry is singular, so this inverts.
+    """
+    (xx, xy), (yx, yy) = base.matrix[:, 0, :2].unbind(1), base.matrix[:, 1, :2].unbind(1)
+    # By hand: torch's own asks the device whether it went well, and waits for the answer.
+    back = torch.stack((yy, -xy, -yx, xx), 1).view(-1, 2, 2) / (xx * yy - xy * yx)[:, None, None]
+    moved = torch.cat((shown.matrix[:, :, :2], shown.matrix[:, :, 2:] - base.matrix[:, :, 2:]), 2)
+    source = torch.ones_like(shown.source)
+    source[:, 0], source[:, 1] = base.size
+    return Geometries(back @ moved, source, shown.size)
 
 
 def warp(

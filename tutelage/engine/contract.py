@@ -47,6 +47,18 @@ class Needs:
     """What the stream is, for the manual."""
     defaults: Mapping[str, ViewSettings] = field(default_factory=dict)
     """Settings of views of which the recipe says nothing; the others are plain."""
+    optional: tuple[str, ...] = ()
+    """Views that are made only where the recipe gives settings for them."""
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """All views that a recipe may give settings for."""
+        return (*self.views, *self.optional)
+
+    def shown(self, given: Mapping[str, ViewSettings]) -> dict[str, ViewSettings]:
+        """The views of a stream and their settings, of what a recipe says of some."""
+        asked = (*self.views, *(view for view in self.optional if view in given))
+        return {view: given.get(view) or self.defaults.get(view, ViewSettings()) for view in asked}
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,10 @@ class Facts:
     """Number of classes."""
     pixel_counts: Callable[[], Sequence[int]] = lambda: ()
     """Counts the pixels of each class in the labelled training masks (reads them all, once)."""
+    names: tuple[str, ...] = ()
+    """Names of the classes, where they are known."""
+    fitted: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """Tensors of the `fit` stages that the method asks for (:attr:`Method.fits`), by role."""
     size: Callable[[], tuple[int, int]] | None = None
     """Finds height and width of the crops of the first stream (reads an image where nothing is cropped); ``None``: they
     differ."""
@@ -141,6 +157,8 @@ class Method(nn.Module):
     """Names of the nets that it trains and a recipe gives under `nets`."""
     teachers: ClassVar[tuple[str, ...]] = ()
     """Names of nets that come trained from another stage and are only consulted."""
+    fits: ClassVar[tuple[str, ...]] = ()
+    """Names of what `fit` stages made of features (prototypes) and the method starts from; under `inputs`, too."""
 
     def train(self, mode: bool = True) -> Method:
         """Switch to training mode; teachers stay in evaluation mode."""

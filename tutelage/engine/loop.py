@@ -87,7 +87,7 @@ class Hooks:
     """What happens around the loop; each may be left out."""
 
     evaluate: Callable[[int], float] | None = None
-    """Score the nets after a step (number of finished steps → score, more is better)."""
+    """Score the nets after a step (number of finished steps → score, more is better); this chooses among them."""
     evaluate_every: int = 0
     keep_best: Callable[[int], None] = lambda step: None
     """Keep the nets as they are: no earlier score was better."""
@@ -98,6 +98,9 @@ class Hooks:
     audit: Callable[[int], bool] | None = None
     """Look at what the nets say of unlabelled images (number of finished steps → whether training may end)."""
     audit_every: int = 0
+    look: Callable[[int], object] | None = None
+    """Look at the nets after a step; this chooses nothing."""
+    look_every: int = 0
 
 
 @dataclass
@@ -182,7 +185,7 @@ def fit(
         trained = {net for pass_ in passes for net in pass_.trains}
         collectives.average_gradients(p for net in sorted(trained) for p in nets[net].parameters() if p.requires_grad)
         for name, optimizer in optimizers.items():
-            set_rate(optimizer, schedules[name].factor(step, settings.steps))
+            set_rate(optimizer, schedules[name], step, settings.steps)
             parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             if parameters:
                 if settings.clip is not None:
@@ -207,10 +210,14 @@ def fit(
                 rates = {name: schedules[name].factor(progress.step - 1, settings.steps) for name in schedules}
                 hooks.log(meter.record(progress.step, rates))
             evaluates = hooks.evaluate is not None and (done or _due(progress.step, hooks.evaluate_every))
+            looks = hooks.look is not None and (done or _due(progress.step, hooks.look_every))
             audits = hooks.audit is not None and (done or _due(progress.step, hooks.audit_every))
             saves = done or _due(progress.step, settings.checkpoint_rhythm())
-            if evaluates or audits or saves:
+            if looks or evaluates or audits or saves:
                 collectives.average_norm_statistics(list(nets.values()))
+            if looks:
+                with meter.apart():
+                    _look(method, progress, hooks)
             if evaluates:
                 with meter.apart():
                     _evaluate(method, progress, hooks)
@@ -299,6 +306,13 @@ def _training(nets: Mapping[str, nn.Module], pass_: Pass) -> Iterator[None]:
     finally:
         for parameter in held:
             parameter.requires_grad_(True)
+
+
+def _look(method: Method, progress: Progress, hooks: Hooks) -> None:
+    assert hooks.look is not None
+    method.eval()
+    hooks.look(progress.step)
+    method.train()
 
 
 def _evaluate(method: Method, progress: Progress, hooks: Hooks) -> None:

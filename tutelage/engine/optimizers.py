@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import nn
 
 from tutelage.settings import Settings
@@ -45,26 +45,46 @@ class ScheduleSettings(Settings):
     """Where the rise starts, as a share of the rate."""
     floor: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Smallest share of the rate, at the end."""
+    least_lr: Annotated[float, Field(ge=0)] = 0.0
+    """Smallest rate, at the end, for all parameters alike, in place of a share (`floor`)."""
     lag: Annotated[int, Field(ge=0)] = 0
     """Steps by which the whole course is late. Published codes that set the rate after the step have 1."""
+    horizon: Annotated[int, Field(gt=0)] | None = None
+    """Steps that the course is laid out for; null: the stage's. Published codes may stop long before its end."""
+
+    @model_validator(mode="after")
+    def _one_end(self) -> ScheduleSettings:
+        if self.floor and self.least_lr:
+            raise ValueError("floor is a share of the rate and least_lr a rate: give one of them")
+        return self
+
+    def rate(self, full: float, step: int, total: int) -> float:
+        """The rate at a zero-based step, of a full one above 0."""
+        if not self.least_lr:
+            return full * self.factor(step, total)
+        return full * self._factor(step, total, min(self.least_lr / full, 1.0))
 
     def factor(self, step: int, total: int) -> float:
-        """The rate at a zero-based step, as a share of the full one."""
-        step = max(step - self.lag, 0)
+        """The rate at a zero-based step, as a share of the full one; ``least_lr`` is left out."""
+        return self._factor(step, total, self.floor)
+
+    def _factor(self, step: int, total: int, floor: float) -> float:
+        total, step = self.horizon or total, max(step - self.lag, 0)
         if step < self.warmup:
             return self.warmup_ratio + (1.0 - self.warmup_ratio) * step / self.warmup
         done = min((step - self.warmup) / max(total - self.warmup, 1), 1.0)
         if self.kind == "constant":
             return 1.0
         left = (1.0 - done) ** self.power if self.kind == "poly" else 0.5 * (1.0 + math.cos(math.pi * done))
-        return self.floor + (1.0 - self.floor) * left
+        return floor + (1.0 - floor) * left
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """All settings but a lag that is not there, so that keys of stages without one stay equal."""
+        """All settings but those after `floor` that are not there, so that keys of stages without them stay equal."""
         content: dict[str, Any] = written(self)
-        if not self.lag:
-            content.pop("lag", None)
+        for name in ("lag", "least_lr", "horizon"):
+            if not getattr(self, name):
+                content.pop(name, None)
         return content
 
 
@@ -110,7 +130,7 @@ def build_optimizer(nets: Sequence[nn.Module], settings: OptimizerSettings) -> t
     return kind(groups, lr=settings.lr, betas=settings.betas, fused=True)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set every group's rate to ``factor`` times its full one."""
+def set_rate(optimizer: torch.optim.Optimizer, schedule: ScheduleSettings, step: int, total: int) -> None:
+    """Set every group's rate to what the schedule makes of its full one at a zero-based step."""
     for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
+        group["lr"] = schedule.rate(group["base_lr"], step, total)

@@ -13,7 +13,7 @@ Letters: N images, K classes, H x W pixels, P pixels that were drawn from all im
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -172,12 +172,19 @@ class Labelled:
 class LabelledCounts:
     """Gathers :class:`Labelled`, batch by batch; see ``observe`` of :func:`~tutelage.evaluation.scoring.evaluate`."""
 
-    def __init__(self, levels_K: Sequence[int], images: int) -> None:
+    def __init__(
+        self,
+        levels_K: Sequence[int],
+        images: int,
+        judge: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
         """``levels_K``: from which confidence (0..255) on a pixel named each class is sure; ``images``: how many come.
 
+        ``judge``, in place of levels: from logits (B, K, H, W) the class of each pixel and whether it is sure.
         The more images, the fewer pixels of each are kept for the calibration: a quarter of a million in all.
         """
         self.levels_K = torch.tensor(levels_K, dtype=torch.int64)
+        self._judge = judge
         self._quota = max(_CALIBRATION_PIXELS // max(images, 1), 1)
         self._counts: list[Tensor] = []
         self._logits: list[Tensor] = []
@@ -186,9 +193,7 @@ class LabelledCounts:
     def __call__(self, logits_BKHW: Tensor, label_BHW: Tensor) -> None:
         """Count a batch of logits against its labels, 255 = ignored."""
         classes = len(self.levels_K)
-        highest_BHW, named_BHW = logits_BKHW.max(dim=1)
-        confidence_BHW = (highest_BHW - logits_BKHW.logsumexp(dim=1)).exp().mul(255).round()
-        sure_BHW = confidence_BHW >= self.levels_K.to(named_BHW.device)[named_BHW]
+        named_BHW, sure_BHW = (self._judge or self._by_level)(logits_BKHW)
         right_BHW = named_BHW == label_BHW
         valid_BHW = label_BHW != IGNORE
         place_BHW = torch.where(valid_BHW, named_BHW * 4 + sure_BHW * 2 + right_BHW, 4 * classes)
@@ -198,6 +203,11 @@ class LabelledCounts:
             kept = kept[:: -(-len(kept) // self._quota) or 1]
             self._logits.append(logits_KHW.flatten(1)[:, kept].T.float().cpu())
             self._labels.append(label_HW.flatten()[kept].long().cpu())
+
+    def _by_level(self, logits_BKHW: Tensor) -> tuple[Tensor, Tensor]:
+        highest_BHW, named_BHW = logits_BKHW.max(dim=1)
+        confidence_BHW = (highest_BHW - logits_BKHW.logsumexp(dim=1)).exp().mul(255).round()
+        return named_BHW, confidence_BHW >= self.levels_K.to(named_BHW.device)[named_BHW]
 
     def rows(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Counts (n, K, 4), logits (P, K), labels (P,) and each of those pixels' image (P,), of this process."""

@@ -9,6 +9,7 @@ Letters: B images, H x W pixels, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -151,6 +152,33 @@ def scores_of(matrix: Tensor) -> Scores:
         frequency_weighted_iou=float((truth * np.nan_to_num(iou)).sum() / total) if total else float("nan"),
         pixels=int(total),
     )
+
+
+def subset_mean(values_C: NDArray[np.float64], classes: Sequence[int]) -> float:
+    """Mean of a score over those of ``classes`` (ids) that have one; NaN where none has.
+
+    With the IoU: what papers call mIoU-16 and mIoU-13 of Cityscapes' 19 classes. Nothing is counted anew, so that
+    pixels that were taken for a class that is left out are still errors of the class that they are.
+    """
+    return _mean(values_C[list(classes)])
+
+
+def merged(matrix: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+    """The confusion matrix (C, C) with the classes (ids) of each group taken as one: (G, G), groups before the rest.
+
+    A class in no group stays one by itself, in order of ids. ``ValueError`` for a class in two groups.
+    """
+    grouped = [one for group in groups for one in group]
+    if len(set(grouped)) < len(grouped):
+        raise ValueError(f"a class stands in two groups: {[list(group) for group in groups]}")
+    rest = [[one] for one in range(len(matrix)) if one not in grouped]
+    own_C = torch.empty(len(matrix), dtype=torch.int64)
+    for number, group in enumerate([*groups, *rest]):
+        own_C[list(group)] = number
+    count = len(groups) + len(rest)
+    own_C = own_C.to(matrix.device)
+    rows_GC = matrix.new_zeros(count, len(matrix)).index_add_(0, own_C, matrix)
+    return matrix.new_zeros(count, count).index_add_(1, own_C, rows_GC)
 
 
 def _share(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:

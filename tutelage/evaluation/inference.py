@@ -216,9 +216,16 @@ def predict_labels(
                 "Use predict_logits, or a net of at most 255 classes.",
             )
         rows = slice(start, start + scores.shape[2])
-        highest, best = scores[0].max(dim=0)
+        if sureness is None:
+            best = scores[0].max(dim=0).indices
+        else:
+            best, share = winners(scores[0], gives_probabilities(protocol))
+            sureness[rows] = share.mul_(255).round_().to(torch.uint8).cpu().numpy()
         labels[rows] = best.to(torch.uint8).cpu().numpy()
-        if sureness is not None:
-            share = highest if gives_probabilities(protocol) else (highest - scores[0].logsumexp(dim=0)).exp()
-            sureness[rows] = share.mul(255).round_().to(torch.uint8).cpu().numpy()
     return labels, sureness
+
+
+def winners(scores_KnW: Tensor, probabilities: bool) -> tuple[Tensor, Tensor]:
+    """The class (n, W) of the highest score, and its probability in 0..1. Uses the scores' memory for logits."""
+    highest, best = scores_KnW.max(dim=0)
+    return best, highest if probabilities else scores_KnW.sub_(highest).exp_().sum(dim=0).reciprocal_()

@@ -8,7 +8,7 @@ over images or blocks, and to compare two nets on the same images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +22,17 @@ from torch import Tensor
 from tutelage.data.dataset import Dataset
 from tutelage.engine import collectives
 from tutelage.engine.allocator import keep_freed_memory
-from tutelage.errors import DataError, RunError
+from tutelage.errors import DataError, RecipeError, RunError
 from tutelage.evaluation.boundary import BoundaryIoU
 from tutelage.evaluation.calibration import Calibration
-from tutelage.evaluation.confusion import Confusion, confusion_of, counts_of
+from tutelage.evaluation.confusion import (
+    Confusion,
+    confusion_of,
+    counts_of,
+    merged,
+    scores_of,
+    subset_mean,
+)
 from tutelage.evaluation.inference import Net, predict_logits
 from tutelage.evaluation.intervals import bootstrap_miou
 from tutelage.evaluation.protocol import Protocol
@@ -146,8 +153,35 @@ def _batches(dataset: Dataset, indices: Sequence[int]) -> Iterator[tuple[Tensor,
             yield flush()
 
 
-def summary(evaluation: Evaluation, dataset: Dataset, protocol: Protocol) -> dict[str, Any]:
-    """All figures as JSON-able values, with the identity of the numbers: protocol and data."""
+ClassGroups = Mapping[str, Sequence[str]]
+"""Name → names of classes."""
+
+
+def class_ids(groups: ClassGroups, classes: Sequence[str], what: str) -> dict[str, list[int]]:
+    """Ids of the classes of each group. Raises :class:`RecipeError`, naming ``what``, for a name that is no class."""
+    ids = {name: number for number, name in enumerate(classes)}
+    for group, members in groups.items():
+        unknown = [name for name in members if name not in ids]
+        if unknown:
+            raise RecipeError(
+                f"{what}.{group} names {', '.join(unknown)}, which the data do not have",
+                f"the classes are {', '.join(classes)}",
+            )
+    return {group: [ids[name] for name in members] for group, members in groups.items()}
+
+
+def summary(
+    evaluation: Evaluation,
+    dataset: Dataset,
+    protocol: Protocol,
+    *,
+    subsets: ClassGroups | None = None,
+    merged_as: ClassGroups | None = None,
+) -> dict[str, Any]:
+    """All figures as JSON-able values, with the identity of the numbers: protocol and data.
+
+    ``subsets``: classes over which a mean IoU is taken besides; ``merged_as``: classes that are scored as one besides.
+    """
     scores = evaluation.confusion.scores()
     interval = bootstrap_miou(evaluation.counts_NK3, blocks_of(evaluation.groups))
     result: dict[str, Any] = {
@@ -174,6 +208,13 @@ def summary(evaluation: Evaluation, dataset: Dataset, protocol: Protocol) -> dic
         "precision": _listed(scores.precision),
         "confusion": evaluation.confusion.matrix.cpu().tolist(),
     }
+    if subsets:
+        chosen = class_ids(subsets, dataset.classes.names, "subsets")
+        result["subsets"] = {
+            name: {"classes": list(subsets[name]), "miou": subset_mean(scores.iou, ids)} for name, ids in chosen.items()
+        }
+    if merged_as:
+        result["merged"] = _merged(evaluation.confusion.matrix, dataset.classes.names, merged_as)
     if evaluation.boundary is not None:
         edges = evaluation.boundary.scores()
         result["boundary"] = {"miou": edges.miou, "iou": _listed(edges.iou)}
@@ -187,6 +228,19 @@ def summary(evaluation: Evaluation, dataset: Dataset, protocol: Protocol) -> dic
             "negative_log_likelihood": reliability.negative_log_likelihood,
         }
     return {name: _plain(value) for name, value in result.items()}
+
+
+def _merged(matrix: Tensor, classes: Sequence[str], groups: ClassGroups) -> dict[str, Any]:
+    """Scores of the classes that come of merging: the groups, then the classes in none."""
+    ids = class_ids(groups, classes, "merged")
+    grouped = {one for members in ids.values() for one in members}
+    scores = scores_of(merged(matrix, list(ids.values())))
+    return {
+        "classes": [*groups, *(name for number, name in enumerate(classes) if number not in grouped)],
+        "groups": {name: list(members) for name, members in groups.items()},
+        "iou": _listed(scores.iou),
+        "miou": scores.miou,
+    }
 
 
 def blocks_of(groups: Sequence[str]) -> list[str] | None:

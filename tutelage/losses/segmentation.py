@@ -49,6 +49,22 @@ def cross_entropy(
     return total / normalizer.clamp(min=1e-12)  # an empty batch: 0 / 1e-12
 
 
+def weighted_cross_entropy(
+    logits_BKHW: Tensor, label_BHW: Tensor, weight_BHW: Tensor | None = None, *, normalizer: Tensor | None = None
+) -> Tensor:
+    """Sum over valid labels of weight (0 to 1) times cross-entropy, divided by their NUMBER; 0 without any.
+
+    So a batch of low weights has a small loss; dividing by the sum of weights would undo that. Without weights it is
+    the plain mean. ``normalizer``: what the sum is divided by instead of the number of valid labels.
+    Source: BiSMAP (ACM MM 2022), source transferability, its code.
+    """
+    if weight_BHW is None:
+        return cross_entropy(logits_BKHW, label_BHW, normalizer=normalizer)
+    loss_BHW = F.cross_entropy(logits_BKHW.float(), label_BHW, ignore_index=IGNORE, reduction="none")
+    number = label_weight(label_BHW) if normalizer is None else normalizer
+    return (loss_BHW * weight_BHW).sum() / number.clamp(min=1e-12)
+
+
 def ohem_cross_entropy(
     logits_BKHW: Tensor,
     label_BHW: Tensor,

@@ -4,14 +4,15 @@
     discriminate:  L = 1/2 BCE(D(I(source)), source) + 1/2 BCE(D(I(target)), target), on detached maps
 
 I is the weighted self-information map of the softmax (AdvEnt) or the softmax itself (AdaptSegNet, output space); with
-l = 0 and m > 0 it is MinEnt. Each level (main, auxiliary) has a discriminator of its own. All logits are brought to
-the size of the image first. Source: ADVENT (CVPR 2019), AdaptSegNet (CVPR 2018).
+l = 0 and m > 0 it is MinEnt. Both have names of their own, with their settings for defaults. Each level (main,
+auxiliary) has a discriminator of its own. All logits are brought to the size of the image first. Source: ADVENT
+(CVPR 2019), AdaptSegNet (CVPR 2018).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +23,11 @@ from tutelage.engine.optimizers import OptimizerSettings, ScheduleSettings
 from tutelage.losses.adversarial import SOURCE, TARGET, domain_loss, entropy, self_information
 from tutelage.losses.resize import ResizeRule, resize_logits
 from tutelage.methods.supervised import TaskLoss, TaskSettings, Weight
-from tutelage.nets.discriminators import OutputDiscriminator
+from tutelage.nets.discriminators import OutputDiscriminator, ProDADiscriminator
 from tutelage.nets.segmentor import Prediction, Segmentor
 from tutelage.settings import Settings
+
+_AnySettings = Settings
 
 
 class AdvEntSettings(Settings):
@@ -42,6 +45,10 @@ class AdvEntSettings(Settings):
     """The same for the auxiliary logits (MinEnt: 0.0002)."""
     loss: Literal["bce", "least_squares"] = "bce"
     """The discriminators' loss."""
+    critic: Literal["adaptsegnet", "proda"] = "adaptsegnet"
+    """The discriminators' layers: AdaptSegNet's, which ADVENT shares, or those of ProDA's warm-up."""
+    critic_weight: Weight = 0.5
+    """Weight of each domain in the discriminators' loss (ProDA's warm-up: 1)."""
     critic_optimizer: OptimizerSettings = OptimizerSettings(kind="adam", lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0)
     """The discriminators' optimizer."""
     critic_schedule: ScheduleSettings = ScheduleSettings(kind="poly", power=0.9)
@@ -53,7 +60,7 @@ class AdvEntSettings(Settings):
 class AdvEnt(Method):
     """Labels of one domain, images of another: predictions on the target shall look as sure as on the source."""
 
-    Settings = AdvEntSettings
+    Settings: ClassVar[type[_AnySettings]] = AdvEntSettings
     streams = {
         "source": Needs(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
         "target": Needs(labels=False, views=("weak",), about="images of the domain that matters, without masks"),
@@ -63,10 +70,11 @@ class AdvEnt(Method):
         super().__init__()
         self.student = nets["student"]
         self.task = TaskLoss(settings.task, facts)
-        self.critics = nn.ModuleDict({"main": OutputDiscriminator(facts.classes)})
+        critic = ProDADiscriminator if settings.critic == "proda" else OutputDiscriminator
+        self.critics = nn.ModuleDict({"main": critic(facts.classes)})
         self.weights = {"main": (settings.adversarial, settings.entropy)}
         if self.student.auxiliary is not None:
-            self.critics["auxiliary"] = OutputDiscriminator(facts.classes)
+            self.critics["auxiliary"] = critic(facts.classes)
             self.weights["auxiliary"] = (settings.adversarial_auxiliary, settings.entropy_auxiliary)
         self.settings = settings
 
@@ -94,13 +102,12 @@ class AdvEnt(Method):
         on_source, on_target = self.student(source.image), self.student(target.image)
         terms: dict[str, Tensor] = self.task(on_source, self.student.stride, source.label, tick.share("source"))
         source_logits, target_logits = self._levels(on_source, source), self._levels(on_target, target)
-        for level, critic in self.critics.items():
-            adversarial, minimised = self.weights[level]
+        for level, (adversarial, minimised) in self.weights.items():
             if adversarial:
                 tick.carry[f"source_{level}"] = source_logits[level]
                 tick.carry[f"target_{level}"] = target_logits[level]
                 # The net wants its target maps to be taken for the source's.
-                scores = critic(self._maps(target_logits[level]))
+                scores = self.critics[level](self._maps(target_logits[level]))
                 terms[f"adversarial_{level}"] = adversarial * domain_loss(scores, SOURCE, self.settings.loss)
             if minimised:
                 terms[f"entropy_{level}"] = minimised * entropy(target_logits[level])
@@ -113,7 +120,8 @@ class AdvEnt(Method):
                 logits = tick.carry.get(f"{side}_{level}")
                 if logits is not None:
                     scores = critic(self._maps(logits))
-                    terms[f"critic_{level}_{side}"] = 0.5 * domain_loss(scores, domain, self.settings.loss)
+                    each = domain_loss(scores, domain, self.settings.loss)
+                    terms[f"critic_{level}_{side}"] = self.settings.critic_weight * each
         return terms
 
     def _adversarial(self) -> bool:
@@ -131,3 +139,48 @@ class AdvEnt(Method):
 
     def _maps(self, logits: Tensor) -> Tensor:
         return self_information(logits) if self.settings.maps == "self_information" else torch.softmax(logits, 1)
+
+
+class AdaptSegNetSettings(AdvEntSettings):
+    """AdaptSegNet; its least-squares variant: `loss: least_squares, adversarial: 0.01, adversarial_auxiliary: 0`."""
+
+    maps: Literal["self_information", "softmax"] = "softmax"
+    """What the discriminators see: probabilities."""
+
+
+class AdaptSegNet(AdvEnt):
+    """Labels of one domain, images of another: predictions on the target shall look like those on the source."""
+
+    Settings = AdaptSegNetSettings
+
+
+class MinEntSettings(Settings):
+    """Entropy minimisation on the target."""
+
+    entropy: Weight = 0.001
+    """m: weight of the entropy of the target's main logits."""
+    entropy_auxiliary: Weight = 0.0002
+    """The same for the auxiliary logits, where the net has them."""
+    task: TaskSettings = TaskSettings(auxiliary=0.1)
+    """The loss on the source's labels."""
+
+
+class MinEnt(AdvEnt):
+    """Labels of one domain, images of another: the net shall be sure of the target. No critic."""
+
+    Settings = MinEntSettings
+
+    def __init__(self, nets: Mapping[str, Segmentor], settings: MinEntSettings, facts: Facts) -> None:
+        without_critic = AdvEntSettings(
+            adversarial=0.0,
+            adversarial_auxiliary=0.0,
+            entropy=settings.entropy,
+            entropy_auxiliary=settings.entropy_auxiliary,
+            task=settings.task,
+        )
+        super().__init__(nets, without_critic, facts)
+        self.critics = nn.ModuleDict()
+
+    def optimizers(self) -> Mapping[str, Optimization]:
+        """The recipe's, for the net."""
+        return {"main": Optimization(("student",))}

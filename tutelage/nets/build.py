@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import torch
 
+from tutelage.nets.multi_resolution import MultiResolution
 from tutelage.nets.segmentor import Segmentor
 from tutelage.nets.settings import NetSettings
 from tutelage.nets.weights import load_weights
@@ -23,7 +24,8 @@ def build(settings: NetSettings, classes: int, *, seed: int | None = None, taps:
         if seed is not None:
             # Not torch.manual_seed: it would seed the generators of every accelerator, which nothing puts back.
             torch.default_generator.manual_seed(seed)
-        net = Segmentor(settings, classes, taps)
+        kind = Segmentor if settings.multi_resolution is None else MultiResolution
+        net = kind(settings, classes, taps)
     if settings.weights is not None:
         net.load_report = load_weights(net, settings.weights)
     return net

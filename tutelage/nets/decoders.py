@@ -1,10 +1,11 @@
 """Decoders: from an encoder's levels to the embedding that the last 1x1 classifier reads.
 
-All but LR-ASPP, the dual-frequency decoder and the heads of published nets are segmentation-models-pytorch's, taken
-out of its public model classes. Its heads are left out (their convolution is 1x1 or 3x3 and they enlarge the logits):
-here every net ends in one 1x1 classifier on the decoder's own grid. DeepLabV3+ and FPN resize with aligned corners
-inside, as that library does, and so does the dual-frequency decoder, as its authors do. Decoders with a global pooling
-branch and BatchNorm (deeplabv3, deeplabv3plus, upernet, dual_frequency) need at least two images a batch in training.
+All but LR-ASPP, the dual-frequency decoder, those of adaptation methods (DAFormer, PBAL, BiSMAP, ProDA) and the heads
+of published nets are segmentation-models-pytorch's, taken out of its public model classes. Its heads are left out
+(their convolution is 1x1 or 3x3 and they enlarge the logits): here every net ends in one 1x1 classifier on the
+decoder's own grid. DeepLabV3+ and FPN resize with aligned corners inside, as that library does, and so does the
+dual-frequency decoder, as its authors do. Decoders with a global pooling branch and BatchNorm (deeplabv3*, upernet,
+dual_frequency) need at least two images a batch in training.
 
 Dimensions: B batch, C channels, D embedding, h w a level's grid.
 """
@@ -18,11 +19,15 @@ from typing import Any
 from torch import Tensor, nn
 
 import tutelage.torchvision_operators  # noqa: F401  (before segmentation_models_pytorch)
+from tutelage.nets.daformer import ContextFusion
 from tutelage.nets.encoders import EncoderSpec, stand_ins
 from tutelage.nets.frequency import NECK_SCALES, NECK_WIDTH, DualFrequencyDecoder, MultiLevelNeck
 from tutelage.nets.lraspp import LRASPP
+from tutelage.nets.multigrid_deeplab import Flavour, MultigridDeepLab
 from tutelage.nets.published.encoders import make_encoder
 from tutelage.nets.published.heads import Head, make_head
+from tutelage.nets.published.simclr import SimCLRResNet
+from tutelage.nets.pyramid_attention import PyramidAttention
 from tutelage.nets.settings import FrequencySettings, NetSettings
 
 import segmentation_models_pytorch as smp  # isort: skip
@@ -30,6 +35,10 @@ from segmentation_models_pytorch.encoders.timm_vit import TimmViTEncoder  # isor
 
 # The stride of the embedding where it does not depend on the encoder's output stride.
 _STRIDE = {"deeplabv3plus": 4, "fpn": 4, "upernet": 4, "segformer": 4, "unet": 1, "dpt": 2, "lraspp": 8}
+
+# Decoders of this package, which are put on a bare encoder.
+_FLAVOURS: dict[str, Flavour] = {"deeplabv3plus_pbal": "pbal", "deeplabv3plus_bismap": "bismap"}
+_OWN = {"lraspp", "dual_frequency", "daformer", "proda", *_FLAVOURS}
 
 # Decoders that drop values themselves; the others get a channel dropout at their end where one is asked for.
 _OWN_DROPOUT = {"deeplabv3", "deeplabv3plus", "pspnet", "fpn", "dpt"}
@@ -117,26 +126,25 @@ def _scaled(channels: int, width: int) -> int:
     return max(8, round(channels * width / 256))
 
 
-AnyDecoder = Decoder | LightDecoder | FrequencyDecoder | Head
+AnyDecoder = Decoder | LightDecoder | FrequencyDecoder | ContextFusion | MultigridDeepLab | PyramidAttention | Head
 
 
 def make(settings: NetSettings, spec: EncoderSpec) -> tuple[nn.Module, AnyDecoder]:
     """The bare encoder and the decoder that ``settings`` name, with random weights."""
     if spec.kind == "published":
         return make_encoder(spec.name, settings.drop_path), make_head(settings, spec.channels)
+    if spec.kind == "simclr":
+        return SimCLRResNet(spec.name, settings.stride), _own_decoder(settings, spec)
     arguments: dict[str, Any] = dict(spec.arguments)
     if settings.drop_path and spec.kind != "mit":
         arguments["drop_path_rate"] = settings.drop_path
-    if settings.decoder in ("lraspp", "dual_frequency"):
+    if settings.decoder in _OWN:
         if spec.kind == "vit":
             encoder = TimmViTEncoder(spec.name, pretrained=False, output_indices=list(spec.indices), **arguments)
         else:
             encoder = smp.encoders.get_encoder(spec.smp_name, output_stride=settings.stride, **arguments)
         net = spec.unwrap(encoder, settings.drop_path)
-        if settings.decoder == "lraspp":
-            return net, LightDecoder(spec, settings.channels, settings.dropout)
-        frequency = settings.frequency or FrequencySettings()
-        return net, FrequencyDecoder(spec, settings.channels, settings.dropout, frequency)
+        return net, _own_decoder(settings, spec)
     model_class, own = _model(settings)
     if spec.kind == "timm" and "encoder_output_stride" not in own:
         arguments["output_stride"] = settings.stride
@@ -157,6 +165,29 @@ def make(settings: NetSettings, spec: EncoderSpec) -> tuple[nn.Module, AnyDecode
         tail = nn.Dropout2d(settings.dropout)
     stride = _STRIDE.get(settings.decoder, settings.stride)
     return spec.unwrap(model.encoder, settings.drop_path), Decoder(model.decoder, tail, spec, width, stride)
+
+
+def _own_decoder(settings: NetSettings, spec: EncoderSpec) -> AnyDecoder:
+    """A decoder of this package, of ``_OWN`` or the published SegFormer head."""
+    match settings.decoder:
+        case "lraspp":
+            return LightDecoder(spec, settings.channels, settings.dropout)
+        case "daformer":
+            dropout = 0.1 if settings.dropout is None else settings.dropout
+            return ContextFusion(spec.channels, spec.strides, settings.channels, dropout)
+        case "deeplabv3plus_pbal" | "deeplabv3plus_bismap":
+            dropout = 0.1 if settings.dropout is None else settings.dropout
+            flavour = _FLAVOURS[settings.decoder]
+            return MultigridDeepLab(flavour, spec.channels, spec.strides, settings.channels, dropout)
+        case "proda":
+            dropout = 0.1 if settings.dropout is None else settings.dropout
+            norm = spec.kind == "simclr"
+            return PyramidAttention(spec.channels[-1], settings.channels, spec.strides[-1], dropout, norm)
+        case "dual_frequency":
+            frequency = settings.frequency or FrequencySettings()
+            return FrequencyDecoder(spec, settings.channels, settings.dropout, frequency)
+        case _:
+            return make_head(settings, spec.channels)
 
 
 def _model(settings: NetSettings) -> tuple[Any, dict[str, Any]]:

@@ -41,6 +41,28 @@ class OutputDiscriminator(nn.Module):
         return logits
 
 
+class ProDADiscriminator(nn.Module):
+    """Four 3x3 convolutions of stride 2 (C, 64, 128, 256, 512), then 1x1 to one logit.
+
+    ReLU after the first three, LeakyReLU 0.2 after the fourth. Reads softmax maps. Source: ProDA (CVPR 2021), the
+    warm-up of its code.
+    """
+
+    def __init__(self, channels: int, width: int = 64) -> None:
+        super().__init__()
+        widths = [channels, width, 2 * width, 4 * width, 8 * width]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.ReLU(inplace=True)]
+        layers[-1] = nn.LeakyReLU(0.2, inplace=True)
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 1))
+
+    def forward(self, map_BCHW: Tensor) -> Tensor:
+        """Logits (B, 1, H / 16, W / 16), rounded up, of maps (B, C, H, W) of any size."""
+        logits: Tensor = self.layers(map_BCHW)
+        return logits
+
+
 class HolisticCritic(nn.Module):
     """Scores maps of raw logits: blocks of a 4x4 convolution of stride 2, self-attention after the last two.
 

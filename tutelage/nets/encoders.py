@@ -21,8 +21,11 @@ from torch import Tensor, nn
 import tutelage.torchvision_operators  # noqa: F401  (before timm)
 from tutelage.errors import TutelageError
 from tutelage.nets import tokens
+from tutelage.nets.multigrid_deeplab import set_multigrid
 from tutelage.nets.published.encoders import LEVELS as PUBLISHED_LEVELS
 from tutelage.nets.published.encoders import strides as published_strides
+from tutelage.nets.published.simclr import CHANNELS as SIMCLR_CHANNELS
+from tutelage.nets.published.simclr import NAMES as SIMCLR
 
 import timm  # isort: skip
 from timm.layers import DropPath  # isort: skip
@@ -38,6 +41,9 @@ MEAN_STD: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "caffe": ((122.67891434 / 255, 116.66876762 / 255, 104.00698793 / 255), (1 / 255, 1 / 255, 1 / 255)),
 }
 
+# ResNets of bottlenecks whose last stage may be dilated as a multi-grid: `resnet101_multigrid`.
+MULTIGRID = tuple(f"resnet{depth}_multigrid" for depth in (50, 101, 152))
+
 MIX_TRANSFORMERS = tuple(f"mit_b{size}" for size in range(6))
 
 # Ways to tell timm's fixed-size transformers that images have any size; each family knows another one.
@@ -52,7 +58,7 @@ class EncoderSpec:
     """
 
     name: str
-    kind: Literal["timm", "mit", "vit", "published"]
+    kind: Literal["timm", "mit", "vit", "published", "simclr"]
     channels: tuple[int, ...]
     strides: tuple[int, ...]
     multiple: int
@@ -67,6 +73,8 @@ class EncoderSpec:
     tokens: bool = False
     # Read as TriKD's views do: vision transformers without prefix tokens, a TinyViT with a last block that sees all.
     view: bool = False
+    # Whether the dilations of the last stage grow from block to block.
+    multigrid: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -82,6 +90,8 @@ class EncoderSpec:
             smp_encoder.model.prune_intermediate_layers(list(self.indices), prune_norm=True, prune_head=True)
         net: nn.Module = smp_encoder if self.kind == "mit" else smp_encoder.model
         tokens.keep_no_biases(net)
+        if self.multigrid:
+            set_multigrid(net)
         if self.view:
             tokens.attend_globally(net)
         if not drop_path:
@@ -116,12 +126,21 @@ def find_encoder(name: str, stride: int, *, plain: bool = False, view: bool = Fa
     image size, or that do not give what the decoder reads.
     """
     check_name(name)
+    bare, _, tag = name.partition(".")
+    if bare in MULTIGRID:
+        if plain:
+            raise _not_plain(name)
+        dilated = bare.removesuffix("_multigrid") + (f".{tag}" if tag else "")
+        return replace(find_encoder(dilated, stride, view=view), multigrid=True)
     if view:
         return _view(name, stride)
     if name in PUBLISHED_LEVELS:  # its settings allow nothing but the papers' decoders and strides
         return EncoderSpec(
             name, "published", PUBLISHED_LEVELS[name], published_strides(name), 1, *MEAN_STD["caffe"], bgr=True
         )
+    if name in SIMCLR:  # its settings allow nothing but decoders of this package
+        strides = tuple(min(finest, stride) for finest in (4, 8, 16, 32))
+        return EncoderSpec(name, "simclr", SIMCLR_CHANNELS, strides, 1, *MEAN_STD["none"])
     if name in MIX_TRANSFORMERS:
         if plain:
             raise _not_plain(name)
@@ -153,13 +172,20 @@ def _is_vision_transformer(name: str) -> bool:
 
 def check_name(name: str) -> None:
     bare = name.split(".")[0]
-    if bare in MIX_TRANSFORMERS or name in PUBLISHED_LEVELS or (":" not in name and timm.is_model(bare)):
+    if (
+        bare in MIX_TRANSFORMERS
+        or bare in MULTIGRID
+        or name in PUBLISHED_LEVELS
+        or name in SIMCLR
+        or (":" not in name and timm.is_model(bare))
+    ):
         return
     if ":" in name:
         raise TutelageError(
             f"encoder {name!r} is an address, not a name", "name a timm model; put downloaded files under weights:"
         )
-    near = difflib.get_close_matches(bare, [*timm.list_models(), *MIX_TRANSFORMERS, *PUBLISHED_LEVELS], n=4, cutoff=0.5)
+    known = [*timm.list_models(), *MIX_TRANSFORMERS, *MULTIGRID, *PUBLISHED_LEVELS, *SIMCLR]
+    near = difflib.get_close_matches(bare, known, n=4, cutoff=0.5)
     raise TutelageError(
         f"there is no encoder {name!r} in timm {timm.__version__}",
         f"did you mean {', '.join(near)}?" if near else "python -c 'import timm; print(timm.list_models())' lists all",

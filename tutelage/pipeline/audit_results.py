@@ -92,7 +92,7 @@ def _training(builder: Builder, name: str, stage: TrainStage, shown: int, device
     if not records:
         return None
     facts = artefact.facts()
-    kept = facts["best_step"] if facts.get("kept") == "best" else records[-1]["step"]
+    kept = facts["best_step"] if facts.get("kept", "last") != "last" else records[-1]["step"]
     record = next((one for one in records if one["step"] == kept), records[-1])
     classes = builder.classes.names
     warnings = [f"{one['net']}: {warning_text(one, classes)}" for one in record["warnings"]]
@@ -106,7 +106,7 @@ def _training(builder: Builder, name: str, stage: TrainStage, shown: int, device
         label_shares=tuple(record["label_shares"] or ()),
         agreement=tuple((pair, one["share"], one["iou"]) for pair, one in record["agreement"].items()),
         courses=_courses(records),
-        kept_step=kept if facts.get("kept") == "best" else None,
+        kept_step=kept if facts.get("kept", "last") != "last" else None,
         warnings=tuple(warnings),
         stop=_stop(records, stage),
         galleries=tuple(_galleries(builder, name, stage, record, kept, shown, device)),
@@ -326,9 +326,8 @@ def _change(builder: Builder, before: str, now: str) -> float | None:
     stages = builder.recipe.stages
     names = []
     for name in (before, now):
-        stage = stages[name]
-        assert isinstance(stage, AnnotateStage)
-        names.append([sample.name for sample in builder.dataset(stage.data).samples])
+        assert isinstance(stages[name], AnnotateStage)
+        names.append([sample.name for sample in builder.dataset(name).samples])  # without those that it could not read
     common = [name for name in names[1] if name in set(names[0])]
     chosen = evenly(len(common), _COMPARED)
     different = compared = 0

@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tutelage.data.copies import with_copies
 from tutelage.data.dataset import Classes, Dataset, describe_bridge
 from tutelage.data.draws import key as draw_key
 from tutelage.data.opening import open_data, task_classes
 from tutelage.data.pseudo_labels import with_pseudo_labels
 from tutelage.data.statistics import read_statistics
-from tutelage.data.stream import LoaderSettings, Stream, ViewSettings
+from tutelage.data.stream import LoaderSettings, Stream, StreamSettings
+from tutelage.data.weights import with_weights
 from tutelage.engine.contract import Facts, Method
 from tutelage.errors import DataError, RecipeError, TutelageError
 from tutelage.nets.build import build
@@ -23,9 +25,11 @@ from tutelage.nets.checkpoints import read_tensors
 from tutelage.nets.segmentor import Segmentor
 from tutelage.nets.storage import check_classes, load_segmentor, read_metadata
 from tutelage.nets.weights import fill
+from tutelage.pipeline import fitting
+from tutelage.prototypes.storage import load_tensors
 from tutelage.recipe.reading import Read, method_settings
 from tutelage.recipe.references import WEIGHT_SUFFIXES, listed, nearest, roles
-from tutelage.recipe.schema import AnnotateStage, ImportStage, TrainStage, find_method
+from tutelage.recipe.schema import AnnotateStage, FitStage, ImportStage, TrainStage, TransformStage, find_method
 from tutelage.runs.store import Artefact
 
 Say = Callable[[str], None]
@@ -55,13 +59,16 @@ class Builder:
         return task_classes(self.recipe.classes, splits[next(iter(splits))])
 
     def dataset(self, reference: str) -> Dataset:
-        """The data set that ``name/split`` or ``name`` means, in the task's classes; or an annotate stage's.
+        """The data set that ``name/split`` or ``name`` means, in the task's classes; or what a stage made of
+        one: pseudo labels, images in another style.
 
         Raises :class:`RecipeError` for a split that does not exist and :class:`DataError` for what is on the disk.
         """
         stage = self.recipe.stages.get(reference)
         if isinstance(stage, AnnotateStage):
             return with_pseudo_labels(self.dataset(stage.data), self.artefacts[reference].labels)
+        if isinstance(stage, TransformStage):
+            return with_copies(self.dataset(stage.data), self.artefacts[reference].folder)
         if reference not in self._bridged:
             name, _, split = reference.partition("/")
             splits = self.splits(name)
@@ -86,7 +93,7 @@ class Builder:
     def data_key(self, reference: str) -> str:
         """What identifies a data set's content: its fingerprint, or the key of the stage that makes it."""
         stage = self.recipe.stages.get(reference)
-        if isinstance(stage, AnnotateStage):
+        if isinstance(stage, AnnotateStage | TransformStage):
             return f"stage:{self.artefacts[reference].key}"
         return self.dataset(reference).fingerprint
 
@@ -173,9 +180,46 @@ class Builder:
             tensors = self._tensors(path, role, encoder_only=bool(part))
             report = fill(result[role], tensors, str(path))
             self.say(f"net {role} starts from {path.name}: {report}")
-        for role, reference in stage.inputs.items():
+        for role, reference in self.taught_by(stage).items():
             trained = self.net_path(reference, stand_ins) is not None
             result[role] = self.trained_net(reference) if trained else self._stand_in(reference)
+        return result
+
+    def taught_by(self, stage: TrainStage) -> dict[str, str]:
+        """Role → the trained net under `inputs`, without what `fit` stages made."""
+        stages = self.recipe.stages
+        return {role: it for role, it in stage.inputs.items() if not isinstance(stages.get(it), FitStage)}
+
+    def fitted(self, reference: str) -> dict[str, Tensor]:
+        """The tensors of a finished `fit` stage, on the CPU.
+
+        Raises :class:`TutelageError` for a file that is missing, damaged or made for other classes.
+        """
+        stage = self.recipe.stages[reference]
+        assert isinstance(stage, FitStage)
+        path = self.artefacts[reference].fitted
+        tensors, about = load_tensors(path, fitting.FILE_KINDS[stage.what.kind])
+        classes = tuple(about.get("classes", ()))
+        if classes != self.classes.names:
+            raise TutelageError(
+                f"{path} was fitted for other classes: {', '.join(classes)}",
+                f"run the stage {reference!r} again for: {', '.join(self.classes.names)}",
+            )
+        return tensors
+
+    def _fitted_for(self, stage: TrainStage, stand_ins: bool) -> dict[str, dict[str, Tensor]]:
+        """Tensors by role; random ones of the right shape for a fit that is not made yet, with ``stand_ins``."""
+        result = {}
+        for role, reference in stage.inputs.items():
+            fit = self.recipe.stages.get(reference)
+            if isinstance(fit, FitStage):
+                if stand_ins and not self.artefacts[reference].fitted.is_file():
+                    assert fit.net is not None
+                    path = self.net_path(fit.net, True)
+                    net = self._stand_in(fit.net) if path is None else self.trained_net(fit.net)
+                    result[role] = fitting.stand_in(fit.what, len(self.classes), net.embedding_channels)
+                else:
+                    result[role] = self.fitted(reference)
         return result
 
     def _tensors(self, path: Path, net: str, encoder_only: bool = False) -> dict[str, Tensor]:
@@ -202,32 +246,46 @@ class Builder:
 
     # Training
 
-    def streams(self, stage: TrainStage, seed: int) -> dict[str, Stream]:
-        """The streams of a training stage."""
+    def streams(self, stage: TrainStage, seed: int, stand_ins: bool = False) -> dict[str, Stream]:
+        """The streams of a training stage; with ``stand_ins`` without weights that are not there yet."""
         run = self.recipe.run
         loader = LoaderSettings(run.workers, run.ahead, run.cache, run.cache_folder, run.on_unreadable)
         needs = find_method(stage.method.name).streams
         return {
             name: Stream(
                 name=name,
-                datasets=_pooled([self.dataset(reference) for reference in listed(settings.data)]),
+                datasets=_pooled(self._datasets(settings, stand_ins)),
                 seed=seed,
                 batch=settings.batch,
-                views={
-                    view: settings.views.get(view) or needs[name].defaults.get(view, ViewSettings())
-                    for view in needs[name].views
-                },
+                views=needs[name].shown(settings.views),
                 augment=settings.augment,
                 labels=needs[name].labels,
                 loader=loader,
                 repeat=settings.repeat or (),
                 draws_of=settings.draws_of,
+                sampler=settings.sampler,
             )
             for name, settings in stage.streams.items()
         }
 
-    def method(self, stage: TrainStage, nets: Mapping[str, Segmentor], streams: Mapping[str, Stream]) -> Method:
-        """The method of a training stage, holding its nets."""
+    def _datasets(self, settings: StreamSettings, stand_ins: bool) -> list[Dataset]:
+        """The data of a stream, with its weights."""
+        datasets = [self.dataset(reference) for reference in listed(settings.data)]
+        if settings.weights is None:
+            return datasets
+        folder = self.artefacts[settings.weights].folder
+        if stand_ins and self.artefacts[settings.weights].manifest() is None:
+            return datasets
+        return [with_weights(dataset, folder) for dataset in datasets]
+
+    def method(
+        self,
+        stage: TrainStage,
+        nets: Mapping[str, Segmentor],
+        streams: Mapping[str, Stream],
+        stand_ins: bool = False,
+    ) -> Method:
+        """The method of a training stage, holding its nets; with ``stand_ins`` fits that are not there are random."""
 
         def pixel_counts() -> Sequence[int]:
             labeled = [dataset for stream in streams.values() if stream.labels for dataset in stream.datasets]
@@ -236,7 +294,13 @@ class Builder:
 
         kind = find_method(stage.method.name)
         first = next(iter(streams.values()))
-        facts = Facts(len(self.classes), pixel_counts, first.view_size)
+        facts = Facts(
+            len(self.classes),
+            pixel_counts,
+            size=first.view_size,
+            names=self.classes.names,
+            fitted=self._fitted_for(stage, stand_ins),
+        )
         with torch.random.fork_rng(devices=[]):
             # What a method adds to its nets (critics, projections, queues) starts from the stage's seed, too.
             torch.default_generator.manual_seed(draw_key(first.seed, "method", stage.method.name) % (1 << 62))

@@ -15,7 +15,7 @@ from tutelage.pipeline.proposal_data import existing_splits, open_pairs
 from tutelage.recipe.ladder import expand, untuned
 from tutelage.recipe.reading import Read
 from tutelage.recipe.references import listed
-from tutelage.recipe.schema import AnnotateStage, EvaluateStage, Recipe, TrainStage
+from tutelage.recipe.schema import AnnotateStage, EvaluateStage, FitStage, Recipe, TrainStage, TransformStage
 
 
 def check(read: Read, say: Callable[[str], None] = lambda text: None) -> list[Finding]:
@@ -100,6 +100,13 @@ def roles(recipe: Recipe, builder: Builder) -> dict[str, set[str]]:
                 note(stage.evaluate.data, "val")
         elif isinstance(stage, AnnotateStage):
             note(stage.data, "unlabeled")
+        elif isinstance(stage, FitStage):
+            note(stage.data, "source" if stage.target is not None else "train" if stage.masked() else "unlabeled")
+            if stage.target is not None:
+                note(stage.target, "target")
+        elif isinstance(stage, TransformStage):
+            note(stage.data, "source")
+            note(stage.target, "target")
         elif isinstance(stage, EvaluateStage):
             note(stage.data, "test")
     return found

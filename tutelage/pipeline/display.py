@@ -31,6 +31,10 @@ class Display:
             scores = ", ".join(f"{name} {100 * value['miou']:.2f}" for name, value in record["evaluation"].items())
             self.say(f"  step {record['step']}: validation mIoU {scores}")
             return
+        if "choice" in record:
+            figures = ", ".join(f"{name} {value:.4f}" for name, value in record["choice"].items())
+            self.say(f"  step {record['step']}: without masks: {figures}")
+            return
         terms = " ".join(f"{name} {value:.4g}" for name, value in record["terms"].items())
         self.say(
             f"  step {record['step']}/{record['steps']}  {terms}  rate {next(iter(record['rate'].values())):.0%}  "

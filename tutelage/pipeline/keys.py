@@ -6,17 +6,21 @@ from typing import Any
 
 from tutelage.pipeline import teacher_cache
 from tutelage.pipeline.builder import Builder
+from tutelage.pipeline.choosing import every, protocol_of
 from tutelage.recipe.reading import method_settings
 from tutelage.recipe.references import WEIGHT_SUFFIXES, listed, roles
 from tutelage.recipe.schema import (
+    LABEL_FREE,
     AnnotateStage,
     AuditSettings,
     EvaluateStage,
+    FitStage,
     ImportStage,
     LabelAudit,
     ReportStage,
     Stage,
     TrainStage,
+    TransformStage,
     find_method,
 )
 from tutelage.runs.atomic import sha256
@@ -24,7 +28,7 @@ from tutelage.runs.store import Store, content_key
 
 # What a training stage may be told without changing what it makes.
 _IDLE = {"kind", "method", "nets", "inputs", "init", "streams", "evaluate", "seed", "log_every", "checkpoint_every"}
-_IDLE |= {"keep_checkpoints", "audit"}
+_IDLE |= {"keep_checkpoints", "audit", "choose"}
 
 
 def assign_artefacts(builder: Builder, store: Store) -> None:
@@ -37,8 +41,8 @@ def assign_artefacts(builder: Builder, store: Store) -> None:
             builder.caches[artefact.key] = store.artefact("teacher_cache", content_key(answers))
 
 
-def seed_of(builder: Builder, stage: TrainStage) -> int:
-    """The seed of a training stage: its own, or the recipe's."""
+def seed_of(builder: Builder, stage: TrainStage | FitStage | TransformStage) -> int:
+    """The seed of a stage: its own, or the recipe's."""
     return builder.recipe.seed if stage.seed is None else stage.seed
 
 
@@ -55,7 +59,7 @@ def stage_content(builder: Builder, stage: Stage) -> dict[str, Any]:
             data=builder.data_key(stage.data),
             protocol=stage.protocol.key(),
             policy=stage.policy,
-            level={"threshold": stage.threshold, "class_balanced": stage.portion}.get(stage.policy),
+            **_policy(builder, stage),
         )
         if stage.audit != LabelAudit():
             val = stage.audit.val
@@ -63,6 +67,15 @@ def stage_content(builder: Builder, stage: Stage) -> dict[str, Any]:
                 "val": None if val is None else builder.data_key(val),
                 "threshold": stage.audit.threshold,
             }
+    elif isinstance(stage, FitStage):
+        content.update(_fit(builder, stage))
+    elif isinstance(stage, TransformStage):
+        content.update(
+            data=builder.data_key(stage.data),
+            target=builder.data_key(stage.target),
+            style=stage.style.model_dump(mode="json"),
+            seed=seed_of(builder, stage),
+        )
     elif isinstance(stage, EvaluateStage):
         content.update(
             nets={label: net_key(builder, reference) for label, reference in stage.named().items()},
@@ -71,6 +84,8 @@ def stage_content(builder: Builder, stage: Stage) -> dict[str, Any]:
             boundary=stage.boundary,
             calibration=stage.calibration,
         )
+        # Left out where there are none, so that keys of stages without them stay equal.
+        content.update({name: groups for name in ("subsets", "merged") if (groups := getattr(stage, name))})
     elif isinstance(stage, ReportStage):
         content.update(stage.model_dump(mode="json"), scores=builder.artefacts[stage.scores].key)
     return content
@@ -90,6 +105,12 @@ def _train(builder: Builder, stage: TrainStage) -> dict[str, Any]:
     streams = {}
     for name, settings in stage.streams.items():
         streams[name] = settings.model_dump(mode="json", exclude={"data"})
+        if settings.sampler is None:
+            del streams[name]["sampler"]  # as when there were none
+        if settings.weights is None:
+            del streams[name]["weights"]  # as when there were none
+        else:
+            streams[name]["weights"] = builder.artefacts[settings.weights].key
         streams[name]["data"] = [builder.data_key(reference) for reference in listed(settings.data)]
     evaluation = None
     if stage.evaluate is not None:
@@ -103,13 +124,20 @@ def _train(builder: Builder, stage: TrainStage) -> dict[str, Any]:
             "settings": _method(stage),
         },
         "nets": {role: _net_settings(builder, name) for role, name in roles(builder.recipe, stage).items()},
-        "inputs": {role: net_key(builder, reference) for role, reference in stage.inputs.items()},
+        "inputs": {role: _input_key(builder, reference) for role, reference in stage.inputs.items()},
         "init": {target: _source_key(builder, source) for target, source in stage.init.items()},
         "streams": streams,
         "evaluate": evaluation,
         "seed": seed_of(builder, stage),
         "course": course,
     }
+    if stage.keep in LABEL_FREE:
+        content["choose"] = {
+            "data": [builder.data_key(reference) for reference in listed(stage.choose.data or [])],
+            "images": stage.choose.images,
+            "every": every(stage),
+            "protocol": protocol_of(stage).key(),
+        }
     if stage.audit is not None:  # its records are a part of what the stage makes
         content["audit"] = _audit(builder, stage, stage.audit)
     return content
@@ -138,6 +166,35 @@ def _net_settings(builder: Builder, name: str) -> dict[str, Any]:
     if settings.weights is not None and settings.weights.endswith(WEIGHT_SUFFIXES):
         content["weights"] = _source_key(builder, settings.weights)
     return content
+
+
+def _policy(builder: Builder, stage: AnnotateStage) -> dict[str, Any]:
+    rule = stage.rule()
+    if len(rule) < 2:  # as when policies had one setting, `level`, or none
+        return {"level": next(iter(rule.values()), None)}
+    if stage.mixtures is not None:
+        rule["mixtures"] = builder.artefacts[stage.mixtures].key
+    return {"rule": rule}
+
+
+def _fit(builder: Builder, stage: FitStage) -> dict[str, Any]:
+    return {
+        "what": stage.what.model_dump(mode="json"),
+        "net": None if stage.net is None else net_key(builder, stage.net),
+        "encoder": None if stage.encoder is None else _net_settings(builder, stage.encoder),
+        "data": builder.data_key(stage.data),
+        "target": None if stage.target is None else builder.data_key(stage.target),
+        "entropies": None if stage.entropies is None else builder.artefacts[stage.entropies].key,
+        "protocol": stage.protocol.key(),
+        "seed": seed_of(builder, stage),
+    }
+
+
+def _input_key(builder: Builder, reference: str) -> str:
+    """What identifies what a training is handed: a net, or a fit."""
+    if isinstance(builder.recipe.stages.get(reference), FitStage):
+        return f"fit:{builder.artefacts[reference].key}"
+    return net_key(builder, reference)
 
 
 def net_key(builder: Builder, reference: str) -> str:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from tutelage.annotate.policies import Policy
+from tutelage.annotate.pseudo_labels import Written
 from tutelage.data.dataset import Dataset
-from tutelage.data.pseudo_labels import MANIFEST, PseudoLabelFolder
-from tutelage.engine import collectives
-from tutelage.evaluation.audit import LabelledCounts, MapCounts, collapses, count_maps, level_of
+from tutelage.data.pseudo_labels import MANIFEST
+from tutelage.evaluation.audit import LabelledCounts, MapCounts, collapses, level_of
 from tutelage.nets.segmentor import Segmentor
 from tutelage.pipeline.audit_data import Truth, held_out, label_shares
 from tutelage.pipeline.audit_records import (
@@ -41,13 +42,15 @@ def audit_labels(
     stage: AnnotateStage,
     artefact: Artefact,
     dataset: Dataset,
+    written: Written | None,
+    policy: Policy,
     net: Segmentor,
     device: torch.device,
     display: Display,
 ) -> Path:
     """Look at the maps that an `annotate` stage has written, write down what was seen, and say what is wrong.
 
-    All processes must call it, once all maps are there.
+    All processes must call it, once all maps are there; the first has ``written``, with :func:`sure_levels`.
     """
     classes = len(builder.classes)
     manifest = json.loads((artefact.labels / MANIFEST).read_text(encoding="utf-8"))
@@ -56,23 +59,30 @@ def audit_labels(
     by_policy = stage.policy != "argmax"
     if truth.dataset is not None:
         # What the policy labels is what counts as sure; without a policy, the threshold says so.
-        levels = manifest["levels"] if by_policy else [level_of(stage.audit.threshold)] * classes
-        counter = LabelledCounts(levels, len(truth.indices))
+        levels = manifest.get("levels", [0] * classes) if by_policy else sure_levels(stage, classes)
+        judge = None
+        if policy.surveys:
+            threshold_K = np.array(manifest["thresholds"], dtype=np.float64)
+            judge = partial(policy.judge, threshold_K=threshold_K)
+        counter = LabelledCounts(levels, len(truth.indices), judge)
         show(net, truth, stage.protocol, device, counter)
         val = judged(counter, truth, device)
-    if collectives.rank():
+    if written is None:
         return artefact.label_audit
-    lowest = 0 if by_policy else level_of(stage.audit.threshold)
-    counts = _written(PseudoLabelFolder(artefact.labels), dataset, [lowest] * classes)
+    counts = MapCounts(written.counts_NC)
+    places = {sample.name: place for place, sample in enumerate(dataset.samples)}
     found = collapses(counts, label_shares(builder, builder.recipe.stages[stage.net.partition(".")[0]]))
     record = {
         "data": stage.data,
-        "images": len(dataset),
+        "images": len(written.names),
         "policy": stage.policy,
         "covered": "labelled by the policy" if by_policy else f"of confidence {stage.audit.threshold:g} or more",
         "labelled": rounded(counts.labelled),
         **map_figures(counts),
-        "worst": worst(counts.confidences, lambda place: dataset.samples[place].name),
+        "worst": [
+            [places[name], name, value]
+            for _, name, value in worst(counts.confidences, lambda place: written.names[place])
+        ],
         "val": val,
         "val_data": truth.title if truth.dataset is not None else None,
         "val_images": len(truth.indices),
@@ -87,10 +97,9 @@ def audit_labels(
     return artefact.label_audit
 
 
-def _written(folder: PseudoLabelFolder, dataset: Dataset, levels_K: Sequence[int]) -> MapCounts:
-    names = (sample.name for sample in dataset.samples)
-    rows = [count_maps(read_map(folder.label(name)), read_map(folder.confidence(name)), levels_K) for name in names]
-    return MapCounts(np.stack(rows))
+def sure_levels(stage: AnnotateStage, classes: int) -> list[int]:
+    """From which stored confidence on a pixel of each class counts as covered: with a policy, whatever it labels."""
+    return [level_of(stage.audit.threshold) if stage.policy == "argmax" else 0] * classes
 
 
 def read_map(path: Path) -> NDArray[np.uint8]:

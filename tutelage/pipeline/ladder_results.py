@@ -13,8 +13,9 @@ from typing import Any
 import torch
 import yaml
 
+from tutelage.engine.loop import FitSettings
 from tutelage.evaluation.comparison import Scored, Side, read_scored
-from tutelage.evaluation.intervals import Gain, paired_bootstrap
+from tutelage.evaluation.intervals import Gain, gap_share, paired_bootstrap
 from tutelage.evaluation.scoring import blocks_of
 from tutelage.evaluation.worth import holm, judge
 from tutelage.nets.build import build
@@ -24,10 +25,12 @@ from tutelage.nets.settings import NetSettings
 from tutelage.nets.storage import read_metadata
 from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.costs import environment
-from tutelage.recipe.ladder import NET, TEACHER_SCORE, Attempt, Expanded, Values, label_stage_name, method_of
+from tutelage.recipe.choice import ON_TARGET, chosen_on_target, counts_as_bare
+from tutelage.recipe.ladder import NET, TEACHER_SCORE, Attempt, Expanded, Values, method_of
 from tutelage.recipe.reading import resolved
 from tutelage.recipe.references import roles
 from tutelage.recipe.schema import PSEUDO_LABELS, ImportStage, LadderSettings, Recipe, TrainStage, find_method
+from tutelage.recipe.wiring import named_in
 from tutelage.report import ladder as words
 from tutelage.report.content import Comparison, Interval
 from tutelage.report.ladder import (
@@ -35,6 +38,7 @@ from tutelage.report.ladder import (
     LadderContent,
     RungCost,
     RungResult,
+    Share,
     TeacherResult,
     Trial,
 )
@@ -84,7 +88,9 @@ def tuned(builder: Builder, expanded: Expanded) -> dict[str, Tuned]:
     result = {}
     for name, trials in expanded.trials.items():
         scores = [
-            0.0 if builder.artefacts[trial.train].diverged else _miou(builder.artefacts[trial.score])
+            0.0
+            if any(builder.artefacts[it].diverged for it in trial.trained)
+            else _miou(builder.artefacts[trial.score])
             for trial in trials
         ]
         finished = [score for score in scores if score is not None]
@@ -103,11 +109,11 @@ def _miou(artefact: Artefact) -> float | None:
     return _number(read_scored(artefact.score(NET)).miou) or 0.0
 
 
-def cost_of(builder: Builder, expanded: Expanded, rung: str) -> Mapping[str, Any] | None:
-    """What a step of a rung costs, where it was measured: it is the same for all seeds."""
+def cost_of(builder: Builder, expanded: Expanded, rung: str, place: int = 0) -> Mapping[str, Any] | None:
+    """What a step of a rung's training number ``place`` costs, where it was measured: it is the same for all seeds."""
     for (name, _), attempt in expanded.attempts.items():
         if name == rung:
-            found = _read(builder.artefacts[attempt.train].cost)
+            found = _read(builder.artefacts[attempt.trained[place]].cost)
             if found.get("format") == COST_FORMAT:
                 return found
     return None
@@ -120,7 +126,8 @@ def gather(builder: Builder, recipe: Recipe, expanded: Expanded) -> LadderConten
     trials = tuned(builder, expanded)
     runs = {name: _scored(builder, expanded, name) for name in ladder.rungs}
     rungs = [_rung(builder, ladder, expanded, name, runs, trials.get(name)) for name in ladder.rungs]
-    compared = [rung for rung in rungs if rung.comparison is not None and rung.comparison.p_value is not None]
+    judged = [rung for rung in rungs if rung.name != ladder.oracle]
+    compared = [rung for rung in judged if rung.comparison is not None and rung.comparison.p_value is not None]
     adjusted = holm([rung.comparison.p_value or 0.0 for rung in compared if rung.comparison is not None])
     by_name = {rung.name: p for rung, p in zip(compared, adjusted, strict=True)}
     rungs = [replace(rung, adjusted_p=by_name.get(rung.name)) for rung in rungs]
@@ -141,6 +148,7 @@ def gather(builder: Builder, recipe: Recipe, expanded: Expanded) -> LadderConten
         fingerprint=dataset.fingerprint,
         protocol=ladder.score.protocol.describe(),
         protocol_key=ladder.score.protocol.key(),
+        oracle=ladder.oracle or "",
         tuned_on="" if ladder.tune is None else ladder.tune.data,
         tie=tuple(name for name, found in trials.items() if found.tie),
         environment=environment(find_device(recipe.run.device)),
@@ -168,29 +176,84 @@ def _rung(
 ) -> RungResult:
     rung, own, plain = ladder.rungs[name], runs[name], runs[ladder.plain]
     told = {**rung.settings(), **{key: value for key, value in rung.own().items() if key != "training"}}
+    data = {key: rung.training[key] for key in rung.training if key not in FitSettings.model_fields}
+    fit = {key: value for key, value in rung.training.items() if key not in data}
     comparison = judgement = None
     if own and plain and name != ladder.plain:
         before, after = Side(tuple(plain.values())), Side(tuple(own.values()))
         gain = _gain(before, after)
         comparison = _comparison(gain, blocked=blocks_of(after.runs[0].groups) is not None)
-        judgement = Judgement(**asdict(judge(gain, (before.spread, after.spread), ladder.worth / 100)))
+        if name != ladder.oracle:
+            judgement = Judgement(**asdict(judge(gain, (before.spread, after.spread), ladder.worth / 100)))
     return RungResult(
         name=name,
-        method=", ".join([rung.name, *([_in_line(told)] if told else [])]),
+        method=", ".join([*([] if rung.stages else [rung.name]), *([_in_line(told)] if told else [])]),
+        share=_share(ladder, name, runs),
+        updates=_updates(builder.recipe, ladder, expanded, name),
+        leak=_leak(ladder, expanded, name),
+        other_data=_in_line(data) if data else "",
         scores={seed: _number(run.miou) or 0.0 for seed, run in own.items()},
         missing=tuple(seed for seed in ladder.seeds if seed not in own),
         comparison=comparison,
         judgement=judgement,
         cost=_cost(builder, expanded, name),
-        teaches=rung.name == PSEUDO_LABELS or bool(find_method(method_of(rung).name).teachers),
-        differs=_in_line(rung.training) if rung.training else "",
+        teaches=_teaches(ladder, expanded, name),
+        differs=_in_line(fit) if fit else "",
         diverged=tuple(
             seed
             for (own_name, seed), attempt in expanded.attempts.items()
-            if own_name == name and builder.artefacts[attempt.train].diverged
+            if own_name == name and any(builder.artefacts[it].diverged for it in attempt.trained)
         ),
         trials=() if trials is None else _trials(builder, expanded.trials[name], trials),
     )
+
+
+def _share(ladder: LadderSettings, name: str, runs: Mapping[str, Mapping[int, Scored]]) -> Share | None:
+    """What share of the gap from the plain rung to the oracle a rung closes, once there are scores of all three."""
+    if ladder.oracle is None or name in (ladder.plain, ladder.oracle):
+        return None
+    sides = [list(runs[rung].values()) for rung in (ladder.plain, name, ladder.oracle)]
+    if not all(sides):
+        return None
+    plain, own, oracle = ([run.counts_NK3 for run in side] for side in sides)
+    found = gap_share(plain, own, oracle, blocks_of(sides[0][0].groups))
+    return Share(_number(found.share), _number(found.low), _number(found.high), found.reason)
+
+
+def _updates(recipe: Recipe, ladder: LadderSettings, expanded: Expanded, name: str) -> int | None:
+    """Steps of all the stages of a rung that train the ladder's student; None before it is tuned."""
+    attempt = next((it for (rung, _), it in expanded.attempts.items() if rung == name), None)
+    if attempt is None:
+        return None
+    stages = [recipe.stages[it] for it in attempt.trained]
+    return sum(
+        stage.steps
+        for stage in stages
+        if isinstance(stage, TrainStage) and roles(recipe, stage).get("student") == ladder.student
+    )
+
+
+def _leak(ladder: LadderSettings, expanded: Expanded, name: str) -> str:
+    """How labels that count as missing had a part in a rung."""
+    recipe = expanded.recipe
+    attempts = [it for (rung, _), it in expanded.attempts.items() if rung == name]
+    if any(chosen_on_target(recipe, recipe.stages[it]) for one in attempts for it in one.trained):
+        return ON_TARGET
+    if ladder.tune is None or not ladder.tune.on_target:
+        return ""
+    trained = (recipe.stages[it] for one in attempts for it in one.trained)
+    bare = any(isinstance(it, TrainStage) and counts_as_bare(recipe, it, ladder.tune.data) for it in trained)
+    return "tuned with target labels" if bare else ""
+
+
+def _teaches(ladder: LadderSettings, expanded: Expanded, name: str) -> bool:
+    """Whether a net that was trained elsewhere takes part."""
+    rung = ladder.rungs[name]
+    if not rung.stages:
+        return rung.name == PSEUDO_LABELS or bool(find_method(method_of(rung).name).teachers)
+    attempt = next((it for (rung_name, _), it in expanded.attempts.items() if rung_name == name), None)
+    made = [] if attempt is None else [expanded.recipe.stages[it] for it in (*attempt.trained, *attempt.others)]
+    return any(ladder.teacher in named_in(stage.kind, stage.model_dump(mode="json")) for stage in made)
 
 
 def _gain(before: Side, after: Side) -> Gain:
@@ -217,27 +280,47 @@ def _trials(builder: Builder, attempts: Sequence[Attempt], found: Tuned) -> tupl
             _in_line(attempt.values),
             score,
             chosen=attempt.values == found.values,
-            diverged=builder.artefacts[attempt.train].diverged,
+            diverged=any(builder.artefacts[it].diverged for it in attempt.trained),
         )
         for attempt, score in zip(attempts, found.scores, strict=True)
     )
 
 
 def _cost(builder: Builder, expanded: Expanded, name: str) -> RungCost:
-    """Of the trainings that are finished, the median: one that was held up says nothing of the rung."""
-    seconds = []
-    for (rung, _), attempt in expanded.attempts.items():
-        artefact = builder.artefacts[attempt.train]
-        if rung == name and artefact.manifest() is not None and (spent := _seconds(artefact)) is not None:
-            seconds.append(spent)
-    labels = builder.artefacts.get(label_stage_name(name))
-    step = cost_of(builder, expanded, name) or {}
+    """Of the trainings that are finished, the median: one that was held up says nothing of the rung.
+
+    Of a rung with several stages the sum of their times, and a step's cost in the mean over all steps.
+    """
+    attempts = [attempt for (rung, _), attempt in expanded.attempts.items() if rung == name]
+    if not attempts:
+        return RungCost()
+    spent = [_sum(builder, attempt.trained) for attempt in attempts]
+    besides = [_sum(builder, attempt.others) for attempt in attempts if attempt.others]
+    seconds, others = ([it for it in times if it is not None] for times in (spent, besides))
+    found = [cost_of(builder, expanded, name, place) for place in range(len(attempts[0].trained))]
+    costs = [cost for cost in found if cost is not None]
+    memory = adds = None
+    if costs and len(costs) == len(found):
+        memory = max(cost["memory_mib"] for cost in costs)
+        stages = [builder.recipe.stages[it] for it in attempts[0].trained]
+        steps = [stage.steps for stage in stages if isinstance(stage, TrainStage)]
+        if all(cost["multiply_adds"] is not None for cost in costs):
+            adds = sum(n * cost["multiply_adds"] for n, cost in zip(steps, costs, strict=True)) / sum(steps)
+            adds = costs[0]["multiply_adds"] if len(costs) == 1 else adds
     return RungCost(
         seconds=statistics.median(seconds) if seconds else None,
-        annotation_seconds=None if labels is None else _seconds(labels),
-        memory_mib=step.get("memory_mib"),
-        multiply_adds=step.get("multiply_adds"),
+        annotation_seconds=statistics.median(others) if others else None,
+        memory_mib=memory,
+        multiply_adds=adds,
     )
+
+
+def _sum(builder: Builder, names: Sequence[str]) -> float | None:
+    """Seconds of all these stages together, once they are finished."""
+    artefacts = [builder.artefacts[name] for name in names]
+    times = [_seconds(it) for it in artefacts if it.manifest() is not None]
+    known = [it for it in times if it is not None]
+    return sum(known) if known and len(known) == len(artefacts) else None
 
 
 def _seconds(artefact: Artefact) -> float | None:
@@ -319,6 +402,7 @@ def as_dict(content: LadderContent, recipe: Recipe) -> dict[str, Any]:
         },
         "plain": content.plain,
         "worth": content.worth,
+        "oracle": content.oracle or None,
         "rungs": {rung.name: _rung_dict(content, rung) for rung in content.rungs},
         "missing": {rung.name: list(rung.missing) for rung in content.rungs if rung.missing},
         "tie": list(content.tie),
@@ -333,6 +417,11 @@ def _rung_dict(content: LadderContent, rung: RungResult) -> dict[str, Any]:
         "method": rung.method,
         "teacher": rung.teaches,
         "differs": rung.differs,
+        "data": rung.other_data,
+        "updates": words.updates_of(content, rung),
+        "leak": bool(rung.leak),
+        "leak_text": rung.leak,
+        "gap_share": None if rung.share is None else asdict(rung.share),
         "miou": rung.miou,
         "spread": rung.spread,
         "seeds": {str(seed): score for seed, score in rung.scores.items()},
@@ -359,6 +448,6 @@ def _rung_dict(content: LadderContent, rung: RungResult) -> dict[str, Any]:
             "annotation_seconds": cost.annotation_seconds,
             "memory_mib": cost.memory_mib,
             "ratio": words.time_ratio(content, rung),
-            "sentence": None if rung.name == content.plain else words.sentence(content, rung),
+            "sentence": None if rung.name in (content.plain, content.oracle) else words.sentence(content, rung),
         },
     }

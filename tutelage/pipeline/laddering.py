@@ -7,8 +7,8 @@ and is the same whoever made which part of it when.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tutelage.engine import collectives
@@ -21,14 +21,14 @@ from tutelage.pipeline.display import Display
 from tutelage.pipeline.keys import assign_artefacts
 from tutelage.pipeline.ladder_results import COST_FORMAT, LadderFiles, cost_of, gather, tuned, write
 from tutelage.pipeline.running import Work, at_work, begin
-from tutelage.recipe.ladder import TEACHER_SCORE, Expanded, Values, expand, label_stage_name, untuned
+from tutelage.recipe.ladder import TEACHER_SCORE, Attempt, Expanded, Values, expand, untuned
 from tutelage.recipe.reading import Read
 from tutelage.recipe.references import stages_before
-from tutelage.recipe.schema import PSEUDO_LABELS, LadderSettings, Recipe, TrainStage
+from tutelage.recipe.schema import ImportStage, LadderSettings, Recipe, TrainStage
 from tutelage.report.ladder import LadderContent
 from tutelage.runs.atomic import write_json
 from tutelage.runs.lock import HeldError
-from tutelage.runs.store import Store
+from tutelage.runs.store import Artefact, Store
 
 _PATIENCE_S = 5.0
 """Between two looks at what another process is working on."""
@@ -81,7 +81,7 @@ def _make(
             expanded = expand(read.recipe, {})
             artefacts = _builder(_pruned(read, expanded.recipe)).artefacts
             trials = [trial for name in dict.fromkeys(rung for rung, _ in chosen) for trial in expanded.trials[name]]
-            kept, wanted = _wanted(read, expanded, [it.score for it in trials if not artefacts[it.train].diverged])
+            kept, wanted = _wanted(read, expanded, [it.score for it in trials if not _diverged(artefacts, it)])
             lost = _work(begin(kept, wanted, device, display), wanted)
             # A trial that diverges has been tried: it is the worst.
             failed |= {name: error for name, error in lost.items() if not isinstance(error, NotFiniteError)}
@@ -91,6 +91,10 @@ def _make(
         work = begin(kept, wanted, device, display)
         failed |= _work(work, wanted, lambda name: _after(work, read.recipe, kept, expanded, name))
     return failed
+
+
+def _diverged(artefacts: Mapping[str, Artefact], attempt: Attempt) -> bool:
+    return any(artefacts[name].diverged for name in attempt.trained)
 
 
 def _wanted(read: Read, expanded: Expanded, names: Iterable[str]) -> tuple[Read, list[str]]:
@@ -199,8 +203,10 @@ def _after(work: Work, recipe: Recipe, kept: Read, expanded: Expanded, name: str
     if collectives.rank() > 0:
         return
     for attempt in expanded.attempts.values():
-        if attempt.train == name and cost_of(work.builder, expanded, attempt.rung) is None:
-            _measure(work, kept, name)
+        if name in attempt.trained:
+            place = attempt.trained.index(name)
+            if cost_of(work.builder, expanded, attempt.rung, place) is None:
+                _measure(work, kept, name)
         if attempt.score == name:
             write(gather(work.builder, recipe, expanded), recipe, LadderFiles(work.store.out))
 
@@ -256,6 +262,8 @@ class PlannedRung:
     """Of one training; a reason where it could not be measured; None where nothing is missing, or nobody asked."""
     hours: float
     """Of all that is missing, as far as it is known."""
+    note: str = ""
+    """What the hours leave out, or rest on."""
 
 
 def plan(
@@ -274,26 +282,63 @@ def plan(
 
     result: list[PlannedRung] = []
     costs: dict[str, smoke.Cost | str] = {}
+    counted: set[str] = set()
     for name in dict.fromkeys(name for name, _ in chosen):
         attempts = [expanded.attempts[name, seed] for rung, seed in chosen if rung == name]
-        lacking = unfinished(attempt.train for attempt in attempts)
-        trials = unfinished(trial.train for trial in expanded.trials.get(name, ()))
         # Without its values a rung is not trained yet, whatever else was trained with the values of the plan.
-        if ladder.tune is not None and name not in values:
-            lacking = [attempt.train for attempt in attempts]
+        untried = ladder.tune is not None and name not in values
+        lacking = [it for it in attempts if untried or unfinished(it.trained)]
+        trials = [it for it in expanded.trials.get(name, ()) if unfinished(it.trained)]
         cost: smoke.Cost | str | None = None
+        hours, notes = 0.0, list[str]()
         if measure and lacking + trials:
-            tried = (lacking + trials)[0]
-            if ladder.rungs[name].name == PSEUDO_LABELS and unfinished([label_stage_name(name)]):
-                tried = expanded.attempts[ladder.plain, ladder.seeds[0]].train  # the images are not labelled yet
-            if tried not in costs:
-                costs[tried] = smoke.smoke(kept, tried)
-            cost = costs[tried]
-        hours = 0.0
-        if cost is not None and not isinstance(cost, str):
-            hours = sum(_steps(kept.recipe, stage) for stage in lacking + trials) * cost.step_seconds / 3600
-        result.append(PlannedRung(name, len(attempts) - len(lacking), len(lacking), len(trials), cost, hours))
+            found: list[smoke.Cost | str] = []
+            for stage in (lacking + trials)[0].trained:
+                tried = stage
+                if _reads_unmade(kept.recipe, stage, unfinished):
+                    tried = expanded.attempts[ladder.plain, ladder.seeds[0]].trained[-1]
+                    notes.append(_LIKE_PLAIN)
+                if tried not in costs:
+                    costs[tried] = smoke.smoke(kept, tried)
+                found.append(costs[tried])
+            notes += [_WITHOUT_OTHERS] if (lacking + trials)[0].others else []
+            cost = _together(kept.recipe, (lacking + trials)[0], found)
+            for one in [] if isinstance(cost, str) else lacking + trials:
+                for stage, each in zip(one.trained, found, strict=True):
+                    artefact = builder.artefacts[stage]
+                    wanted = (untried and one in lacking) or artefact.fault() is not None
+                    # What several rungs begin with is trained once.
+                    if wanted and artefact.key not in counted and not isinstance(each, str):
+                        counted.add(artefact.key)
+                        hours += _steps(kept.recipe, stage) * each.step_seconds / 3600
+        note = "; ".join(dict.fromkeys(notes))
+        result.append(PlannedRung(name, len(attempts) - len(lacking), len(lacking), len(trials), cost, hours, note))
     return result
+
+
+def _together(recipe: Recipe, attempt: Attempt, found: Sequence[smoke.Cost | str]) -> smoke.Cost | str:
+    """The cost of a rung's trainings: the mean step, the largest memory; the first reason where one is not known."""
+    known = [it for it in found if not isinstance(it, str)]
+    if len(known) < len(found):
+        return next(it for it in found if isinstance(it, str))
+    if len(known) == 1:
+        return known[0]
+    steps = [_steps(recipe, name) for name in attempt.trained]
+    spent = sum(n * it.step_seconds for n, it in zip(steps, known, strict=True))
+    return replace(max(known, key=lambda it: it.memory_mib), step_seconds=spent / sum(steps), cache="")
+
+
+_WITHOUT_OTHERS = "labels, fits and copies of images are not in it"
+_LIKE_PLAIN = "of what reads labels or fits that are not made yet, a step counts as one of the plain rung"
+
+
+def _reads_unmade(recipe: Recipe, name: str, unfinished: Callable[[Iterable[str]], list[str]]) -> bool:
+    """Whether a stage needs what cannot be stood in for: anything but trained nets."""
+    nets = (TrainStage, ImportStage)
+    return any(
+        not isinstance(recipe.stages[before], nets) and bool(unfinished([before]))
+        for before in stages_before(recipe, name)
+    )
 
 
 def _steps(recipe: Recipe, name: str) -> int:

@@ -8,29 +8,43 @@ from dataclasses import replace
 from tutelage.data.checks import format_findings, poisons
 from tutelage.data.statistics import read_statistics
 from tutelage.errors import DataError, TutelageError
+from tutelage.evaluation.scoring import class_ids
 from tutelage.nets.checkpoints import require_file
 from tutelage.nets.encoders import check_name
 from tutelage.nets.storage import check_classes, read_metadata
 from tutelage.pipeline.builder import Builder, named
+from tutelage.recipe.choice import evaluates_on_target
 from tutelage.recipe.references import WEIGHT_SUFFIXES, listed, roles
-from tutelage.recipe.schema import AnnotateStage, EvaluateStage, ImportStage, TrainStage, find_method
+from tutelage.recipe.schema import (
+    AnnotateStage,
+    EvaluateStage,
+    FitStage,
+    ImportStage,
+    TrainStage,
+    TransformStage,
+    find_method,
+)
 
 
 def preflight(builder: Builder, stages: Iterable[str]) -> None:
     """Look at the nets and the masks of the stages that are about to run; masks are read once.
 
-    Raises :class:`TutelageError` for an encoder or a weight file that is not there, and :class:`DataError` with all
-    findings for masks that are missing, or would poison training or scores.
+    Raises :class:`TutelageError` for an encoder, a weight file or a class that is not there, and :class:`DataError`
+    with all findings for masks that are missing, or would poison training or scores.
     """
     stages = list(stages)
     for name in stages:
         stage = builder.recipe.stages[name]
         if isinstance(stage, ImportStage):
             _check_import(builder, name, stage)
+        elif isinstance(stage, EvaluateStage):
+            _check_groups(builder, name, stage)
     for name in dict.fromkeys(net for stage in stages for net in _nets(builder, stage)):
         _check_net(builder, name)
     masked = (pair for stage in stages for pair in _masked(builder, stage))
-    wanted = {reference: user for reference, user in masked if reference not in builder.recipe.stages}
+    # A copy has the masks of its originals.
+    origins = ((_original(builder, reference), user) for reference, user in masked)
+    wanted = {reference: user for reference, user in origins if reference not in builder.recipe.stages}
     for reference, user in wanted.items():
         builder.dataset(reference).require_labels(f"{user}, data {reference}")
     findings = [
@@ -52,6 +66,14 @@ def _nets(builder: Builder, name: str) -> Iterator[str]:
     stage = builder.recipe.stages[name]
     if isinstance(stage, TrainStage):
         yield from roles(builder.recipe, stage).values()
+    elif isinstance(stage, FitStage) and stage.encoder is not None:
+        yield stage.encoder
+
+
+def _original(builder: Builder, reference: str) -> str:
+    """The data whose masks a reference has: those that a `transform` stage copied; else the reference itself."""
+    stage = builder.recipe.stages.get(reference)
+    return _original(builder, stage.data) if isinstance(stage, TransformStage) else reference
 
 
 def _masked(builder: Builder, name: str) -> Iterator[tuple[str, str]]:
@@ -69,6 +91,9 @@ def _masked(builder: Builder, name: str) -> Iterator[tuple[str, str]]:
     elif isinstance(stage, AnnotateStage):
         if stage.audit.val is not None:
             yield stage.audit.val, f"stage {name!r}, audit"
+    elif isinstance(stage, FitStage):
+        if stage.masked():
+            yield stage.data, f"stage {name!r}"
     elif isinstance(stage, EvaluateStage):
         yield stage.data, f"stage {name!r}"
 
@@ -79,10 +104,21 @@ def _warnings(builder: Builder, stages: Iterable[str]) -> list[str]:
     for name in stages:
         stage = builder.recipe.stages[name]
         if isinstance(stage, TrainStage):
+            if stage.evaluate is not None and evaluates_on_target(builder.recipe, stage):
+                users.setdefault(_target_scores(stage.evaluate.data, stage.keep), []).append(name)
             labeled, unlabeled = _trained_on(builder, stage)
             for what in (*_unseen_classes(builder, labeled), *_overlaps(builder, labeled, unlabeled)):
                 users.setdefault(what, []).append(name)
     return [what.replace("<stages>", _stages(names)) for what, names in users.items()]
+
+
+def _target_scores(data: str, keep: str) -> str:
+    if keep == "best_on_target":
+        return f"the weights of <stages> are chosen with target labels ({data}); every result says so"
+    return (
+        f"<stages>: scores on {data} while training read masks that count as missing; they are shown, and choose "
+        f"nothing (keep: {keep})"
+    )
 
 
 def _trained_on(builder: Builder, stage: TrainStage) -> tuple[list[str], list[str]]:
@@ -90,7 +126,8 @@ def _trained_on(builder: Builder, stage: TrainStage) -> tuple[list[str], list[st
     needs = find_method(stage.method.name).streams
     found: dict[bool, dict[str, None]] = {True: {}, False: {}}
     for stream, settings in stage.streams.items():
-        found[needs[stream].labels].update(dict.fromkeys(listed(settings.data)))
+        originals = (_original(builder, reference) for reference in listed(settings.data))
+        found[needs[stream].labels].update(dict.fromkeys(originals))
     return list(found[True]), list(found[False])
 
 
@@ -139,6 +176,12 @@ def _check_import(builder: Builder, name: str, stage: ImportStage) -> None:
         check_classes(read_metadata(builder.base / stage.file), builder.classes.names, "this recipe's task")
     except TutelageError as error:
         raise TutelageError(f"stage {name!r}: {error.message}", error.remedy) from error
+
+
+def _check_groups(builder: Builder, name: str, stage: EvaluateStage) -> None:
+    """Whether `subsets` and `merged` name classes of the task."""
+    for key, groups in (("subsets", stage.subsets), ("merged", stage.merged)):
+        class_ids(groups, builder.classes.names, f"stage {name!r}: {key}")
 
 
 def _check_net(builder: Builder, name: str) -> None:

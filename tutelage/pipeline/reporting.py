@@ -29,6 +29,7 @@ from tutelage.nets.segmentor import Segmentor
 from tutelage.pipeline.audit_results import audits
 from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.costs import environment, measured
+from tutelage.recipe.choice import chosen_on_target
 from tutelage.recipe.reading import resolved
 from tutelage.recipe.schema import EvaluateStage, ReportStage, TrainStage
 from tutelage.report.content import (
@@ -206,10 +207,12 @@ def _training(builder: Builder, name: str, stage: TrainStage, evaluation: Evalua
         rates=_curves(records, "rate"),
         base_rate=stage.optimizer.lr,
         validation=_validation(records),
+        choice=_curves(records, "choice"),
         kept=kept,
-        best_step=facts.get("best_step") if kept == "best" else None,
+        best_step=facts.get("best_step") if kept not in ("", "last") else None,
         validated_on="" if during is None else during.data,
-        chosen_on_scored_data=kept == "best" and chosen_on_scored,
+        chosen_on_scored_data=kept in ("best", "best_on_target") and chosen_on_scored,
+        leak=chosen_on_target(builder.recipe, stage),
         seconds=times.get("training_seconds", times.get("seconds")),
         data_wait=times.get("data_wait"),
         peak_memory_mib=times.get("peak_memory_mib"),

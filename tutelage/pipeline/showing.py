@@ -1,6 +1,6 @@
 """Pictures of exactly what the nets see: the batches of every stream, after geometry, colours and blur.
 
-Nothing is trained or loaded for it; only pseudo labels must have been made before.
+Nothing is trained or loaded for it; only pseudo labels, copies of images and weights must have been made before.
 """
 
 # Legend: H W pixels of a view.
@@ -18,15 +18,16 @@ from torch import Tensor
 
 from tutelage.data.dataset import Classes
 from tutelage.data.labels import IGNORE
-from tutelage.data.stream import Stream
+from tutelage.data.stream import Stream, StreamSettings
 from tutelage.data.views import Batch, Geometries, View
 from tutelage.errors import RunError
 from tutelage.pipeline.builder import Builder, Say
 from tutelage.pipeline.keys import seed_of, stage_content
 from tutelage.pipeline.sheet import Block, Bytes, Cell, Group, Swatch, draw_sheet
+from tutelage.recipe.choice import ON_TARGET, chosen_on_target
 from tutelage.recipe.reading import Read
 from tutelage.recipe.references import listed
-from tutelage.recipe.schema import AnnotateStage, TrainStage
+from tutelage.recipe.schema import AnnotateStage, TrainStage, TransformStage
 from tutelage.runs.atomic import writing
 from tutelage.runs.store import Store, content_key
 
@@ -45,20 +46,20 @@ def show(
     """Write one sheet for each stream of each train stage (or those in ``stages``): ``out/STAGE-STREAM.png``.
 
     It shows ``count`` samples from ``position`` of the stream on (step s begins at position s * batch). Streams of
-    pseudo labels that are not there yet are left out, and said to be. Raises :class:`RunError` for names that are no
-    train stage, and :class:`DataError` for files that cannot be read.
+    pseudo labels, copies or weights that are not there yet are left out, and said to be. Raises :class:`RunError` for
+    names that are no train stage, and :class:`DataError` for files that cannot be read.
     """
     builder = Builder(read, say)
     chosen = _train_stages(builder, stages)
     if count < 1 or position < 0:
         raise RunError(f"{count} samples from position {position} cannot be shown", "give a count above 0, from 0 on")
-    _assign_annotated(builder, [stage for _, stage in chosen])
+    _assign_made(builder, [stage for _, stage in chosen])
     files = []
     for name, stage in chosen:
         for stream_name, stream in _streams(builder, name, stage):
             path = out / f"{name}-{stream_name}.png"
             with writing(path) as partial:
-                _sheet(builder.classes, name, stage, stream, position, count).save(partial, "PNG")
+                _sheet(builder, name, stage, stream, position, count).save(partial, "PNG")
             files.append(path)
     return files
 
@@ -72,19 +73,22 @@ def _train_stages(builder: Builder, names: Sequence[str] | None) -> list[tuple[s
     return [(name, stage) for name, stage in found.items() if not names or name in names]
 
 
-def _annotated(builder: Builder, stage: TrainStage) -> dict[str, str]:
-    """Stream → the annotate stage among its data whose labels it reads."""
-    return {
-        stream: reference
-        for stream, settings in stage.streams.items()
-        for reference in listed(settings.data)
-        if isinstance(builder.recipe.stages.get(reference), AnnotateStage)
-    }
+def _made(builder: Builder, settings: StreamSettings) -> list[str]:
+    """The stages whose files a stream reads, directly or through others: pseudo labels, copies, weights."""
+    found: dict[str, None] = {}
+    waiting = [*listed(settings.data), *([] if settings.weights is None else [settings.weights])]
+    for reference in waiting:
+        stage = builder.recipe.stages.get(reference)
+        if stage is not None:
+            found[reference] = None
+            if isinstance(stage, AnnotateStage | TransformStage):
+                waiting.append(stage.data)
+    return list(found)
 
 
-def _assign_annotated(builder: Builder, stages: Sequence[TrainStage]) -> None:
-    """Give the annotate stages that are read their artefacts; a key needs those of all stages before it."""
-    wanted = {reference for stage in stages for reference in _annotated(builder, stage).values()}
+def _assign_made(builder: Builder, stages: Sequence[TrainStage]) -> None:
+    """Give the stages whose files are read their artefacts; a key needs those of all stages before it."""
+    wanted = {name for stage in stages for settings in stage.streams.values() for name in _made(builder, settings)}
     store = Store(Path(builder.recipe.out_folder()))
     for name, stage in builder.recipe.stages.items():
         if not wanted:
@@ -98,7 +102,7 @@ def _streams(builder: Builder, name: str, stage: TrainStage) -> Iterator[tuple[s
     for stream_name, settings in stage.streams.items():
         lacking = [
             (reference, fault)
-            for reference in listed(settings.data)
+            for reference in _made(builder, settings)
             if reference in builder.artefacts and (fault := builder.artefacts[reference].fault()) is not None
         ]
         if lacking:
@@ -112,7 +116,8 @@ def _streams(builder: Builder, name: str, stage: TrainStage) -> Iterator[tuple[s
         yield stream_name, replace(stream, batch=1, loader=loader)
 
 
-def _sheet(classes: Classes, name: str, stage: TrainStage, stream: Stream, position: int, count: int) -> Image.Image:
+def _sheet(builder: Builder, name: str, stage: TrainStage, stream: Stream, position: int, count: int) -> Image.Image:
+    classes = builder.classes
     blocks = []
     seen: set[int] = set()
     padded = ignored = False
@@ -126,9 +131,10 @@ def _sheet(classes: Classes, name: str, stage: TrainStage, stream: Stream, posit
     legend = _legend(classes, seen, ignored, padded)
     settings = stage.streams[stream.name]
     batch_size = settings.batch
+    marked = f"; weights are {ON_TARGET}" if chosen_on_target(builder.recipe, stage) else ""
     subtitle = (
         f"{' + '.join(listed(settings.data))}: {count} samples from position {position} on (step "
-        f"{position // batch_size} of the training, in batches of {batch_size}); {len(stream)} in a round"
+        f"{position // batch_size} of the training, in batches of {batch_size}); {len(stream)} in a round{marked}"
     )
     return draw_sheet(f"{name}: stream {stream.name}, method {stage.method.name}", subtitle, blocks, legend)
 

@@ -82,8 +82,8 @@ def measure(read: Read, name: str, count: bool = False) -> Cost:
     builder = Builder(read)
     assign_artefacts(builder, Store(Path(read.recipe.out_folder())))
     seed = seed_of(builder, stage)
-    nets, streams = builder.nets(stage, seed, stand_ins=True), builder.streams(stage, seed)
-    method = builder.method(stage, nets, streams)
+    nets, streams = builder.nets(stage, seed, stand_ins=True), builder.streams(stage, seed, stand_ins=True)
+    method = builder.method(stage, nets, streams, stand_ins=True)
     # The counter sees nothing inside compiled code.
     changes = {"steps": max(stage.steps, _WARM + _MEASURED), "log_every": 1, "compile": stage.compile and not count}
     settings = stage.model_copy(update=changes)

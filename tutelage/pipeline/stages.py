@@ -26,14 +26,28 @@ from tutelage.nets.storage import check_classes, load_segmentor, save_segmentor
 from tutelage.pipeline import teacher_cache
 from tutelage.pipeline.auditing import Auditor
 from tutelage.pipeline.builder import Builder
+from tutelage.pipeline.choosing import Chooser
 from tutelage.pipeline.display import Display
+from tutelage.pipeline.fitting import fit_stage, transform_stage
 from tutelage.pipeline.keys import cache_content, net_key, seed_of
-from tutelage.pipeline.label_audits import audit_labels
+from tutelage.pipeline.label_audits import audit_labels, sure_levels
+from tutelage.pipeline.labelling import policy_of
 from tutelage.pipeline.reporting import report_content
 from tutelage.pipeline.slices import evenly
 from tutelage.pipeline.teachers import check_teachers
-from tutelage.recipe.schema import AnnotateStage, EvaluateStage, ImportStage, ReportStage, TrainStage
+from tutelage.recipe.choice import chosen_on_target, evaluates_on_target
+from tutelage.recipe.schema import (
+    LABEL_FREE,
+    AnnotateStage,
+    EvaluateStage,
+    FitStage,
+    ImportStage,
+    ReportStage,
+    TrainStage,
+    TransformStage,
+)
 from tutelage.report.page import render
+from tutelage.report.words import percent
 from tutelage.runs.atomic import write_bytes, write_json, write_text
 from tutelage.runs.store import Artefact
 
@@ -48,6 +62,10 @@ def make(builder: Builder, name: str, device: torch.device, display: Display) ->
         _import(builder, stage, artefact)
     elif isinstance(stage, AnnotateStage):
         _annotate(builder, stage, artefact, device, display)
+    elif isinstance(stage, FitStage):
+        fit_stage(builder, stage, artefact, seed_of(builder, stage), device, display)
+    elif isinstance(stage, TransformStage):
+        transform_stage(builder, stage, artefact, seed_of(builder, stage), device, display)
     elif isinstance(stage, EvaluateStage):
         _evaluate(builder, stage, artefact, device, display)
     elif isinstance(stage, ReportStage):
@@ -80,7 +98,7 @@ def train(builder: Builder, stage: TrainStage, artefact: Artefact, device: torch
         if auditor is not None:
             auditor.begin(step)
 
-    def score(step: int) -> float:
+    def look(step: int) -> float:
         watching = {} if auditor is None else auditor.watch(step)
         scores = _score_nets(builder, method, stage, device, watching)
         log.record({"step": step, "evaluation": scores})
@@ -90,9 +108,16 @@ def train(builder: Builder, stage: TrainStage, artefact: Artefact, device: torch
         if collectives.rank() == 0:
             _save_nets(builder, method, artefact.best_net)
 
+    rhythm = 0 if stage.evaluate is None else stage.evaluate.every or max(stage.steps // 5, 1)
+    chooser = Chooser(builder, stage, method, device, log.record) if stage.keep in LABEL_FREE else None
+    # Scores that must not choose are looked at, and that is all.
+    silent = chooser is not None or (stage.keep == "last" and evaluates_on_target(builder.recipe, stage))
+    seen = None if stage.evaluate is None else look
     hooks = Hooks(
-        evaluate=None if stage.evaluate is None else score,
-        evaluate_every=0 if stage.evaluate is None else stage.evaluate.every or max(stage.steps // 5, 1),
+        evaluate=chooser or (None if silent else seen),
+        evaluate_every=rhythm if chooser is None else chooser.every,
+        look=seen if silent else None,
+        look_every=rhythm,
         keep_best=keep_best,
         audit=None if auditor is None else auditor.audit,
         audit_every=0 if auditor is None else auditor.every,
@@ -182,7 +207,7 @@ def _finish_training(
 ) -> None:
     """Write the chosen weights, declare the artefact finished, let go of its checkpoints."""
     names = list(method.exported())
-    best = stage.keep == "best" and progress.best_score is not None
+    best = stage.keep != "last" and progress.best_score is not None
     if best:
         for name in names:
             try:
@@ -198,10 +223,12 @@ def _finish_training(
     facts = {
         "nets": names,
         "steps": progress.step,
-        "kept": "best" if best else "last",
+        "kept": stage.keep if best else "last",
         "score": progress.best_score,
         "best_step": progress.best_step,
     }
+    if chosen_on_target(builder.recipe, stage):
+        facts["leak"] = True
     audits = [artefact.audit_log] if stage.audit is not None and artefact.audit_log.is_file() else []
     artefact.finish("train", [*(artefact.net(name) for name in names), *audits], facts)
     artefact.clear_checkpoints()
@@ -223,23 +250,26 @@ def _annotate(
     dataset = builder.dataset(stage.data).without_labels()
     net = _ready(builder.trained_net(stage.net), device)
     producer = net_key(builder, stage.net)
+    policy = policy_of(builder, stage, device)
     with display.bar("annotate", len(dataset)) as progress, net.inferring(stage.protocol.precision):
-        files = annotate(
+        written = annotate(
             net,
             dataset,
             artefact.labels,
+            policy=policy,
             device=device,
             protocol=stage.protocol,
-            policy=stage.policy,
-            threshold=stage.threshold,
-            portion=stage.portion,
             producer=producer,
+            on_unreadable=builder.recipe.run.on_unreadable,
+            sure_levels=sure_levels(stage, len(builder.classes)),
             progress=progress,
+            say=display.say,
         )
     collectives.barrier()  # the manifest is there for all
-    files.append(audit_labels(builder, stage, artefact, dataset, net, device, display))
-    if collectives.rank() == 0:
-        artefact.finish("annotate", files, {"images": len(dataset), "producer": producer})
+    audit = audit_labels(builder, stage, artefact, dataset, written, policy, net, device, display)
+    if written is not None:
+        facts = {"images": len(written.names), "producer": producer}
+        artefact.finish("annotate", {**written.files, audit: ""}, facts)
 
 
 def _evaluate(
@@ -260,7 +290,8 @@ def _evaluate(
                 calibration=stage.calibration,
                 progress=progress,
             )
-        content = {**summary(outcome, dataset, stage.protocol), "net": net_key(builder, reference)}
+        figures = summary(outcome, dataset, stage.protocol, subsets=stage.subsets, merged_as=stage.merged)
+        content = {**figures, "net": net_key(builder, reference)}
         if collectives.rank() == 0:
             write_evaluation(artefact.score(label), artefact.counts(label), content, outcome)
         files += [artefact.score(label), artefact.counts(label)]
@@ -271,6 +302,11 @@ def _evaluate(
             f"on {stage.data} ({len(dataset)} images)"
             + ("" if interval["reliable"] else f"; the interval is not reliable: {interval['reason']}")
         )
+        for name, means in content.get("subsets", {}).items():
+            display.say(f"    {name}: mIoU {percent(means['miou'], 2)} over {len(means['classes'])} classes")
+        if "merged" in content:
+            groups = ", ".join(content["merged"]["groups"])
+            display.say(f"    with {groups} as one class each: mIoU {percent(content['merged']['miou'], 2)}")
     if collectives.rank() == 0:
         artefact.finish("evaluate", files, {"miou": facts, "protocol": stage.protocol.key()})
 

@@ -103,6 +103,21 @@ class Scorer:
             result[:, :, start : start + band.shape[2]] = self.maps(band)
         return result
 
+    def image_bands(
+        self, features_BChw: Tensor, size: tuple[int, int], score_at: str = "image"
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The maps of :meth:`image_maps` in bands (first row, (B, K, rows, W)): those of all rows need not fit."""
+        if score_at not in ("image", "feature"):
+            raise ValueError(f"score_at is {score_at!r}, not 'image' or 'feature'")
+        if score_at == "feature":
+            length = max(1, self._block(self.classes) // size[1])
+            for start, band in _bands(self.maps(features_BChw), size, length):
+                yield start, band.masked_fill_(self._absent_K11, ABSENT)
+            return
+        length = max(1, self._block(features_BChw.shape[1]) // size[1])
+        for start, band in _bands(features_BChw.to(_dtype(features_BChw)), size, length):
+            yield start, self.maps(band)
+
     @torch.no_grad()
     def _positions(self, features_CP: Tensor) -> Tensor:
         if features_CP.shape[0] != self.channels:

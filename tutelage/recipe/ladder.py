@@ -6,6 +6,7 @@ the ladder that it stands in.
     label-RUNG                        the teacher's labels, for the rung `pseudo_labels`
     RUNG-lr4e-3, score-RUNG-lr4e-3    trials, where the ladder tunes
     RUNG-SEED, score-RUNG-SEED        the comparison: all rungs at the first seed, then all at the second
+    RUNG-SEED-LOCAL, score-RUNG-SEED  the same of a rung with stages of its own, by what they are called there
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from tutelage.data.stream import StreamSettings
 from tutelage.engine.contract import Method
 from tutelage.engine.loop import FitSettings
+from tutelage.recipe.choice import default_of, settled
 from tutelage.recipe.schema import (
     METHODS,
     PSEUDO_LABELS,
     AnnotateStage,
+    Course,
     EvaluateStage,
     Labelling,
     LadderSettings,
@@ -34,6 +39,7 @@ from tutelage.recipe.schema import (
     TrainStage,
     find_method,
 )
+from tutelage.recipe.wiring import REFERENCES, rewritten
 from tutelage.settings import Settings
 
 TEACHER_SCORE = "score-teacher"
@@ -50,9 +56,14 @@ class Attempt:
 
     rung: str
     train: str
+    """The stage whose net is scored."""
     score: str
     values: Values
     """What was tried, or chosen, of the training."""
+    trained: tuple[str, ...]
+    """All train stages, in order; one but for rungs with stages of their own."""
+    others: tuple[str, ...] = ()
+    """What is made besides: labels, fits, transformed data."""
 
 
 @dataclass(frozen=True)
@@ -79,20 +90,49 @@ def expand(recipe: Recipe, chosen: Mapping[str, Values]) -> Expanded:
     trials: dict[str, list[Attempt]] = {}
     if ladder.tune is not None:
         for name in ladder.rungs:
-            trials[name] = [Attempt(name, stage, f"score-{stage}", it) for stage, it in _trials(ladder, name)]
-            for trial in trials[name]:
-                shortened = {} if ladder.tune.steps is None else {"steps": ladder.tune.steps}
-                stages[trial.train] = train_stage(ladder, name, ladder.tune.seed, {**trial.values, **shortened})
-                stages[trial.score] = _score(ladder, _scored(ladder, trial), ladder.tune.data)
+            trials[name] = []
+            for prefix, values in _trials(ladder, name):
+                made = rung_stages(ladder, name, prefix, ladder.tune.seed, values, ladder.tune.steps)
+                trials[name].append(_attempt(ladder, name, prefix, values, made))
+                stages |= made
+                stages[f"score-{prefix}"] = _score(ladder, _scored(ladder, trials[name][-1]), ladder.tune.data)
     attempts = {}
     for seed in ladder.seeds:
         for name in ladder.rungs:
             if ladder.tune is None or name in chosen:
-                stage, values = f"{name}-{seed}", chosen.get(name, {})
-                attempts[name, seed] = Attempt(name, stage, f"score-{stage}", values)
-                stages[stage] = train_stage(ladder, name, seed, values)
-                stages[f"score-{stage}"] = _score(ladder, _scored(ladder, attempts[name, seed]), ladder.score.data)
-    return Expanded(recipe.model_copy(update={"stages": stages, "ladder": None}), attempts, trials)
+                prefix, values = f"{name}-{seed}", chosen.get(name, {})
+                made = rung_stages(ladder, name, prefix, seed, values)
+                attempts[name, seed] = _attempt(ladder, name, prefix, values, made)
+                stages |= made
+                stages[f"score-{prefix}"] = _score(ladder, _scored(ladder, attempts[name, seed]), ladder.score.data)
+    return Expanded(settled(recipe.model_copy(update={"stages": stages, "ladder": None})), attempts, trials)
+
+
+def rung_stages(
+    ladder: LadderSettings, name: str, prefix: str, seed: int, values: Values, steps: int | None = None
+) -> dict[str, Stage]:
+    """The stages of one training of a rung by name; in ``steps`` updates of the student, where that is given.
+
+    Raises ``KeyError`` for an unknown method, ``ValidationError`` for settings that cannot be meant.
+    """
+    rung = ladder.rungs[name]
+    if rung.stages:
+        return {
+            f"{prefix}-{local}": chain_stage(ladder, name, local, prefix, seed, values, steps) for local in rung.stages
+        }
+    shortened = {} if steps is None else {"steps": steps}
+    return {prefix: train_stage(ladder, name, seed, {**values, **shortened})}
+
+
+def _attempt(ladder: LadderSettings, name: str, prefix: str, values: Values, made: Mapping[str, Stage]) -> Attempt:
+    trained = tuple(it for it, stage in made.items() if isinstance(stage, TrainStage))
+    others = tuple(it for it in made if it not in trained)
+    rung = ladder.rungs[name]
+    if rung.name == PSEUDO_LABELS:
+        others = (label_stage_name(name),)
+    local = rung.scored.partition(".")[0]
+    scored = f"{prefix}-{local}" if local in rung.stages else trained[-1] if trained else prefix
+    return Attempt(name, scored, f"score-{prefix}", values, trained, others)
 
 
 def untuned(ladder: LadderSettings) -> dict[str, Values]:
@@ -112,14 +152,14 @@ def train_stage(ladder: LadderSettings, name: str, seed: int, values: Values) ->
     rung = ladder.rungs[name]
     choice = method_of(rung)
     method = find_method(choice.name)
-    streams = _streams(ladder, method)
+    shared = course(ladder, rung.training, values)
+    streams = _streams(shared, method)
     if rung.name == PSEUDO_LABELS and "labeled" in streams:
         streams["labeled"] = _pooled(streams["labeled"], label_stage_name(name))
     teacher = {} if ladder.teacher is None or "teacher" not in method.teachers else {"teacher": ladder.teacher}
     return TrainStage.model_validate(
         {
-            **course(ladder, rung.training, values).model_dump(exclude_unset=True),
-            **{key: getattr(ladder.training, key) for key in ("init", "evaluate", "keep")},
+            **_shared(shared),
             "method": choice,
             "nets": {"student": ladder.student, **rung.nets},
             "inputs": teacher,
@@ -129,6 +169,14 @@ def train_stage(ladder: LadderSettings, name: str, seed: int, values: Values) ->
     )
 
 
+def methods_of(rung: Rung) -> list[str]:
+    """The names of all methods that train for a rung."""
+    if not rung.stages:
+        return [method_of(rung).name]
+    chosen = [stage["method"] for stage in rung.stages.values() if "method" in stage]
+    return [str(it["name"] if isinstance(it, Mapping) else it) for it in chosen]
+
+
 def method_of(rung: Rung) -> MethodChoice:
     """The method that trains a rung, with its settings."""
     if rung.name == PSEUDO_LABELS:
@@ -136,13 +184,72 @@ def method_of(rung: Rung) -> MethodChoice:
     return MethodChoice.model_validate({"name": rung.name, **rung.settings()})
 
 
-def course(ladder: LadderSettings, changes: Values, values: Values) -> FitSettings:
-    """Steps, optimizer and so on of one training. Raises ``ValidationError`` for changes that cannot be meant."""
-    content = ladder.training.model_dump(exclude_unset=True, include=set(FitSettings.model_fields))
+def chain_stage(
+    ladder: LadderSettings, name: str, local: str, prefix: str, seed: int, values: Values, steps: int | None = None
+) -> Stage:
+    """The stage that a rung calls ``local``. What it says of the rung's other stages is said of those of ``prefix``.
+
+    A train stage has from the ladder what it does not say itself; the trial's ``values`` hold for all that train. In
+    ``steps`` updates a chain is shortened in proportion. Raises as :func:`rung_stages`.
+    """
+    rung = ladder.rungs[name]
+    content = {"kind": "train", **rung.stages[local]}
+    kind = str(content["kind"])
+
+    def change(reference: str) -> str:
+        head, dot, rest = reference.partition(".")
+        return f"{prefix}-{head}{dot}{rest}" if head in rung.stages else reference
+
+    content = rewritten(kind, content, change)
+    if kind == "fit":  # a copy of images has the recipe's seed, so that it is made once for all
+        content = {"seed": seed, **content}
+    if kind != "train":
+        made: Stage = STAGE.validate_python(content)
+        return made
+    chosen = content.get("method")
+    chosen = {"name": chosen} if isinstance(chosen, str) else chosen
+    named = chosen.get("name") if isinstance(chosen, Mapping) else None
+    if named not in METHODS:  # the check of settings says what is wrong
+        return TrainStage.model_validate({"streams": {}, **content, "method": chosen})
+    method = find_method(str(named))
+    own = {key: value for key, value in content.items() if key in Course.model_fields}
+    shared = course(ladder, merged(rung.training, own), values)
+    if steps is not None:
+        shared = shared.model_copy(update={"steps": max(1, shared.steps * steps // ladder.training.steps)})
+    asked = {} if ladder.teacher is None or "teacher" not in method.teachers else {"teacher": ladder.teacher}
+    return TrainStage.model_validate(
+        {
+            "seed": seed,
+            **{key: value for key, value in content.items() if key not in own},
+            **_shared(shared),
+            "method": chosen,
+            "nets": {"student": ladder.student, **rung.nets, **content.get("nets", {})},
+            "inputs": {**asked, **content.get("inputs", {})},
+            "streams": _streams(shared, method),
+        }
+    )
+
+
+STAGE: TypeAdapter[Any] = TypeAdapter(Stage)
+
+CHAINED = tuple(REFERENCES)
+"""The kinds of stages that a rung may have."""
+
+
+def course(ladder: LadderSettings, changes: Values, values: Values) -> Course:
+    """All of one training but its method. Raises ``ValidationError`` for changes that cannot be meant."""
+    content = ladder.training.model_dump(exclude_unset=True)
     content = merged(content, changes)
     for key, value in values.items():
         content = merged(content, nested(key, value))
-    return FitSettings.model_validate(content)
+    return Course.model_validate(content)
+
+
+def _shared(course: Course) -> dict[str, Any]:
+    """What a train stage has of a course, but its streams."""
+    fit = course.model_dump(exclude_unset=True, include=set(FitSettings.model_fields))
+    choice = {"choose": course.choose} if "choose" in course.model_fields_set else {}
+    return {**fit, "init": course.init, "evaluate": course.evaluate, **default_of(course), **choice}
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:
@@ -203,7 +310,9 @@ def _short(value: Any) -> str:
 
 def _scored(ladder: LadderSettings, attempt: Attempt) -> str:
     """The net of a training that is compared."""
-    net = ladder.rungs[attempt.rung].scored
+    rung = ladder.rungs[attempt.rung]
+    head, _, rest = rung.scored.partition(".")
+    net = (rest or "student") if head in rung.stages else rung.scored
     return attempt.train if net == "student" else f"{attempt.train}.{net}"
 
 
@@ -212,11 +321,11 @@ def _score(ladder: LadderSettings, net: str, data: str) -> EvaluateStage:
     return EvaluateStage(nets={NET: net}, data=data, protocol=ladder.score.protocol, boundary=False, calibration=False)
 
 
-def _streams(ladder: LadderSettings, method: type[Method]) -> dict[str, StreamSettings]:
-    """The ladder's streams that a method has, each with the views that it has there."""
-    chosen = {name: stream for name, stream in ladder.training.streams.items() if name in method.streams}
+def _streams(course: Course, method: type[Method]) -> dict[str, StreamSettings]:
+    """The streams that a method has, each with the views that it has there."""
+    chosen = {name: stream for name, stream in course.streams.items() if name in method.streams}
     for name, stream in chosen.items():
-        views = {view: it for view, it in stream.views.items() if view in method.streams[name].views}
+        views = {view: it for view, it in stream.views.items() if view in method.streams[name].known}
         draws_of = stream.draws_of if stream.draws_of in chosen else None
         chosen[name] = stream.model_copy(update={"views": views, "draws_of": draws_of})
     return chosen

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from tutelage.recipe.references import WEIGHT_SUFFIXES
-from tutelage.recipe.schema import Course, Recipe, TrainStage
+from tutelage.recipe.schema import Course, Recipe, Rung, TrainStage
 
 
 def moved(recipe: Recipe, base: Path, place: Path) -> Recipe:
@@ -26,8 +27,23 @@ def moved(recipe: Recipe, base: Path, place: Path) -> Recipe:
     def started(course: Course) -> Course:
         return course.model_copy(update={"init": {target: weights(it) for target, it in course.init.items()}})
 
+    def started_rung(rung: Rung) -> Rung:
+        """Of a rung, whose training and stages are plain values."""
+
+        def inside(content: dict[str, Any]) -> dict[str, Any]:
+            init = content.get("init")
+            if not isinstance(init, dict):
+                return content
+            return {**content, "init": {target: weights(str(it)) for target, it in init.items()}}
+
+        own = {name: inside(stage) for name, stage in rung.stages.items()}
+        return rung.model_copy(update={"training": inside(rung.training), "stages": own})
+
     stages = {name: started(stage) if isinstance(stage, TrainStage) else stage for name, stage in recipe.stages.items()}
-    ladder = recipe.ladder and recipe.ladder.model_copy(update={"training": started(recipe.ladder.training)})
+    ladder = recipe.ladder
+    if ladder is not None:
+        rungs = {name: started_rung(rung) for name, rung in ladder.rungs.items()}
+        ladder = ladder.model_copy(update={"training": started(ladder.training), "rungs": rungs})
     nets = {
         name: net if net.weights is None else net.model_copy(update={"weights": weights(net.weights)})
         for name, net in recipe.nets.items()

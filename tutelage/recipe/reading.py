@@ -14,12 +14,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from tutelage.engine.loop import FitSettings
 from tutelage.errors import RecipeError
 from tutelage.evaluation.protocol import Protocol
+from tutelage.recipe.choice import counts_as_bare, leak_faults, settled
 from tutelage.recipe.document import COMMAND_LINE, Document, Path_, parse, read, value_of
 from tutelage.recipe.faults import Finding, findings, worded
-from tutelage.recipe.ladder import course, known_rungs, nested, rung_settings
+from tutelage.recipe.ladder import chain_stage, course, expand, known_rungs, nested, rung_settings, untuned
 from tutelage.recipe.references import Fault, check_references, nearest
 from tutelage.recipe.schema import (
     FORMAT,
@@ -28,6 +28,7 @@ from tutelage.recipe.schema import (
     AnnotateStage,
     Course,
     EvaluateStage,
+    FitStage,
     Labelling,
     LadderSettings,
     Recipe,
@@ -89,6 +90,9 @@ def _checked(document: Document, overrides: Sequence[str], base: Path) -> Read:
     faults += _method_faults(document)
     if recipe is not None and recipe.ladder is not None:
         faults += dict.fromkeys(_course_faults(recipe.ladder, document))
+    if recipe is not None and not faults and not places:
+        recipe = settled(recipe)
+        places = list(dict.fromkeys(_leaks(recipe)))
     faults += [f"{document.where(place)}: {text}" for place, text in places]
     if faults or recipe is None:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
@@ -111,7 +115,7 @@ def resolved(recipe: Recipe) -> str:
         if isinstance(stage, TrainStage):
             written["method"] = {"name": stage.method.name, **method_settings(stage).model_dump(mode="json")}
             _resolve_course(stage, written)
-        elif isinstance(stage, (AnnotateStage, EvaluateStage)):
+        elif isinstance(stage, (AnnotateStage, EvaluateStage, FitStage)):
             written["protocol"] = _protocol(stage.protocol)
     if recipe.ladder is None:
         del content["ladder"]
@@ -124,6 +128,9 @@ def _resolve_ladder(ladder: LadderSettings, written: dict[str, Any]) -> None:
     _resolve_course(ladder.training, written["training"])
     written["score"]["protocol"] = _protocol(ladder.score.protocol)
     for name, rung in ladder.rungs.items():
+        if rung.stages:
+            written["rungs"][name] = {"name": rung.name, **rung.own()}
+            continue
         settings = rung_settings(rung.name).model_validate(rung.settings())
         content = settings.model_dump(mode="json")
         if isinstance(settings, Labelling):
@@ -154,6 +161,12 @@ def json_schema() -> dict[str, Any]:
         definitions[own["title"]] = own
         choices.append({"$ref": f"#/$defs/{own['title']}"})
     definitions["MethodChoice"] = {"anyOf": [*choices, {"enum": sorted(METHODS)}]}
+    what = definitions["FitStage"]["properties"]["what"]
+    kinds = sorted(what["discriminator"]["mapping"])
+    definitions["FitStage"]["properties"]["what"] = {
+        "description": what.pop("description", ""),
+        "anyOf": [what, {"enum": kinds}],
+    }
     definitions["Rung"] = {"anyOf": [definitions["Rung"], {"enum": sorted(METHODS)}]}
     return schema
 
@@ -169,6 +182,8 @@ def _apply(document: Document, override: str) -> None:
         inner = place.get(part)
         if depth == 3 and isinstance(inner, str) and (part == "method" or parts[:2] == ["ladder", "rungs"]):
             inner = {"name": inner}
+        elif depth == 3 and isinstance(inner, str) and part == "what":
+            inner = {"kind": inner}
         elif inner is None:
             inner = {}
         elif not isinstance(inner, dict):
@@ -231,6 +246,13 @@ def _method_faults(document: Document) -> Iterable[str]:
             yield from _choice_faults(document, ("stages", name, "method"), stage["method"], METHODS, ())
     rungs = ladder.get("rungs") if isinstance(ladder, dict) else None
     for name, rung in rungs.items() if isinstance(rungs, dict) else ():
+        local = rung.get("stages") if isinstance(rung, dict) else None
+        if isinstance(local, dict) and local:
+            for key, stage in local.items():
+                if isinstance(stage, dict) and "method" in stage:
+                    place = ("ladder", "rungs", name, "stages", key, "method")
+                    yield from _choice_faults(document, place, stage["method"], METHODS, ())
+            continue
         yield from _choice_faults(document, ("ladder", "rungs", name), rung, known_rungs(), RUNG_KEYS)
 
 
@@ -263,7 +285,43 @@ def _course_faults(ladder: LadderSettings, document: Document) -> Iterable[str]:
         try:
             course(ladder, change, {})
         except ValidationError as error:
-            yield from worded(findings(error, place, FitSettings), document)
+            yield from worded(findings(error, place, Course), document)
+    for name, rung in ladder.rungs.items():
+        for local in rung.stages:
+            try:
+                chain_stage(ladder, name, local, name, 0, {})
+            except ValidationError as error:
+                place = ("ladder", "rungs", name, "stages", local)
+                yield from worded(findings(error, place, TrainStage), document)
+
+
+def _leaks(recipe: Recipe) -> Iterable[Fault]:
+    """Choices by masks that count as missing, of the stages and of all rungs; a rung's where it can be written."""
+    yield from leak_faults(recipe)
+    ladder = recipe.ladder
+    if ladder is None:
+        return
+    expanded = expand(recipe, untuned(ladder))
+    owners = {name: attempt.rung for attempt in expanded.attempts.values() for name in attempt.trained}
+    for place, text in leak_faults(expanded.recipe):
+        rung = owners.get(str(place[1]))
+        if rung is None:
+            continue
+        own = place[2] in ladder.rungs[rung].training or bool(ladder.rungs[rung].stages)
+        yield ("ladder", "rungs", rung, "training", *place[2:]) if own else ("ladder", "training", *place[2:]), text
+    if ladder.tune is None or ladder.tune.on_target:
+        return
+    for name, stage in expanded.recipe.stages.items():
+        if (
+            name in owners
+            and isinstance(stage, TrainStage)
+            and counts_as_bare(expanded.recipe, stage, ladder.tune.data)
+        ):
+            text = (
+                f"the trials would choose by masks of {ladder.tune.data}, which counts as unlabelled; name other "
+                "data, or write on_target: true, and every result is marked"
+            )
+            yield ("ladder", "tune", "data"), text
 
 
 def protocol_from(pairs: Sequence[str]) -> Protocol:

@@ -10,17 +10,29 @@ from dataclasses import dataclass, field, replace
 
 from pydantic import ValidationError
 
-from tutelage.recipe.ladder import known_rungs, label_stage, label_stage_name, method_of, new_stages, train_stage
+from tutelage.recipe.ladder import (
+    CHAINED,
+    known_rungs,
+    label_stage,
+    label_stage_name,
+    methods_of,
+    new_stages,
+    rung_stages,
+    train_stage,
+)
 from tutelage.recipe.schema import (
     METHODS,
     PSEUDO_LABELS,
     AnnotateStage,
     EvaluateStage,
+    FitStage,
     ImportStage,
     LadderSettings,
     Recipe,
     ReportStage,
+    Stage,
     TrainStage,
+    TransformStage,
     find_method,
 )
 
@@ -40,6 +52,8 @@ class _Known:
     scores: dict[str, EvaluateStage] = field(default_factory=dict)
     unread: Collection[str] = ()
     """Nets and stages of which only the name is known."""
+    copied: list[str] = field(default_factory=list)
+    fits: dict[str, FitStage] = field(default_factory=dict)
 
 
 def check_references(recipe: Recipe, left_out: Collection[tuple[str, str]] = ()) -> list[Fault]:
@@ -63,7 +77,15 @@ def check_references(recipe: Recipe, left_out: Collection[tuple[str, str]] = ())
             faults += _reference(stage.net, (*place, "net"), known)
             faults += _data(stage.data, (*place, "data"), known)
             faults += _truth(stage.audit.val, (*place, "audit", "val"), known)
+            faults += _mixtures(stage, place, known)
             known.annotated.append(name)
+        elif isinstance(stage, FitStage):
+            faults += _fit(recipe, stage, place, known)
+            known.fits[name] = stage
+        elif isinstance(stage, TransformStage):
+            faults += _data(stage.data, (*place, "data"), known)
+            faults += _data(stage.target, (*place, "target"), known)
+            known.copied.append(name)
         elif isinstance(stage, EvaluateStage):
             for label, reference in stage.named().items():
                 faults += _reference(reference, (*place, "nets", label), known)
@@ -81,8 +103,13 @@ def _train(recipe: Recipe, stage: TrainStage, place: tuple[str, ...], known: _Kn
     for role, net in chosen.items():
         if net not in known.nets and (stage.nets or not known.unread):
             yield (*place, "nets", role), f"no net {net!r}{nearest(net, known.nets)}"
+    method = find_method(stage.method.name) if stage.method.name in METHODS else None
+    fits, teachers = ((), ()) if method is None else (method.fits, method.teachers)
     for role, reference in stage.inputs.items():
-        yield from _reference(reference, (*place, "inputs", role), known)
+        if role in fits:
+            yield from _fitted(reference, (*place, "inputs", role), known, FIT_KINDS.get(role, CLASS_FITS), role)
+        elif reference not in known.fits or role in teachers:
+            yield from _reference(reference, (*place, "inputs", role), known)
     for target, source in stage.init.items():
         role, _, part = target.partition(".")
         if not source.endswith(WEIGHT_SUFFIXES):
@@ -95,6 +122,8 @@ def _train(recipe: Recipe, stage: TrainStage, place: tuple[str, ...], known: _Kn
         names = listed(settings.data)
         for name in names:
             yield from _data(name, (*place, "streams", stream, "data"), known)
+        if settings.weights is not None:
+            yield from _weights(recipe, stage, stream, (*place, "streams", stream, "weights"), known)
         if settings.draws_of is not None and settings.draws_of not in stage.streams:
             yield (
                 (*place, "streams", stream, "draws_of"),
@@ -125,7 +154,7 @@ def _method(stage: TrainStage, place: tuple[str, ...]) -> Iterator[Fault]:
                 f"method {stage.method.name} has no stream {stream!r}" + nearest(stream, method.streams),
             )
             continue
-        views = method.streams[stream].views
+        views = method.streams[stream].known
         for view in settings.views:
             if view not in views:
                 yield (*place, "streams", stream, "views", view), f"no view {view!r}{nearest(view, views)}"
@@ -145,12 +174,101 @@ def _method(stage: TrainStage, place: tuple[str, ...]) -> Iterator[Fault]:
                 (*place, "inputs"),
                 f"method {stage.method.name} needs a trained net: `inputs: {{{teacher}: <stage>}}`",
             )
+    for role in method.fits:
+        if role not in stage.inputs:
+            yield (*place, "inputs"), f"method {stage.method.name} needs a fit: `inputs: {{{role}: <fit stage>}}`"
     for role in stage.inputs:
-        if role not in method.teachers:
+        if role not in method.teachers and role not in method.fits:
             yield (
                 (*place, "inputs", role),
-                f"method {stage.method.name} has no role {role!r}{nearest(role, method.teachers)}",
+                f"method {stage.method.name} has no role {role!r}{nearest(role, (*method.teachers, *method.fits))}",
             )
+
+
+CLASS_FITS = ("means", "anchors", "mixtures", "entropies")
+"""The fits that say something of each class, as methods read them."""
+FIT_KINDS = {"prototypes": ("means", "anchors"), "anchors": ("anchors", "means"), "mixtures": ("mixtures",)}
+"""Role → the kinds of fits that it takes, where the name says that; others take any of :data:`CLASS_FITS`."""
+
+
+def _fit(recipe: Recipe, stage: FitStage, place: tuple[str, ...], known: _Known) -> Iterator[Fault]:
+    if stage.net is not None:
+        yield from _reference(stage.net, (*place, "net"), known)
+    if stage.encoder is not None and stage.encoder not in known.nets:
+        yield (*place, "encoder"), f"no net {stage.encoder!r}{nearest(stage.encoder, known.nets)}"
+    yield from _data(stage.data, (*place, "data"), known)
+    if stage.target is not None:
+        yield from _data(stage.target, (*place, "target"), known)
+    if stage.entropies is not None:
+        yield from _fitted(stage.entropies, (*place, "entropies"), known, ("entropies",), "entropies")
+
+
+def _mixtures(stage: AnnotateStage, place: tuple[str, ...], known: _Known) -> Iterator[Fault]:
+    """The fit that labels go by: mixtures of features of the net that labels."""
+    if stage.mixtures is None:
+        return
+    yield from _fitted(stage.mixtures, (*place, "mixtures"), known, ("mixtures",), "mixtures")
+    fit = known.fits.get(stage.mixtures)
+    if fit is not None and fit.what.kind == "mixtures" and _whole(fit.net) != _whole(stage.net):
+        yield (
+            (*place, "mixtures"),
+            f"{stage.mixtures!r} was fitted to features of {fit.net!r}; they say nothing of those of {stage.net!r}",
+        )
+
+
+def _whole(reference: str | None) -> str | None:
+    """A net by its full name, ``stage.net``."""
+    return reference if reference is None or "." in reference else f"{reference}.student"
+
+
+def _fitted(
+    reference: str, place: tuple[str | int, ...], known: _Known, kinds: Collection[str], what: str
+) -> Iterator[Fault]:
+    """A fit stage before this one, of one of some kinds."""
+    fit = known.fits.get(reference)
+    if fit is None:
+        if reference not in known.unread:
+            yield place, f"no fit stage {reference!r} before this{nearest(reference, known.fits)}"
+    elif fit.what.kind not in kinds:
+        yield place, f"{what} takes a fit of {' or '.join(kinds)}; stage {reference!r} fits {fit.what.kind}"
+
+
+def _weights(
+    recipe: Recipe, stage: TrainStage, stream: str, place: tuple[str | int, ...], known: _Known
+) -> Iterator[Fault]:
+    """A fit of weights, made of just the images that the stream has, for a stream whose masks are read."""
+    settings = stage.streams[stream]
+    assert settings.weights is not None
+    yield from _fitted(settings.weights, place, known, ("transferability",), "weights")
+    fit = known.fits.get(settings.weights)
+    if fit is not None and fit.what.kind == "transferability":
+        others = [it for it in listed(settings.data) if not _same_images(recipe, it, fit.data)]
+        if others and others[0].partition("/")[0] not in known.copied:
+            yield place, f"stage {settings.weights!r} has weights for the images of {fit.data}, none for {others[0]}"
+    if stage.method.name in METHODS:
+        needs = find_method(stage.method.name).streams.get(stream)
+        if needs is not None and not needs.labels:
+            yield place, f"stream {stream!r} reads no masks; weights are for labelled images"
+
+
+def _same_images(recipe: Recipe, one: str, other: str) -> bool:
+    """Whether two references lead to one data set; a split that is left out is the only one."""
+    parts = [source_of(recipe, reference).partition("/") for reference in (one, other)]
+    splits = {split for _, _, split in parts} - {""}
+    return parts[0][0] == parts[1][0] and len(splits) < 2
+
+
+def source_of(recipe: Recipe, reference: str) -> str:
+    """The data set that images come from, through the stages that copied or labelled them."""
+    seen = {reference}
+    stage = recipe.stages.get(reference)
+    while isinstance(stage, AnnotateStage | TransformStage):
+        reference = stage.data
+        if reference in seen:
+            break
+        seen.add(reference)
+        stage = recipe.stages.get(reference)
+    return reference
 
 
 def _ladder(recipe: Recipe, ladder: LadderSettings, known: _Known) -> Iterator[Fault]:
@@ -169,12 +287,23 @@ def _ladder(recipe: Recipe, ladder: LadderSettings, known: _Known) -> Iterator[F
     if ladder.plain not in ladder.rungs:
         where = "plain" if "plain" in ladder.model_fields_set else "rungs"
         yield ("ladder", where), f"no rung {ladder.plain!r}{nearest(ladder.plain, ladder.rungs)}"
-    rungs = {name: rung for name, rung in ladder.rungs.items() if rung.name in known_rungs()}
+    if ladder.oracle is not None and ladder.oracle not in ladder.rungs:
+        yield ("ladder", "oracle"), f"no rung {ladder.oracle!r}{nearest(ladder.oracle, ladder.rungs)}"
+    elif ladder.oracle == ladder.plain:
+        yield ("ladder", "oracle"), "the oracle cannot be the rung that must be beaten: there is no gain between them"
+    rungs = {name: rung for name, rung in ladder.rungs.items() if rung.stages or rung.name in known_rungs()}
     labels = [label_stage_name(name) for name, rung in rungs.items() if rung.name == PSEUDO_LABELS]
     known = replace(known, annotated=[*known.annotated, *labels])
     sound = len(rungs) == len(ladder.rungs)
     for name, rung in rungs.items():
         place = ("ladder", "rungs", name)
+        if rung.stages:
+            found = list(_chain(recipe, ladder, name, known))
+            yield from found
+            sound = sound and not found and _chain_stages(ladder, name) is not None
+            continue
+        if "." in rung.scored:
+            yield (*place, "scored"), f"{rung.scored!r} is a net of a stage, and this rung has no stages; name its net"
         pseudo = rung.name == PSEUDO_LABELS
         if ladder.teacher is None and (pseudo or "teacher" in find_method(rung.name).teachers):
             yield place, f"{rung.name} needs a trained net: `teacher: <stage>` beside `student`"
@@ -194,7 +323,8 @@ def _ladder(recipe: Recipe, ladder: LadderSettings, known: _Known) -> Iterator[F
             elif part == ("nets",) and path[4:5] != ("student",):
                 yield (*place, *path[3:]), text
             elif part not in (("nets",), ("inputs",)):
-                yield ("ladder", "training", *path[3:]), text
+                own = part[0] in rung.training
+                yield (*((*place, "training") if own else ("ladder", "training")), *path[3:]), text
     if sound:
         yield from _idle_streams(ladder)
         with contextlib.suppress(ValidationError):  # of what the trials change, said there, too
@@ -203,16 +333,59 @@ def _ladder(recipe: Recipe, ladder: LadderSettings, known: _Known) -> Iterator[F
                     yield ("ladder", "rungs"), f"a stage of the ladder would be called {name!r}, a name that is taken"
 
 
+def _chain(recipe: Recipe, ladder: LadderSettings, name: str, known: _Known) -> Iterator[Fault]:
+    """Faults of a rung's stages: those of the same stages in a recipe, at the places where they are written."""
+    rung, place = ladder.rungs[name], ("ladder", "rungs", name)
+    for local, content in rung.stages.items():
+        kind = content.get("kind", "train")
+        if kind not in CHAINED:
+            yield (
+                (*place, "stages", local, "kind"),
+                f"a rung has no stage of kind {kind!r}{nearest(str(kind), CHAINED)}",
+            )
+            return
+        if local in recipe.data or local in recipe.stages:
+            yield (
+                (*place, "stages", local),
+                f"{local!r} is a name of the recipe already; which is meant could not be told",
+            )
+    stages = _chain_stages(ladder, name)
+    if stages is None:
+        return  # said where settings are checked
+    if not any(isinstance(stage, TrainStage) for stage in stages.values()):
+        yield (*place, "stages"), "no stage trains; at least one must"
+    left_out = [("data", it) for it in known.data if it not in recipe.data]
+    left_out += [("nets", it) for it in known.nets if it not in recipe.nets]
+    left_out += [("stages", it) for it in known.unread if it not in known.nets]
+    changes = {"stages": {**recipe.stages, **stages}, "ladder": None}
+    own = len(f"{name}-")
+    for path, text in check_references(recipe.model_copy(update=changes), left_out):
+        if path[0] == "stages" and path[1] in stages:
+            for made in stages:
+                text = text.replace(repr(made), repr(made[own:])).replace(made, made[own:])
+            yield (*place, "stages", str(path[1])[own:], *path[2:]), text
+
+
+def _chain_stages(ladder: LadderSettings, name: str) -> dict[str, Stage] | None:
+    """The stages of a rung that has some; ``None`` where their settings cannot be meant."""
+    if not METHODS.keys() >= set(methods_of(ladder.rungs[name])):
+        return None
+    try:
+        return rung_stages(ladder, name, name, 0, {})
+    except ValidationError:
+        return None
+
+
 def _idle_streams(ladder: LadderSettings) -> Iterator[Fault]:
     """Streams and views that no rung asks for."""
-    methods = [find_method(method_of(rung).name) for rung in ladder.rungs.values()]
+    methods = [find_method(method) for rung in ladder.rungs.values() for method in methods_of(rung)]
     needed = list(dict.fromkeys(itertools.chain.from_iterable(method.streams for method in methods)))
     for stream, settings in ladder.training.streams.items():
         place = ("ladder", "training", "streams", stream)
         if stream not in needed:
             yield place, f"no rung has a stream {stream!r}{nearest(stream, needed)}"
             continue
-        views = {view for method in methods if stream in method.streams for view in method.streams[stream].views}
+        views = {view for method in methods if stream in method.streams for view in method.streams[stream].known}
         for view in settings.views:
             if view not in views:
                 yield (*place, "views", view), f"no rung has a view {view!r}{nearest(view, sorted(views))}"
@@ -243,9 +416,14 @@ def stages_before(recipe: Recipe, name: str) -> list[str]:
         if stage.audit is not None:
             data += listed(stage.audit.data or [])
         nets = [source for source in stage.init.values() if not source.endswith(WEIGHT_SUFFIXES)]
+        data += [settings.weights for settings in stage.streams.values() if settings.weights is not None]
         references = [*stage.inputs.values(), *nets, *data]
+    elif isinstance(stage, FitStage):
+        references = [it for it in (stage.net, stage.data, stage.target, stage.entropies) if it is not None]
+    elif isinstance(stage, TransformStage):
+        references = [stage.data, stage.target]
     elif isinstance(stage, AnnotateStage):
-        references = [stage.net, stage.data]
+        references = [stage.net, stage.data, *([] if stage.mixtures is None else [stage.mixtures])]
     elif isinstance(stage, EvaluateStage):
         references = [*stage.named().values(), stage.data]
     elif isinstance(stage, ImportStage):
@@ -280,8 +458,10 @@ def _data(name: str, place: tuple[str | int, ...], known: _Known) -> Iterator[Fa
     head, separator, _ = name.partition("/")
     if head in known.annotated and separator and head not in known.unread:
         yield place, f"{head!r} is an annotate stage, which has no splits; write {head!r} alone"
-    elif head not in known.data and head not in known.annotated:
-        yield place, f"no data set {head!r}{nearest(head, [*known.data, *known.annotated])}"
+    elif head in known.copied and separator:
+        yield place, f"{head!r} is a transform stage, which has no splits; write {head!r} alone"
+    elif head not in known.data and head not in known.annotated and head not in known.copied:
+        yield place, f"no data set {head!r}{nearest(head, [*known.data, *known.annotated, *known.copied])}"
 
 
 def _truth(name: str | None, place: tuple[str | int, ...], known: _Known) -> Iterator[Fault]:

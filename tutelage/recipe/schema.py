@@ -11,8 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from tutelage.annotate.class_means import AnchorsFit, MeansFit
+from tutelage.annotate.entropies import EntropiesFit
+from tutelage.annotate.mixtures import MixturesFit
+from tutelage.annotate.transferability import TransferabilityFit
 from tutelage.data.opening import DataSettings
 from tutelage.data.stream import StreamSettings
+from tutelage.data.stylise import StyleSettings
 from tutelage.engine.loop import FitSettings
 from tutelage.evaluation.protocol import Protocol
 from tutelage.nets.settings import NetSettings
@@ -35,6 +40,22 @@ METHODS = {
     "unimatch_v2": "tutelage.methods.unimatch_v2:UniMatchV2",
     "trikd": "tutelage.methods.trikd:TriKD",
     "advent": "tutelage.methods.advent:AdvEnt",
+    "proda": "tutelage.methods.proda:ProDA",
+    "self_distill": "tutelage.methods.self_distill:SelfDistill",
+    "cag": "tutelage.methods.cag:CAG",
+    "adaptsegnet": "tutelage.methods.advent:AdaptSegNet",
+    "minent": "tutelage.methods.advent:MinEnt",
+    "fda": "tutelage.methods.fda:FDA",
+    "fda_self_training": "tutelage.methods.fda:FDASelfTraining",
+    "cbst": "tutelage.methods.cbst:CBST",
+    "dacs": "tutelage.methods.dacs:DACS",
+    "daformer": "tutelage.methods.daformer:DAFormer",
+    "hrda": "tutelage.methods.hrda:HRDA",
+    "mic": "tutelage.methods.mic:MIC",
+    "bismap": "tutelage.methods.bismap:BiSMAP",
+    "bismap_warm_up": "tutelage.methods.bismap:BiSMAPWarmUp",
+    "pbal_bpl": "tutelage.methods.pbal:PBALBidirectional",
+    "pbal_pst": "tutelage.methods.pbal:PBALSelfTraining",
     "cps": "tutelage.methods.cps:CPS",
     "u2pl": "tutelage.methods.u2pl:U2PL",
 }
@@ -141,6 +162,25 @@ class LabelAudit(Settings):
     """Confidence from which on a pixel counts as covered."""
 
 
+class ChoiceSettings(Settings):
+    """On which images weights are chosen without masks (`keep: agreement`, `balance` or `entropy`)."""
+
+    data: str | list[str] | None = None
+    """Images (`name/split`), masks not opened; null: those of the streams without masks, else of all."""
+    images: Annotated[int, Field(gt=0)] = 64
+    """So many of them, evenly spread."""
+    every: Annotated[int, Field(gt=0)] | None = None
+    """Steps between two looks; null: with each evaluation, or five over the stage."""
+    protocol: Protocol | None = None
+    """How the net is applied; null: as in `evaluate`, else to whole images."""
+
+
+Keep = Literal["best", "last", "agreement", "balance", "entropy", "best_on_target"]
+
+LABEL_FREE = ("agreement", "balance", "entropy")
+"""The ways to choose weights that open no mask."""
+
+
 class Course(FitSettings):
     """All of a training but its method: images, start weights, steps, optimizer, which weights are kept."""
 
@@ -150,8 +190,13 @@ class Course(FitSettings):
     """The streams that the method asks for; in a ladder each rung takes those that its method asks for."""
     evaluate: EvaluateDuring | None = None
     """Evaluation while training; null: none, and the last weights are kept."""
-    keep: Literal["best", "last"] = "best"
-    """Which weights the stage hands on: those with the best score, or the last."""
+    keep: Keep = "best"
+    """Which weights the stage hands on: those with the best score in `evaluate`; the last; or those that on images
+    without masks agree best with themselves in the mirror (`agreement`), are surest of most different classes
+    (`balance`), or simply surest (`entropy`). Where `evaluate` reads masks of a domain that counts as unlabelled,
+    `best` is refused and the default is `last`; `best_on_target` does it all the same, and every result says so."""
+    choose: ChoiceSettings = ChoiceSettings()
+    """The images for a choice without masks."""
 
 
 class TrainStage(Course):
@@ -182,14 +227,77 @@ class Labelling(Settings):
 
     data: str
     """The images (`name/split`); their masks, if they have any, are not opened."""
-    policy: Literal["argmax", "threshold", "class_balanced"] = "argmax"
-    """All pixels; those above `threshold`; or of each class the `portion` that is surest."""
-    threshold: Annotated[float, Field(ge=0, le=1)] = 0.9
-    """For `threshold`: smallest confidence of a pixel that is labelled."""
-    portion: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """For `class_balanced`: share of each class's pixels that are labelled."""
+    policy: Literal["argmax", "threshold", "class_balanced", "class_quantile", "class_ratio", "mixtures"] = "argmax"
+    """All pixels; those above `threshold`; of each class the `portion` that is surest; those above a `quantile` of
+    their class, but at most `cap` (PBAL, FDA); the class furthest above the confidence of its surest `portion` (CBST);
+    the class whose `mixtures` make the features likeliest (BiSMAP)."""
+    threshold: float | None = None
+    """For `threshold`: smallest confidence (0 to 1) of a pixel that is labelled; null: 0.9. For `mixtures`: smallest
+    log-likelihood, in nats."""
+    portion: Annotated[float, Field(gt=0, le=1)] | None = None
+    """For `class_balanced`: share of each class's pixels that are labelled; null: 0.5. For `class_ratio`: share of each
+    class's pixels whose lowest confidence is its reference; null: 0.2."""
+    quantile: Annotated[float, Field(ge=0, le=1)] | None = None
+    """For `class_quantile`: share of each class's pixels below its threshold; null: 0.5. For `mixtures`, in place of
+    `threshold`: share of the pixels that are left out."""
+    cap: Annotated[float, Field(gt=0, le=1)] | None = None
+    """For `class_quantile`: no threshold is above this confidence; null: 0.9."""
+    mixtures: Name | None = None
+    """For `mixtures`: the `fit` stage that fitted them to features of the net that labels."""
+    per_class: bool | None = None
+    """For `mixtures` with a `quantile`: of each class's pixels (null, true), or of all pixels (false)."""
+    score_at: Literal["image", "feature"] | None = None
+    """For `mixtures`: features are brought to the size of the image and scored (null, `image`), or scored on their own
+    grid, which is cheaper and less exact at borders (`feature`)."""
     protocol: Protocol = Protocol()
     """How the net is applied."""
+
+    @model_validator(mode="after")
+    def _read_by_the_policy(self) -> Labelling:
+        read = _POLICY_DEFAULTS[self.policy]
+        idle = sorted({*_POLICY_KEYS} - {*read})
+        given = [name for name in idle if getattr(self, name) is not None]
+        if given:
+            known = f"it reads {', '.join(read)}" if read else "it has no settings"
+            raise ValueError(f"policy {self.policy!r} does not read {', '.join(given)}; {known}")
+        if self.policy == "threshold" and self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold {self.threshold:g} is no confidence; policy 'threshold' wants one from 0 to 1")
+        if self.policy == "mixtures":
+            self._check_mixtures()
+        return self
+
+    def _check_mixtures(self) -> None:
+        if self.mixtures is None:
+            raise ValueError("policy 'mixtures' needs the stage that fitted them: `mixtures: <fit stage>`")
+        if (self.threshold is None) == (self.quantile is None):
+            raise ValueError(
+                "policy 'mixtures' needs a threshold in nats or a quantile, one of them; a published threshold (100) "
+                "is of no use with another net"
+            )
+        if self.threshold is not None and self.per_class is not None:
+            raise ValueError("per_class would have no effect beside a threshold; it says of which pixels a quantile is")
+        if self.protocol.kind != "whole" or len(self.protocol.scales) > 1:
+            raise ValueError("policy 'mixtures' scores features of whole images: a protocol of one scale, no windows")
+
+    def rule(self) -> dict[str, Any]:
+        """What the policy reads, with defaults filled in; nothing that it does not read."""
+        read = {}
+        for name, default in _POLICY_DEFAULTS[self.policy].items():
+            value = getattr(self, name)
+            read[name] = default if value is None else value
+        return read
+
+
+_POLICY_KEYS = ("threshold", "portion", "quantile", "cap", "mixtures", "per_class", "score_at")
+_POLICY_DEFAULTS: dict[str, dict[str, Any]] = {
+    "argmax": {},
+    "threshold": {"threshold": 0.9},
+    "class_balanced": {"portion": 0.5},
+    "class_quantile": {"quantile": 0.5, "cap": 0.9},
+    "class_ratio": {"portion": 0.2},
+    "mixtures": {"mixtures": None, "threshold": None, "quantile": None, "per_class": True, "score_at": "image"},
+}
+"""Policy → the keys that it reads, and what they are where none is given."""
 
 
 class ImportStage(Settings):
@@ -209,6 +317,84 @@ class AnnotateStage(Labelling):
     audit: LabelAudit = LabelAudit()
     """A look at what was written."""
 
+    @model_validator(mode="after")
+    def _audits_what_it_can(self) -> AnnotateStage:
+        if self.policy == "mixtures" and self.audit.val is not None:
+            raise ValueError("audit.val judges what the net's classifier says, which labels of 'mixtures' do not go by")
+        return self
+
+
+Fitted = Annotated[MeansFit | AnchorsFit | MixturesFit | TransferabilityFit | EntropiesFit, Field(discriminator="kind")]
+
+
+class FitStage(Settings):
+    """Learn without gradients what a net's features of images look like: means, mixtures, weights of pixels."""
+
+    kind: Literal["fit"] = "fit"
+    what: Fitted
+    """What is fitted, by `kind`, with its settings beside it; the kind alone for the defaults."""
+    net: Reference | None = None
+    """The trained net whose features they are (`stage` or `stage.net`)."""
+    encoder: Name | None = None
+    """For `transferability`, in place of `net`: a net of the recipe as it starts, such as a self-supervised one."""
+    data: str
+    """The images (`name/split`, or a `transform` stage); masks are opened for `anchors`, `mixtures` and
+    `transferability`, and for `means` with `labels`."""
+    target: str | None = None
+    """For `transferability`: the images of the other domain; their masks are not opened."""
+    entropies: Name | None = None
+    """For `transferability`: the fit of `entropies` that the bonus of classes is computed of."""
+    protocol: Protocol = Protocol()
+    """How the net is applied. Features are those of whole images at one scale; `entropies` knows no bounds."""
+    seed: int | None = None
+    """The stage's own seed; null: the recipe's."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_what(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("what"), str):
+            return {**values, "what": {"kind": values["what"]}}
+        return values
+
+    @model_validator(mode="after")
+    def _fits_what(self) -> FitStage:
+        kind = self.what.kind
+        transferable = isinstance(self.what, TransferabilityFit)
+        for name in ("encoder", "target", "entropies"):
+            if getattr(self, name) is not None and not transferable:
+                raise ValueError(f"{name} means nothing for {kind}; it belongs to transferability")
+        if transferable and self.target is None:
+            raise ValueError("transferability needs the images of the other domain: target: <data>")
+        if (self.net is None) == (self.encoder is None):
+            raise ValueError(f"{kind} needs a net: net: <stage>" + (", or encoder: <net>" if transferable else ""))
+        if isinstance(self.what, TransferabilityFit) and self.entropies is not None and self.what.bonus != "none":
+            raise ValueError("bonus and entropies say the same thing; give one of them")
+        if transferable and self.protocol != Protocol(precision=self.protocol.precision):
+            raise ValueError("of a protocol only precision counts for transferability, which has a size of its own")
+        if kind != "entropies" and (self.protocol.kind != "whole" or len(self.protocol.scales) > 1):
+            raise ValueError(f"{kind} takes features of whole images at one scale; windows and scales are for scores")
+        return self
+
+    def masked(self) -> bool:
+        """Whether it opens the masks of its data."""
+        return isinstance(self.what, AnchorsFit | MixturesFit | TransferabilityFit) or (
+            isinstance(self.what, MeansFit) and self.what.labels
+        )
+
+
+class TransformStage(Settings):
+    """Copy a data set in the style of another; the copy keeps the masks, and its name stands where data stand."""
+
+    kind: Literal["transform"] = "transform"
+    data: str
+    """The images that are copied (`name/split`)."""
+    target: str
+    """The images whose style the copies take, one drawn for each; their masks are not opened."""
+    style: StyleSettings = StyleSettings()
+    """How the style is taken over."""
+    seed: int | None = None
+    """The stage's own seed; null: the recipe's."""
+
 
 class EvaluateStage(Settings):
     """Score trained nets on labelled data."""
@@ -224,6 +410,23 @@ class EvaluateStage(Settings):
     """Also boundary IoU."""
     calibration: bool = True
     """Also expected calibration error and the reliability curve."""
+    subsets: dict[Name, list[str]] = {}
+    """Also a mean IoU over some of the classes: a name → theirs. Nothing is counted anew: what is taken for a class
+    that is left out is still wrong."""
+    merged: dict[Name, list[str]] = {}
+    """Also scores with several classes taken as one: a name → theirs; classes in no group stay as they are."""
+
+    @model_validator(mode="after")
+    def _groups(self) -> EvaluateStage:
+        for key in ("subsets", "merged"):
+            empty = [name for name, classes in getattr(self, key).items() if not classes]
+            if empty:
+                raise ValueError(f"{key}.{empty[0]} names no class")
+        members = [one for classes in self.merged.values() for one in classes]
+        twice = sorted({one for one in members if members.count(one) > 1})
+        if twice:
+            raise ValueError(f"merged: {', '.join(twice)} can be part of one group only")
+        return self
 
     def named(self) -> dict[str, str]:
         """Label → reference."""
@@ -248,7 +451,10 @@ class ReportStage(Settings):
     """Number of images in each gallery (worst, best, most changed)."""
 
 
-Stage = Annotated[TrainStage | ImportStage | AnnotateStage | EvaluateStage | ReportStage, Field(discriminator="kind")]
+Stage = Annotated[
+    TrainStage | ImportStage | FitStage | TransformStage | AnnotateStage | EvaluateStage | ReportStage,
+    Field(discriminator="kind"),
+]
 
 
 PSEUDO_LABELS = "pseudo_labels"
@@ -256,14 +462,25 @@ PSEUDO_LABELS = "pseudo_labels"
 
 
 class Rung(MethodChoice):
-    """One way to train the ladder's student: a method by `name`, or `pseudo_labels`, with its settings beside it."""
+    """One way to train the ladder's student: a method by `name` (or `pseudo_labels`) with its settings, or `stages`."""
 
+    name: str = "stages"
+    """The method, `pseudo_labels`, or `stages` (which may be left out where there are some)."""
     training: dict[str, Any] = {}
-    """What of the ladder's `training` is different here (`steps`, `optimizer` ...); the table says so."""
+    """What of the ladder's `training` is different here (`steps`, `streams` ...); the table says so."""
     nets: dict[Name, Name] = {}
     """Nets of the recipe that the method trains beside the student, by role; the student's own is `ladder.student`."""
-    scored: Name = "student"
-    """Which of the nets that the method keeps is scored: `student`, or for some methods `ema`."""
+    scored: Reference = "student"
+    """Which of the nets that the method keeps is scored: `student`, or for some methods `ema`. Of `stages`: which
+    stage, or `stage.net`; by default the last that trains."""
+    stages: dict[Name, dict[str, Any]] = {}
+    """Several stages, in order: what a `train` stage does not say of its training it has from the ladder's."""
+
+    @model_validator(mode="after")
+    def _a_method_or_stages(self) -> Rung:
+        if (self.name == "stages") != bool(self.stages):
+            raise ValueError("a rung has a method by `name`, or `stages`")
+        return self
 
     def own(self) -> dict[str, Any]:
         """What the rung itself is told, rather than its method."""
@@ -294,6 +511,8 @@ class LadderTuning(Settings):
     """Optimizer steps of a trial; null: as many as the ladder's."""
     seed: int = 0
     """Seed of all trials."""
+    on_target: bool = False
+    """Choose by masks of a domain that counts as unlabelled; every result says so."""
 
     @field_validator("values")
     @classmethod
@@ -321,6 +540,8 @@ class LadderSettings(Settings):
     """The ways to train, by name: a method's name, or `{name: ..., settings}`."""
     plain: Name = "plain"
     """The rung that every other must beat."""
+    oracle: Name | None = None
+    """The rung that has what the others lack, mostly masks: the table says how much of its gain each other has."""
     tune: LadderTuning | None = None
     """Trials before the seeds; null: every rung is trained as `training` says."""
     worth: Annotated[float, Field(ge=0)] = 0.5

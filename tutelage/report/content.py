@@ -126,12 +126,16 @@ class Training:
     """The full learning rate of the optimizer ``main``; others may have another."""
     validation: Mapping[str, Points] = field(default_factory=dict)
     """mIoU of each net on the validation data."""
+    choice: Mapping[str, Points] = field(default_factory=dict)
+    """Figures of images without masks by which weights were chosen, or might have been."""
     kept: str = ""
-    """``best`` or ``last``: which weights were handed on."""
+    """Which weights were handed on: ``best``, ``last``, or as a recipe's `keep` says."""
     best_step: int | None = None
     validated_on: str = ""
     chosen_on_scored_data: bool = False
     """Whether the weights were chosen on the very data that the report scores: then the scores flatter them."""
+    leak: bool = False
+    """Whether its weights, or those that it builds upon, were chosen with labels that count as missing."""
     seconds: Figure = None
     data_wait: Figure = None
     peak_memory_mib: Figure = None

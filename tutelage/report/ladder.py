@@ -58,6 +58,17 @@ class RungCost:
 
 
 @dataclass(frozen=True)
+class Share:
+    """What share of the way from the plain rung to the oracle a rung goes, with its 95 % interval."""
+
+    share: Figure
+    low: Figure = None
+    high: Figure = None
+    reason: str = ""
+    """Why it cannot be told; empty if it can."""
+
+
+@dataclass(frozen=True)
 class RungResult:
     """One way to train the student."""
 
@@ -76,6 +87,14 @@ class RungResult:
     """The p value in view of how many rungs are compared (Holm)."""
     judgement: Judgement | None = None
     cost: RungCost = RungCost()
+    share: Share | None = None
+    """Of the gap to the oracle; None without one, and for the rungs that the gap lies between."""
+    updates: int | None = None
+    """Optimizer steps of the student, over all stages of the rung; None: as many as the ladder says."""
+    leak: str = ""
+    """How labels that count as missing had a part in choosing it."""
+    other_data: str = ""
+    """The images that it is trained on in place of the others'."""
     teaches: bool = False
     """Whether a trained teacher takes part."""
     differs: str = ""
@@ -124,6 +143,8 @@ class LadderContent:
     fingerprint: str
     protocol: str
     protocol_key: str
+    oracle: str = ""
+    """The rung that has what the others lack; empty: there is none."""
     tuned_on: str = ""
     tie: tuple[str, ...] = ()
     """Rungs two of whose trials share the first place."""
@@ -140,6 +161,12 @@ class LadderContent:
 
 def sentence(content: LadderContent, rung: RungResult) -> str:
     """Whether a rung pays, in a sentence; what is missing where that cannot be asked yet."""
+    told = _told(content, rung)
+    marked = f"{told}; {rung.leak}" if rung.leak and rung.judgement is not None else told
+    return f"{marked}; {of_gap}" if (of_gap := _of_gap(content, rung)) else marked
+
+
+def _told(content: LadderContent, rung: RungResult) -> str:
     judgement, comparison = rung.judgement, rung.comparison
     if judgement is None or comparison is None:
         lacking = content.rung(content.plain) if rung.scores else rung
@@ -154,6 +181,35 @@ def sentence(content: LadderContent, rung: RungResult) -> str:
         harm = high is not None and high < 0
         return f"not worth it: {gain}; " + ("it does harm here" if harm else f"less than {worth} does not pay")
     return f"cannot tell with these data: {gain}; {_remedy(content, rung, judgement, comparison)}"
+
+
+def _of_gap(content: LadderContent, rung: RungResult) -> str:
+    share = rung.share
+    if share is None:
+        return ""
+    if share.reason or share.share is None:
+        return f"what share of the gap to {content.oracle} that is cannot be told ({share.reason or 'no gap'})"
+    return f"{share_text(rung)} of the gap to {content.oracle}"
+
+
+def share_text(rung: RungResult) -> str:
+    """``62 % [45, 80]``; ``cannot tell`` where the gap may be 0."""
+    share = rung.share
+    if share is None:
+        return NONE
+    if share.reason or share.share is None:
+        return "cannot tell"
+    bounds = "" if share.low is None or share.high is None else f" [{_whole(share.low)}, {_whole(share.high)}]"
+    return f"{_whole(share.share)} %{bounds}"
+
+
+def _whole(share: float) -> str:
+    return f"{100 * share:.0f}".replace("-", "−")
+
+
+def updates_of(content: LadderContent, rung: RungResult) -> int:
+    """Optimizer steps of the student in a rung, over all its stages."""
+    return content.steps if rung.updates is None else rung.updates
 
 
 def _price(content: LadderContent, rung: RungResult) -> str:
@@ -201,9 +257,23 @@ def notes(content: LadderContent) -> list[str]:
         + (f" and equal trials on {content.tuned_on}." if content.tuned_on else ", as the recipe says, without trials.")
         + f" A gain pays from {100 * content.worth:g} points on."
     ]
-    different = [f"{rung.name} ({rung.differs})" for rung in content.rungs if rung.differs]
+    different = [f"{rung.name} ({_difference(content, rung)})" for rung in content.rungs if _difference(content, rung)]
     if different:
         result.append(f"Trained otherwise, so not at equal budget: {'; '.join(different)}.")
+    elsewhere = [f"{rung.name} ({rung.other_data})" for rung in content.rungs if rung.other_data]
+    if elsewhere:
+        result.append(f"Trained on other images: {'; '.join(elsewhere)}.")
+    leaking = [f"{rung.name} ({rung.leak})" for rung in content.rungs if rung.leak]
+    if leaking:
+        result.append(
+            f"Labels that count as missing had a part in choosing: {'; '.join(leaking)}. These are no results without "
+            "such labels."
+        )
+    if content.oracle:
+        result.append(
+            f"Of the gap: (rung - {content.plain}) / ({content.oracle} - {content.plain}). {content.oracle} is a bound "
+            "and not judged."
+        )
     if content.teacher is not None and any(rung.teaches for rung in others):
         teacher = content.teacher
         facts = [
@@ -242,6 +312,12 @@ def missing(content: LadderContent) -> list[str]:
         for rung in content.rungs
         if rung.missing
     ]
+
+
+def _difference(content: LadderContent, rung: RungResult) -> str:
+    updates = updates_of(content, rung)
+    counted_elsewhere = "steps:" in rung.differs or updates == content.steps
+    return ", ".join(part for part in (rung.differs, "" if counted_elsewhere else f"{updates} updates in all") if part)
 
 
 def _seeds(seeds: Sequence[int]) -> str:
@@ -296,19 +372,40 @@ def compute_text(content: LadderContent, rung: RungResult) -> str:
 HEAD = ("rung", "mIoU", "gain", "p", "training", "memory", "multiply-adds", "verdict")
 
 
+def head(content: LadderContent) -> tuple[str, ...]:
+    """:data:`HEAD`, with what only some ladders have: the share of the gap to an oracle, differing updates."""
+    titles = list(HEAD)
+    if content.oracle:
+        titles.insert(titles.index("p"), "of the gap")
+    if any(updates_of(content, rung) != content.steps for rung in content.rungs):
+        titles.insert(titles.index("training"), "updates")
+    return tuple(titles)
+
+
 def cells(content: LadderContent, rung: RungResult) -> tuple[str, ...]:
-    """A row of the table, in the order of :data:`HEAD`."""
+    """A row of the table, in the order of :func:`head`."""
     plain = rung.name == content.plain
-    return (
-        rung.name,
-        score_text(rung),
-        NONE if plain else gain_text(rung),
-        NONE if plain else p_text(rung),
-        time_text(content, rung),
-        memory(rung.cost.memory_mib),
-        compute_text(content, rung),
-        "must be beaten" if plain else "not finished" if rung.judgement is None else rung.judgement.verdict,
-    )
+    texts = {
+        "rung": f"{rung.name} ({rung.leak})" if rung.leak else rung.name,
+        "mIoU": score_text(rung),
+        "gain": NONE if plain else gain_text(rung),
+        "of the gap": share_text(rung),
+        "p": NONE if plain else p_text(rung),
+        "updates": str(updates_of(content, rung)),
+        "training": time_text(content, rung),
+        "memory": memory(rung.cost.memory_mib),
+        "multiply-adds": compute_text(content, rung),
+        "verdict": _verdict_text(content, rung),
+    }
+    return tuple(texts[title] for title in head(content))
+
+
+def _verdict_text(content: LadderContent, rung: RungResult) -> str:
+    if rung.name == content.plain:
+        return "must be beaten"
+    if rung.name == content.oracle and rung.comparison is not None:
+        return "bound"
+    return "not finished" if rung.judgement is None else rung.judgement.verdict
 
 
 def markdown(content: LadderContent) -> str:
@@ -317,11 +414,12 @@ def markdown(content: LadderContent) -> str:
     lines = [
         f"# {content.title}: does teaching pay?",
         "",
-        *_table(HEAD, [cells(content, rung) for rung in content.rungs]),
+        *_table(head(content), [cells(content, rung) for rung in content.rungs]),
         "",
         f"mIoU on {content.data}{images}: mean ± deviation over (n) seeds. Gain: points over {content.plain}, with the "
         "95 % interval of a paired bootstrap over images and seeds. Training: one seed (median). "
-        "Multiply-adds: one step.",
+        "Multiply-adds: one step."
+        + (f" Of the gap: share of the way to {content.oracle}, with its interval." if content.oracle else ""),
         "",
         *(f"- **{rung.name}**: {sentence(content, rung)}." for rung in compared(content)),
         "",
@@ -366,7 +464,7 @@ def render(content: LadderContent) -> str:
         "notes": notes(content),
         "missing": missing(content),
         "chart": plots.gains_chart(gains, content.worth, f"Gain over {content.plain} in mIoU points: {told}"),
-        "head": HEAD,
+        "head": head(content),
         "rows": [(rung, tone(rung), cells(content, rung)) for rung in content.rungs],
         "trials": [rung for rung in content.rungs if rung.trials],
     }
@@ -381,13 +479,16 @@ def tone(rung: RungResult) -> Literal["gain", "loss", "open"]:
 
 def verdict(content: LadderContent) -> tuple[str, Literal["gain", "loss", "open"]]:
     """The headline of all rungs together, and its colour."""
-    others = [rung for rung in content.rungs if rung.name != content.plain]
+    others = [rung for rung in content.rungs if rung.name not in (content.plain, content.oracle)]
     paying = [rung for rung in others if tone(rung) == "gain"]
     colour: Literal["gain", "loss", "open"] = "open"
     text = "Cannot tell with these data"
     if paying:
-        best = max(paying, key=lambda rung: (rung.comparison and rung.comparison.gain) or 0.0)
+        # What was chosen with labels that count as missing leads only where nothing else pays.
+        honest = [rung for rung in paying if not rung.leak]
+        best = max(honest or paying, key=lambda rung: (rung.comparison and rung.comparison.gain) or 0.0)
         text = f"Worth it: {len(paying)} of {len(others)}, above all {best.name}, {gain_text(best)} points"
+        text += f" ({best.leak})" if best.leak else ""
         colour = "gain"
     elif others and all(tone(rung) == "loss" for rung in others):
         text, colour = f"Not worth it: nothing tried here pays over {content.plain}", "loss"

@@ -116,6 +116,7 @@ def _curves(training: Training) -> list[Chart]:
     where = f"of stage {training.stage}"
     terms = lines_of(training.terms)
     rates, scores = lines_of(training.rates), lines_of(training.validation)
+    choice = lines_of(training.choice)
     best = None if training.best_step is None else (float(training.best_step), "best")
     full = training.base_rate if set(training.rates) == {"main"} else None
     drawn = [
@@ -146,6 +147,17 @@ def _curves(training: Training) -> list[Chart]:
             ),
             legend(scores),
             f"on {training.validated_on}" if training.validated_on else "",
+        ),
+        Chart(
+            "Without masks (%)",
+            plots.line_chart(
+                choice,
+                about("Figures without masks", where, choice),
+                scale=100.0,
+                mark=best,
+                dots=len(choice) < MOST_LINES,
+            ),
+            legend(choice),
         ),
     ]
     return [chart for chart in drawn if chart.drawing]

@@ -190,10 +190,18 @@ def _selection(content: ReportContent, student: Net) -> tuple[str, ...]:
 
 def chosen(training: Training) -> str:
     """Which checkpoint was handed on."""
-    if training.kept != "best":
+    if training.kept == "last":
         return f"those of the last step ({training.steps})"
     step = "" if training.best_step is None else f", step {training.best_step} of {training.steps}"
-    return f"those with the best validation score on {training.validated_on or 'the validation data'}{step}"
+    without = {
+        "agreement": "those that agree best with themselves in the mirror, by images without masks",
+        "balance": "those surest of most different classes, by images without masks",
+        "entropy": "those with the lowest entropy, by images without masks",
+    }
+    if training.kept in without:
+        return f"{without[training.kept]}{step}"
+    marked = ", chosen with target labels" if training.kept == "best_on_target" else ""
+    return f"those with the best validation score on {training.validated_on or 'the validation data'}{step}{marked}"
 
 
 def _flattered(content: ReportContent) -> list[str]:
@@ -207,8 +215,20 @@ def _flattered(content: ReportContent) -> list[str]:
     return result
 
 
+def _leaking(content: ReportContent) -> list[str]:
+    """The nets in whose choice labels had a part that count as missing."""
+    leaking = {training.stage for training in content.trainings if training.leak}
+    return [net.label for net in content.nets if net.stage in leaking]
+
+
 def _warnings(content: ReportContent, comparison: Comparison | None) -> list[str]:
     result = []
+    leaking = _leaking(content)
+    if leaking:
+        result.append(
+            f"Chosen with target labels: {', '.join(leaking)}. Masks that count as missing had a part in choosing "
+            "weights (keep: best_on_target), so these are no scores of adaptation without labels."
+        )
     flattered = _flattered(content)
     if flattered:
         result.append(

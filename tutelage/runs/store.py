@@ -7,6 +7,7 @@
         audit.jsonl, audit.json   what was seen of pseudo labels: while training, of those that were written
         checkpoints/              while training
         nets/ scores/ labels/     what the stage made
+    fitted.safetensors, fit.json, weights/, images/   what fit and transform stages made; parts/ while they work
         answers/                  in an artefact of its own: what a teacher said of every image
     <out>/recipes/<name>-<key>.yaml   resolved recipes, by which `tutelage clean` knows what is still referred to
     <out>/report.html             the newest report
@@ -20,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,21 @@ class Artefact:
         return self.folder / "labels"
 
     @property
+    def fitted(self) -> Path:
+        """Tensors of a `fit` stage."""
+        return self.folder / "fitted.safetensors"
+
+    @property
+    def fit_facts(self) -> Path:
+        """What is worth knowing of a fit: counts by class, what was left out."""
+        return self.folder / "fit.json"
+
+    @property
+    def parts(self) -> Path:
+        """Folder of what was done of an unfinished `fit` stage; gone with the end."""
+        return self.folder / "parts"
+
+    @property
     def answers(self) -> Path:
         """Folder of what a teacher said of every image."""
         return self.folder / "answers"
@@ -137,14 +153,21 @@ class Artefact:
         """Remove the checkpoints of a finished stage."""
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
+    def clear_parts(self) -> None:
+        """Remove the parts of a finished fit."""
+        shutil.rmtree(self.parts, ignore_errors=True)
+
     def tidy(self) -> None:
         """Remove what a kill left of a finished artefact, unless the process that finished it is still there."""
-        if not any(self.folder.glob(f"**/.*{PARTIAL}*")) and not (self.folder / "checkpoints").is_dir():
+        if not any(self.folder.glob(f"**/.*{PARTIAL}*")) and not any(
+            path.is_dir() for path in (self.folder / "checkpoints", self.parts)
+        ):
             return
         try:
             with self.lock(lambda text: None):
                 remove_partials(self.folder)
                 self.clear_checkpoints()
+                self.clear_parts()
         except RunError:
             pass
 
@@ -157,9 +180,13 @@ class Artefact:
         remove_partials(self.folder)
         write_text(self.folder / "stage.yaml", settings)
 
-    def finish(self, kind: str, files: Iterable[Path], facts: dict[str, Any]) -> None:
-        """Declare the artefact finished: ``files`` with their checksums, and facts worth knowing of it."""
-        listed = {path.relative_to(self.folder).as_posix(): sha256(path) for path in sorted(files)}
+    def finish(self, kind: str, files: Iterable[Path] | Mapping[Path, str], facts: dict[str, Any]) -> None:
+        """Declare the artefact finished: ``files`` with their checksums, and facts worth knowing of it.
+
+        A mapping gives the checksums of files that whoever wrote them knows; the others are read.
+        """
+        known = files if isinstance(files, Mapping) else {}
+        listed = {path.relative_to(self.folder).as_posix(): known.get(path) or sha256(path) for path in sorted(files)}
         content = {"format": FORMAT, "kind": kind, "key": self.key, "files": listed, "facts": facts}
         write_json(self.folder / "artefact.json", content)
 

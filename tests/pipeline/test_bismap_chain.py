@@ -1,0 +1,113 @@
+"""BiSMAP's recipe from the stylised source to a distillation, on tiny pictures; scores of groups of classes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.projects import DATA, Project
+
+CHAIN = (
+    """\
+tutelage: 1
+name: bismap
+out: runs
+run: {device: cpu, threads: 1, weak_teacher: warn}
+"""
+    + DATA
+    + """\
+  town: {root: data, classes: [road, car, sky, tree, sign], splits: {train: train.txt, val: val.txt}}
+nets:
+  features: {encoder: test_efficientnet, decoder: lraspp, width: 16, normalisation: none}
+  small: {encoder: test_efficientnet, decoder: deeplabv3plus_bismap, width: 16}
+stages:
+  stylised: {kind: transform, data: city/train, target: town/val, style: {kind: fda, beta: 0.1}}
+  weights:
+    kind: fit
+    what: {kind: transferability, size: [64, 64], pool: [1, 1], centres: 3, bonus: [1, 2, 3, 4, 5]}
+    encoder: features
+    data: stylised
+    target: town/val
+  warm_up:
+    method: {name: bismap_warm_up, ramp_steps: 2}
+    nets: {student: small}
+    streams:
+      source: &source {data: stylised, weights: weights, batch: 2, augment: &crop {crop: [32, 48]}}
+      target: {data: town/val, batch: 2, augment: *crop}
+    steps: 2
+    log_every: 1
+  mixtures: {kind: fit, what: {kind: mixtures, components: 2, samples: 100}, net: warm_up, data: stylised}
+  labels: {kind: annotate, net: warm_up, data: town/val, policy: mixtures, mixtures: mixtures, quantile: 0.5}
+  self_training:
+    method: {name: bismap, ramp_steps: 2}
+    nets: {student: small}
+    streams:
+      source: *source
+      target: {data: labels, batch: 2, augment: *crop}
+    steps: 2
+    log_every: 1
+  dense: {kind: annotate, net: self_training, data: town/val, protocol: {scales: [0.75, 1.0], flip: true}}
+  distilled:
+    method: {name: self_distill, target_loss: symmetric, form: code, view: weak, grid: 1}
+    nets: {student: small}
+    inputs: {teacher: self_training}
+    streams:
+      source: *source
+      target: {data: dense, batch: 2, augment: *crop}
+    steps: 1
+  score:
+    kind: evaluate
+    nets: [self_training, self_training.ema, distilled]
+    data: town/val
+    subsets: {street: [road, car], all: [road, car, sky, tree, sign]}
+    merged: {things: [car, sign]}
+"""
+)
+SUBSETS = "    subsets: {street: [road, car], all: [road, car, sky, tree, sign]}\n"
+MERGED = "    merged: {things: [car, sign]}\n"
+
+
+def write(project: Project, *changes: tuple[str, str]) -> None:
+    project.recipe.write_text(CHAIN, encoding="utf-8")
+    project.edit(*changes)
+
+
+def test_the_whole_recipe(project: Project) -> None:
+    write(project)
+    assert project.tutelage("run", "recipe.yaml").status == 0
+    runs = project.root / "runs"
+    terms = {}
+    for stage in ("warm_up", "self_training"):
+        (log,) = runs.glob(f"{stage}-*/log.jsonl")
+        terms[stage] = set(json.loads(log.read_text(encoding="utf-8").splitlines()[-1])["terms"])
+    assert terms == {"warm_up": {"source", "consistency"}, "self_training": {"source", "consistency", "pseudo"}}
+    (score,) = runs.glob("score-*/scores/distilled.json")
+    content = json.loads(score.read_text(encoding="utf-8"))
+    assert content["subsets"]["all"]["miou"] == pytest.approx(content["miou"], nan_ok=True)
+    street = [value for value in content["iou"][:2] if value is not None]
+    assert content["subsets"]["street"]["miou"] == pytest.approx(sum(street) / len(street))
+    assert content["merged"]["classes"] == ["things", "road", "sky", "tree"]
+    counts = content["confusion"]
+    both = [1, 4]
+    hit = sum(counts[row][column] for row in both for column in both)
+    truth = sum(sum(counts[row]) for row in both)
+    found = sum(row[column] for row in counts for column in both)
+    assert content["merged"]["iou"][0] == pytest.approx(hit / (truth + found - hit))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ((SUBSETS, "    subsets: {street: [road, bus]}\n"), "names bus, which the data do not have"),
+        ((MERGED, "    merged: {moving: [cars]}\n"), "names cars, which the data do not have"),
+        ((MERGED, "    merged: {one: [car], other: [car, sign]}\n"), "car can be part of one group only"),
+        ((SUBSETS, "    subsets: {none: []}\n"), "subsets.none names no class"),
+    ],
+)
+def test_groups_of_classes_that_are_not_there(project: Project, change: tuple[str, str], message: str) -> None:
+    write(project, change)
+    ran = project.tutelage("run", "recipe.yaml")
+    assert ran.status != 0
+    assert message in ran.out + ran.err
+    assert not project.finished(), "said before anything ran"

@@ -1,0 +1,71 @@
+"""A copy of a data set's images in another style: other pixels under the same names, with the masks of the originals.
+
+A folder with ``images/NAME.png`` (8-bit RGB, of the original's size) and ``images.json``: format version, and for each
+sample the name of the image whose style it has.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from tutelage.data.dataset import Dataset, inner_path
+from tutelage.data.images import opened
+from tutelage.errors import DataError
+from tutelage.runs.atomic import write_json, writing
+
+FORMAT = 1
+MANIFEST = "images.json"
+_STYLE = "style"
+
+
+@dataclass(frozen=True)
+class CopyFolder:
+    """Where the images of one stage lie."""
+
+    root: Path
+
+    def image(self, name: str) -> Path:
+        """The copy of the sample ``name``."""
+        return self.root / "images" / f"{inner_path(name)}.png"
+
+    def write(self, name: str, image_HW3: np.ndarray, style: str) -> None:
+        """Write one image, (H, W, 3) uint8 RGB, atomically; in it the name of the image whose style it has."""
+        note = PngInfo()
+        note.add_itxt(_STYLE, style)
+        with writing(self.image(name)) as partial:
+            Image.fromarray(image_HW3).save(partial, format="PNG", compress_level=3, pnginfo=note)
+
+    def finish(self, names: Sequence[str]) -> list[Path]:
+        """Write the manifest, of the samples that have a copy; returns every file of the folder."""
+        styles = {}
+        for name in names:
+            with opened(self.image(name)) as image:
+                styles[name] = str(image.info.get(_STYLE, ""))
+        write_json(self.root / MANIFEST, {"format": FORMAT, "styles": styles, "samples": list(names)})
+        return [self.root / MANIFEST, *(self.image(name) for name in names)]
+
+
+def with_copies(dataset: Dataset, root: Path) -> Dataset:
+    """The samples of ``dataset`` that have a copy in ``root``, with its pixels and their own masks.
+
+    Raises :class:`DataError` for a folder of another format.
+    """
+    folder = CopyFolder(root)
+    try:
+        manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+        written, known = manifest["format"], set(manifest["samples"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"images cannot be read: {root} ({error})", "run the transform stage again") from None
+    if written != FORMAT:
+        raise DataError(f"images in {root} have format {written}, not {FORMAT}", "run the transform stage again")
+    samples = tuple(
+        replace(sample, image=folder.image(sample.name)) for sample in dataset.samples if sample.name in known
+    )
+    return replace(dataset, samples=samples)

@@ -1,0 +1,38 @@
+"""Strong colours for images that are on their device already: after mixing, so that both parts change alike.
+
+Whether colours are jittered, and whether images are blurred, is decided once for a step; how strongly, image by image.
+Source: the codes of DACS (WACV 2021) and of the DAFormer family.
+
+Legend: B images, H W pixels, 3 channels RGB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tutelage.data.colour import PLAIN, ColourSettings, colour_batch, draw_colour
+from tutelage.data.draws import generator
+
+
+def draw_colours(settings: ColourSettings, seed: int, stream: str, step: int, positions: Iterable[int]) -> NDArray:
+    """Colour numbers (B, 6), as :func:`tutelage.data.colour.draw_colour` has them, of the images of one step."""
+    jitter, blur = generator(seed, stream, "coins", step).random(2)
+    chances = {"probability": float(jitter < settings.probability), "blur": float(blur < settings.blur)}
+    decided = settings.model_copy(update=chances)
+    return np.array([draw_colour(decided, seed, stream, position) for position in positions])
+
+
+def recoloured(image_B3HW: Tensor, colour_B6: NDArray) -> Tensor:
+    """Images (B, 3, H, W) in 0..1, each with its own colour numbers; clipped to 0..1, in channels-last layout.
+
+    Where nothing changes the images come back as they are.
+    """
+    if (colour_B6 == PLAIN).all():
+        return image_B3HW
+    bytes_BHW3 = (image_B3HW * 255.0).permute(0, 2, 3, 1).contiguous()
+    return colour_batch(bytes_BHW3.to(torch.float32), colour_B6)

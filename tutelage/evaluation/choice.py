@@ -1,0 +1,87 @@
+"""Choosing among checkpoints without a mask: figures of what a net says of images, the more the better.
+
+    agreement   mean IoU of its labels with those that it gives the mirrored image, over all K classes
+    balance     (H(mean of p) - mean of H(p)) / ln K: sure of each pixel, and of many classes over all of them
+    entropy     -(mean of H(p)) / ln K: sure
+
+None is a score, and each can be fooled. Entropy is lowest for a net that names one class everywhere. Balance is what
+clustering by information maximisation asks for (Krause, Perona and Gomes, NeurIPS 2010); it rewards many classes of
+like size, whatever the images show. Agreement counts 0 for a class that is never named, so that a net of one class has
+1 / K; but a net may be wrong the same way in the mirror.
+
+Figures are gathered image by image: sums do not depend on how images are dealt to processes.
+
+Letters: N images, K classes, H x W pixels, n rows of a band.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tutelage.evaluation.confusion import confusion_of, counts_of
+from tutelage.evaluation.inference import Net, gives_probabilities, predict_labels, score_bands
+from tutelage.evaluation.protocol import Protocol
+
+Rule = Literal["agreement", "balance", "entropy"]
+
+
+def mirror_counts(
+    net: Net, image: NDArray[np.uint8], protocol: Protocol, device: torch.device, classes: int
+) -> NDArray[np.float64]:
+    """(3 K,) pixels of each class in both, in the mirrored only, in the plain only of the labels of one image."""
+    plain_HW, _ = predict_labels(net, image, protocol, device)
+    mirrored_HW, _ = predict_labels(net, np.ascontiguousarray(image[:, ::-1]), protocol, device)
+    back_HW = np.ascontiguousarray(mirrored_HW[:, ::-1])
+    matrix_KK = confusion_of(torch.from_numpy(back_HW), torch.from_numpy(plain_HW), classes)
+    counts: NDArray[np.float64] = counts_of(matrix_KK).cpu().numpy().astype(np.float64).ravel()
+    return counts
+
+
+def agreement(rows_NC: NDArray[np.float64]) -> float:
+    """Mean over all K classes of the IoU of two sets of labels, from :func:`mirror_counts` of N images; in 0..1."""
+    counts_K3 = rows_NC.sum(0).reshape(-1, 3)
+    union_K = counts_K3.sum(1)
+    return float(np.divide(counts_K3[:, 0], union_K, out=np.zeros(len(union_K)), where=union_K > 0).mean())
+
+
+def sureness(net: Net, image: NDArray[np.uint8], protocol: Protocol, device: torch.device) -> NDArray[np.float64]:
+    """(K + 2,) sum of each class's probability, sum of entropies in nats, and number of pixels, of one image."""
+    total: Tensor | None = None
+    for _, scores_1KnW in score_bands(net, image, protocol, device):
+        if gives_probabilities(protocol):
+            log_KnW = scores_1KnW[0].clamp_min(torch.finfo(scores_1KnW.dtype).tiny).log()
+        else:
+            log_KnW = scores_1KnW[0].log_softmax(dim=0)
+        share_KnW, width = log_KnW.exp(), log_KnW.shape[2]
+        entropy_nW = -(share_KnW * log_KnW).sum(0)
+        # Row by row where the net runs, then in double precision on the CPU: not every device has it.
+        rows = torch.cat([share_KnW.sum(2), entropy_nW.sum(1)[None], torch.full_like(entropy_nW.sum(1)[None], width)])
+        band = rows.cpu().double().sum(1)
+        total = band if total is None else total + band
+    assert total is not None
+    row: NDArray[np.float64] = total.numpy()
+    return row
+
+
+def entropy(rows_NC: NDArray[np.float64]) -> float:
+    """Mean entropy of all pixels as a share of the largest (0: sure everywhere), from :func:`sureness` of N images."""
+    total = rows_NC.sum(0)
+    return float(total[-2] / total[-1] / _most(len(total) - 2))
+
+
+def balance(rows_NC: NDArray[np.float64]) -> float:
+    """Entropy of the mean prediction less the mean entropy, as a share of the largest; in 0..1."""
+    total = rows_NC.sum(0)
+    share_K = total[:-2] / total[:-2].sum()
+    named_K = share_K[share_K > 0]
+    return float(-(named_K * np.log(named_K)).sum() / _most(len(share_K))) - entropy(rows_NC)
+
+
+def _most(classes: int) -> float:
+    return math.log(classes) if classes > 1 else 1.0

@@ -1,0 +1,117 @@
+"""DAFormer: DACS with a slower average, and an encoder that must not forget its things.
+
+    source   L = CE(x_S, y_S) + f mean over cells of things of || F(x_S) - F_0(x_S) ||
+    mixed    as DACS; the pasted classes are half of those of the whole source batch
+
+F: the encoder's last features; F_0: those of the encoder as it started (its ImageNet weights). The average follows at
+the start of step t >= 1 with min(1 - 1/(t + 1), 0.999), which is at the end of the step before. Sampling rare classes
+is a setting of the source stream. See :mod:`tutelage.methods.mixed_self_training`.
+Source: DAFormer (CVPR 2022) and its code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from tutelage.data.colour import ColourSettings
+from tutelage.data.mixing.classmix import ClassesFrom
+from tutelage.engine.contract import Facts
+from tutelage.errors import RecipeError
+from tutelage.losses.feature_distance import feature_distance, majority_label, things_mask
+from tutelage.methods.ema import twin
+from tutelage.methods.mixed_self_training import Decay, MaskedSettings, MixedSelfTraining, MixedSettings
+from tutelage.methods.supervised import Weight
+from tutelage.nets.segmentor import Prediction, Segmentor
+from tutelage.settings import Settings
+
+
+class FeatureDistanceSettings(Settings):
+    """How the encoder is held to its start."""
+
+    weight: Weight = 0.005
+    """Weight of the distance."""
+    things: list[int | str] | None = None
+    """Names or numbers of the classes whose features are held; null: all. Published: those ImageNet knows."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """A cell of the features belongs to the class that covers at least this share of it."""
+
+
+class DAFormerSettings(MixedSettings):
+    """DAFormer."""
+
+    feature_distance: FeatureDistanceSettings | None = FeatureDistanceSettings()
+    """The distance to the encoder's first features; null: none."""
+    classes_from: ClassesFrom = "batch"
+    """Half of whose classes is pasted: each source `image`'s, or those of the whole (micro-)`batch`."""
+    decay: Decay = 0.999
+    """Decay of the moving average, at most; it begins with 1 - 1/n."""
+    reduction: Literal["valid", "all"] = "all"
+    """The loss on source labels is divided by the number of valid pixels, or of all."""
+    colour: ColourSettings = ColourSettings(
+        probability=0.8, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.2, blur=0.5, blur_sigma=(0.15, 1.15)
+    )
+    """Colours of mixed images. Whether they change is drawn once a step, how much for each image."""
+
+    first_update: ClassVar[int] = 1
+
+
+class DAFormer(MixedSelfTraining):
+    """DACS that keeps what its encoder knew of things."""
+
+    Settings = DAFormerSettings
+    origin: Segmentor | None
+    thing_K: Tensor
+
+    def __init__(
+        self,
+        nets: Mapping[str, Segmentor],
+        settings: MixedSettings,
+        facts: Facts,
+        masked: MaskedSettings | None = None,
+    ) -> None:
+        super().__init__(nets, settings, facts, masked)
+        self.distance = settings.feature_distance if isinstance(settings, DAFormerSettings) else None
+        self.origin = None
+        if self.distance is not None:
+            self.origin = _encoder_of(self.student)
+            self.register_buffer("thing_K", _things(self.distance.things, facts))
+
+    def beside(self, prediction: Prediction, image_B3hw: Tensor, label_BHW: Tensor) -> dict[str, Tensor]:
+        """The feature distance."""
+        if self.distance is None or self.origin is None:
+            return {}
+        feature_BChw = prediction.features[-1]
+        height, width = feature_BChw.shape[2:]
+        with torch.no_grad():
+            origin_BChw = self.origin.encode(image_B3hw).levels[-1][..., :height, :width]
+        # The features may be those of a smaller image than the labels are.
+        stride = self.student.feature_strides[-1] * -(-label_BHW.shape[1] // image_B3hw.shape[2])
+        cells_Bhw = majority_label(label_BHW, stride, self.classes, self.distance.share)
+        mask_Bhw = things_mask(cells_Bhw, self.thing_K)
+        return {"feature_distance": self.distance.weight * feature_distance(feature_BChw, origin_BChw, mask_Bhw)}
+
+
+def _encoder_of(net: Segmentor) -> Segmentor:
+    """A frozen copy of a net that can only encode, in evaluation mode for good."""
+    kept = twin(net)
+    kept.decoder, kept.classifier, kept.auxiliary = nn.Identity(), nn.Identity(), None  # type: ignore[assignment]
+    return kept.mode(norm="running", dropout=False)
+
+
+def _things(chosen: Sequence[int | str] | None, facts: Facts) -> Tensor:
+    """(K,) bool: whether a class is a thing."""
+    thing_K = torch.full((facts.classes,), chosen is None)
+    for name in chosen or ():
+        number = facts.names.index(name) if name in facts.names else name
+        if not isinstance(number, int) or not 0 <= number < facts.classes:
+            raise RecipeError(
+                f"feature_distance.things: there is no class {name!r}",
+                f"the classes are {', '.join(facts.names)}" if facts.names else f"numbers are 0 to {facts.classes - 1}",
+            )
+        thing_K[number] = True
+    return thing_K

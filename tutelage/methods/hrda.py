@@ -1,0 +1,114 @@
+"""HRDA: DAFormer on large crops, seen whole at half scale and in a window at full scale.
+
+    source, mixed    L = (1 - d) CE(fused) + d CE(detail, the window's labels and weights)
+
+The net is one of two resolutions (:mod:`tutelage.nets.multi_resolution`): a head on the features of the half-scale
+image says, class by class, where the window is to be believed. The window is drawn once for each pass and micro-batch.
+The average labels target images with windows all over them. The feature distance is that of the half-scale image.
+Source: HRDA (ECCV 2022) and its code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from tutelage.data.draws import generator
+from tutelage.data.views import View
+from tutelage.engine.contract import Facts, Tick
+from tutelage.errors import RecipeError
+from tutelage.losses.mixed import mixed_cross_entropy
+from tutelage.losses.segmentation import cross_entropy
+from tutelage.methods.daformer import DAFormer, DAFormerSettings
+from tutelage.methods.mixed_self_training import MaskedSettings, MixedSettings, number_of
+from tutelage.nets.multi_resolution import Box, Look, MultiResolution, in_two_resolutions
+from tutelage.nets.segmentor import Segmentor
+from tutelage.nets.settings import MultiResolutionSettings
+
+
+class HRDASettings(DAFormerSettings):
+    """HRDA."""
+
+    detail_weight: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """d: share of the window's own loss."""
+    multi_resolution: MultiResolutionSettings = MultiResolutionSettings()
+    """The net's window and attention; those of a net that has two resolutions already stay."""
+
+
+class HRDA(DAFormer):
+    """DAFormer for details and for context: an image whole at half scale, a window of it at full scale."""
+
+    Settings = HRDASettings
+
+    def __init__(
+        self,
+        nets: Mapping[str, Segmentor],
+        settings: MixedSettings,
+        facts: Facts,
+        masked: MaskedSettings | None = None,
+    ) -> None:
+        own = settings if isinstance(settings, HRDASettings) else None
+        if own is not None:
+            nets = {"student": in_two_resolutions(nets["student"], own.multi_resolution)}
+        super().__init__(nets, settings, facts, masked)
+        self.detail_weight = None if own is None else own.detail_weight
+
+    def on_source(self, view: View, tick: Tick) -> dict[str, Tensor]:
+        """The terms of a source batch, of both fused and of the window."""
+        if self.detail_weight is None:
+            return super().on_source(view, tick)
+        look, box = self._look(view.image, tick)
+        terms = self.supervised(look.context._replace(logits=look.logits), view, tick)
+        terms = {name: (1.0 - self.detail_weight) * value for name, value in terms.items()}
+        label_BHW = _part(view.label, box)
+        number = number_of(label_BHW) if self.mixing.reduction == "all" else None
+        detail = cross_entropy(self._over_window(look, label_BHW), label_BHW, normalizer=number)
+        terms["detail"] = self.detail_weight * detail
+        net = self._net()
+        return {**terms, **self.beside(look.context, net.halved(view.image), view.label)}
+
+    def towards(self, image_B3HW: Tensor, label_BHW: Tensor, weight_BHW: Tensor, tick: Tick) -> Tensor:
+        """How far both fused, and the window, are from (pseudo) labels."""
+        if self.detail_weight is None:
+            return super().towards(image_B3HW, label_BHW, weight_BHW, tick)
+        look, box = self._look(image_B3HW, tick)
+        whole = mixed_cross_entropy(self.over(look.logits, image_B3HW), label_BHW, weight_BHW)
+        label_BHW = _part(label_BHW, box)
+        detail = mixed_cross_entropy(self._over_window(look, label_BHW), label_BHW, _part(weight_BHW, box))
+        return (1.0 - self.detail_weight) * whole + self.detail_weight * detail
+
+    def _net(self) -> MultiResolution:
+        assert isinstance(self.student, MultiResolution)
+        return self.student
+
+    def _look(self, image_B3HW: Tensor, tick: Tick) -> tuple[Look, Box]:
+        """What the student says of images and of a window at random, and which that is."""
+        net, size = self._net(), (image_B3HW.shape[2], image_B3HW.shape[3])
+        if size[0] % net.unit or size[1] % net.unit:
+            raise RecipeError(
+                f"hrda needs crops whose sides are multiples of {net.unit}, not {size[0]} x {size[1]}",
+                f"set augment.crop to such multiples, e.g. [{_near(size[0], net.unit)}, {_near(size[1], net.unit)}]",
+            )
+        draw = generator(tick.seed, f"hrda/{tick.pass_name}/{tick.slice}", "window", tick.step)
+        height, width = net.window_of(size)
+        top, left = (
+            int(draw.integers((whole - side) // net.unit + 1)) * net.unit
+            for whole, side in zip(size, (height, width), strict=True)
+        )
+        box = Box(top, left, height, width)
+        return net.look(image_B3HW, box), box
+
+    def _over_window(self, look: Look, label_BHW: Tensor) -> Tensor:
+        """The window's logits at the size of its labels."""
+        return self.over(look.detail, label_BHW[:, None])
+
+
+def _part(map_BHW: Tensor, box: Box) -> Tensor:
+    return map_BHW[:, box.top : box.top + box.height, box.left : box.left + box.width]
+
+
+def _near(side: int, unit: int) -> int:
+    return max(round(side / unit), 1) * unit

@@ -1,0 +1,276 @@
+"""What DACS, DAFormer, HRDA and MIC share: the net learns target images from its own average, pasted over with source.
+
+    source   L_S = CE(student(x_S), y_S)
+    mixed    L_M = sum over pixels of w CE(student(T(x_M)), y_M) / their number
+             x_M, y_M    the source's image and labels where m, else the target's image and pseudo labels; T: colours
+             w           1 where m, else q: the share of target pixels whose pseudo label is sure
+    masked   L_K = the same with weight q, of target images of which most blocks are hidden (MIC)
+
+m shows half of the source's classes (:mod:`tutelage.data.mixing.classmix`). The pseudo labels are those of a moving
+average of the student. Each line is a pass of its own: published codes go backward after each, which bounds memory.
+
+q is taken over the whole step, all micro-batches and processes: the average labels the target images when the step's
+counts are made, which is before its first pass.
+
+Legend: B images, K classes, H W pixels, h w a map's grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from tutelage.data.colour import ColourSettings
+from tutelage.data.mixing import paste
+from tutelage.data.mixing.blocks import block_masks, draw_grids, hidden
+from tutelage.data.mixing.classmix import ClassesFrom, class_masks, draw_scores
+from tutelage.data.mixing.recolouring import draw_colours, recoloured
+from tutelage.data.views import Batch, View, places
+from tutelage.engine.contract import Facts, Method, Needs, Pass, Tick
+from tutelage.errors import RecipeError
+from tutelage.losses.consistency import pseudo_label
+from tutelage.losses.mixed import mixed_cross_entropy
+from tutelage.losses.resize import over_image
+from tutelage.methods.ema import average, decay_at, twin
+from tutelage.methods.supervised import TaskLoss, TaskSettings, Weight
+from tutelage.nets.segmentor import Prediction, Segmentor
+from tutelage.settings import Settings
+
+Rows = Annotated[int, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class MarginSettings(Settings):
+    """Borders of target images whose pseudo labels are not learned (the own car, edges of a rectified image)."""
+
+    of: Literal["image", "crop"] = "image"
+    """Pixels of the image file, wherever the crop lies, or rows and columns of every crop (as DAFormer's code)."""
+    top: Rows = 0
+    """Rows at the top."""
+    bottom: Rows = 0
+    """Rows at the bottom."""
+    left: Rows = 0
+    """Columns at the left."""
+    right: Rows = 0
+    """Columns at the right."""
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a margin."""
+        return bool(self.top or self.bottom or self.left or self.right)
+
+
+class MaskedSettings(Settings):
+    """The masked target images of MIC."""
+
+    weight: Weight = 1.0
+    """Weight of the term."""
+    ratio: Annotated[float, Field(ge=0, le=1)] = 0.7
+    """Share of blocks that are hidden, on average."""
+    block: Annotated[int, Field(gt=0)] = 32
+    """Side of a block in pixels; published 32 for crops of 512, 64 for crops of 1024."""
+    colours: bool = True
+    """Whether the masked image has strong colours, too; published, not for real sources (Cityscapes to ACDC)."""
+
+
+class MixedSettings(Settings):
+    """What all methods that mix domains are told."""
+
+    weight: Weight = 1.0
+    """Weight of the mixed images beside the source's."""
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.968
+    """A pseudo label of at least this confidence is sure."""
+    weighting: Literal["share", "pixel"] = "share"
+    """Every pseudo label weighs q, the share of sure ones; or the sure ones weigh 1 and the others 0."""
+    classes_from: ClassesFrom = "image"
+    """Half of whose classes is pasted: each source `image`'s, or those of the whole (micro-)`batch`."""
+    decay: Decay = 0.99
+    """Decay of the moving average, at most; it begins with 1 - 1/n."""
+    reduction: Literal["valid", "all"] = "valid"
+    """The loss on source labels is divided by the number of valid pixels, or of all."""
+    colour: ColourSettings = ColourSettings(
+        probability=0.8, brightness=0.25, contrast=0.25, saturation=0.25, hue=0.25, blur=0.5, blur_sigma=(0.15, 1.15)
+    )
+    """Colours of mixed images. Whether they change is drawn once a step, how much for each image."""
+    margins: MarginSettings = MarginSettings()
+    """Borders of target images that are not learned."""
+    task: TaskSettings = TaskSettings()
+    """The loss on the source's labels."""
+
+    first_update: ClassVar[int] = 0
+    """n - 1 of the average's first update: after 0 it is a copy of the student."""
+
+
+class PseudoLabels(NamedTuple):
+    """What the average says of the target images of a micro-batch."""
+
+    label_BHW: Tensor
+    """int64 classes."""
+    sure_BHW: Tensor
+    """bool: whether the confidence reaches the threshold, and the image is no padding."""
+    valid_BHW: Tensor
+    """bool: where the image is not padding."""
+
+
+class MixedSelfTraining(Method):
+    """The student, its average, and the passes that the papers share."""
+
+    streams = {
+        "source": Needs(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
+        "target": Needs(labels=False, views=("weak",), about="images of the domain that matters, without masks"),
+    }
+
+    def __init__(
+        self, nets: Mapping[str, Segmentor], settings: MixedSettings, facts: Facts, masked: MaskedSettings | None = None
+    ) -> None:
+        super().__init__()
+        self.student = nets["student"]
+        self.ema = twin(self.student)
+        self.ema.mode(norm="batch", dropout=False)
+        self.task = TaskLoss(settings.task, facts)
+        self.mixing = settings
+        self.masking = masked
+        self.classes = facts.classes
+        self._labelled: dict[int, tuple[Batch, PseudoLabels]] = {}
+
+    def passes(self, step: int) -> tuple[Pass, ...]:
+        """Source, mixed images, and masked ones where they are asked for; each goes backward before the next."""
+        names = ("source", "mixed") if self.masking is None else ("source", "mixed", "masked")
+        return tuple(Pass(name, {"student"}) for name in names)
+
+    def exported(self) -> Mapping[str, nn.Module]:
+        """The student, and its average beside it."""
+        return {"student": self.student, "ema": self.ema}
+
+    def counts(self, batches: Mapping[str, Batch]) -> Mapping[str, Tensor]:
+        """What the source's loss is divided by, and how many target pixels there are and are sure."""
+        label = batches["source"]["weak"].label
+        number = self.task.counts(label) if self.mixing.reduction == "valid" else number_of(label)
+        pseudo = self._judged(batches["target"])
+        self._labelled[id(batches["target"])] = (batches["target"], pseudo)
+        return {"source": number, "sure": pseudo.sure_BHW.sum(), "shown": pseudo.valid_BHW.sum()}
+
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+        """One pass over a source and a target batch."""
+        source, target = batches["source"]["weak"], batches["target"]
+        if pass_name == "source":
+            return self.on_source(source, tick)
+        pseudo = self._remembered(target)
+        weight_BHW = self._weights(target["weak"], pseudo, tick)
+        if pass_name == "mixed":
+            return self._mixed(source, target, pseudo, weight_BHW, tick)
+        return self._masked(target, pseudo, weight_BHW, tick)
+
+    def after_step(self, tick: Tick) -> None:
+        """The average follows in parameters; its batch norm has statistics of its own."""
+        self._labelled.clear()
+        decay = decay_at(tick.step + self.mixing.first_update, self.mixing.decay, ramp=True)
+        average(self.ema, self.student, decay)
+
+    # What HRDA does otherwise
+
+    def on_source(self, view: View, tick: Tick) -> dict[str, Tensor]:
+        """The terms of a source batch."""
+        prediction = self.student(view.image)
+        return {**self.supervised(prediction, view, tick), **self.beside(prediction, view.image, view.label)}
+
+    def supervised(self, prediction: Prediction, view: View, tick: Tick) -> dict[str, Tensor]:
+        """The loss on labels."""
+        terms: dict[str, Tensor] = self.task(prediction, self.student.stride, view.label, tick.share("source"))
+        return terms
+
+    def beside(self, prediction: Prediction, image_B3hw: Tensor, label_BHW: Tensor) -> dict[str, Tensor]:
+        """What else is learned of a source batch; ``image`` is what the prediction's features were made of."""
+        return {}
+
+    def towards(self, image_B3HW: Tensor, label_BHW: Tensor, weight_BHW: Tensor, tick: Tick) -> Tensor:
+        """How far the student is from (pseudo) labels: see :func:`mixed_cross_entropy`."""
+        return mixed_cross_entropy(self.over(self.student(image_B3HW).logits, image_B3HW), label_BHW, weight_BHW)
+
+    # The passes
+
+    def _mixed(
+        self, source: View, target: Batch, pseudo: PseudoLabels, weight_BHW: Tensor, tick: Tick
+    ) -> dict[str, Tensor]:
+        own, positions = target["weak"], target.positions.tolist()
+        if source.image.shape != own.image.shape:
+            raise RecipeError(
+                f"source and target cannot be mixed: batches of {_size(source)} and {_size(own)} images and pixels",
+                "give the streams source and target the same batch, and the same augment.crop",
+            )
+        score_BL = draw_scores(tick.seed, "mixed", positions, self.classes + 1, own.image.device)
+        mask_BHW = class_masks(source.label, score_BL, self.mixing.classes_from)
+        image_B3HW = paste(own.image, source.image, mask_BHW)
+        label_BHW = paste(pseudo.label_BHW, source.label, mask_BHW)
+        weight_BHW = paste(weight_BHW, torch.ones_like(weight_BHW), mask_BHW)
+        coloured = self._coloured(image_B3HW, "mixed", positions, tick)
+        return {"mixed": self.mixing.weight * self.towards(coloured, label_BHW, weight_BHW, tick)}
+
+    def _masked(self, target: Batch, pseudo: PseudoLabels, weight_BHW: Tensor, tick: Tick) -> dict[str, Tensor]:
+        settings, view, positions = self.masking, target["weak"], target.positions.tolist()
+        assert settings is not None
+        image_B3HW = self._coloured(view.image, "masked", positions, tick) if settings.colours else view.image
+        size = (image_B3HW.shape[2], image_B3HW.shape[3])
+        uniform_Bhw = draw_grids(tick.seed, "masked", positions, size, settings.block, image_B3HW.device)
+        # What a net subtracts is 0 after it: its mean colour.
+        image_B3HW = hidden(image_B3HW, block_masks(uniform_Bhw, size, settings.ratio), self.student.mean)
+        return {"masked": settings.weight * self.towards(image_B3HW, pseudo.label_BHW, weight_BHW, tick)}
+
+    def _coloured(self, image_B3HW: Tensor, name: str, positions: list[int], tick: Tick) -> Tensor:
+        return recoloured(image_B3HW, draw_colours(self.mixing.colour, tick.seed, name, tick.step, positions))
+
+    # Pseudo labels
+
+    def _judged(self, target: Batch) -> PseudoLabels:
+        view = target["weak"]
+        with torch.no_grad():
+            label_BHW, confidence_BHW = pseudo_label(self.over(self.ema(view.image).logits, view.image))
+        return PseudoLabels(label_BHW, (confidence_BHW >= self.mixing.threshold) & view.valid, view.valid)
+
+    def _remembered(self, target: Batch) -> PseudoLabels:
+        """The pseudo labels that the counts of this step were made of."""
+        batch, pseudo = self._labelled.get(id(target), (None, None))
+        if pseudo is None or batch is not target:
+            pseudo = self._judged(target)
+            self._labelled[id(target)] = (target, pseudo)
+        return pseudo
+
+    def _weights(self, view: View, pseudo: PseudoLabels, tick: Tick) -> Tensor:
+        """What each pseudo label weighs, (B, H, W)."""
+        weight_BHW = pseudo.sure_BHW.float()
+        if self.mixing.weighting == "share":
+            weight_BHW = pseudo.valid_BHW * (tick.totals["sure"] / tick.totals["shown"].clamp(min=1))
+        return weight_BHW * inside_margins(view, self.mixing.margins) if self.mixing.margins.any else weight_BHW
+
+    def over(self, logits_BKhw: Tensor, image_B3HW: Tensor) -> Tensor:
+        """Logits at the size of the image, (B, K, H, W)."""
+        return over_image(logits_BKhw, image_B3HW, self.mixing.task.resize, self.student.stride)
+
+
+def inside_margins(view: View, margins: MarginSettings) -> Tensor:
+    """Where a view shows what lies within the margins: bool, (B, H, W), or (1, H, W) for those of the crop."""
+    height, width = view.geometry.size
+    if margins.of == "crop":
+        row_H = torch.arange(height, device=view.image.device)
+        column_W = torch.arange(width, device=view.image.device)
+        rows = (row_H >= margins.top) & (row_H < height - margins.bottom)
+        columns = (column_W >= margins.left) & (column_W < width - margins.right)
+        return (rows[:, None] & columns)[None]
+    y_BHW, x_BHW = places(view.geometry, (height, width))
+    source = view.geometry.source[:, :, None, None]
+    rows = (y_BHW >= margins.top) & (y_BHW < source[:, 0] - margins.bottom)
+    return rows & (x_BHW >= margins.left) & (x_BHW < source[:, 1] - margins.right)
+
+
+def number_of(label_BHW: Tensor) -> Tensor:
+    """The number of all pixels, labelled or not (0-d float)."""
+    return torch.full((), float(label_BHW.numel()), device=label_BHW.device)
+
+
+def _size(view: View) -> str:
+    count, _, height, width = view.image.shape
+    return f"{count} x {height} x {width}"
