@@ -195,6 +195,17 @@ def test_evaluate_on_a_recipe_and_on_folders(project: Project) -> None:
     stages = json.loads((Path(stage(project, "score")) / "scores" / "student.json").read_text(encoding="utf-8"))
     assert mine["miou"] == pytest.approx(stages["miou"], abs=1e-9)
 
+    more = ["--subset", "few=road,sky", "--merged", "thing=car,sign", "--out", "more"]
+    ran = project.tutelage("evaluate", net, "--recipe", "recipe.yaml", "--data", "city/val", *more)
+    assert "mIoU of few (2)" in ran.out
+    assert [line.split()[0] for line in ran.out.splitlines()[-5:]] == ["thing", "road", "sky", "tree", "mIoU"]
+    content = json.loads(Path(f"more/{name}.json").read_text(encoding="utf-8"))
+    assert (content["miou"], set(content["subsets"])) == (mine["miou"], {"few"})
+    ran = project.tutelage("evaluate", net, "--recipe", "recipe.yaml", "--data", "city/val", "--merged", "thing")
+    assert "write --merged vegetation=crop,weed" in ran.out + ran.err
+    ran = project.tutelage("compare", f"scores/{name}.json", f"more/{name}.json")
+    assert "merged" not in ran.out, "only one of them was scored so"
+
     weights = f"{net}/nets/student.safetensors"
     command = ["evaluate", weights, "--images", "data/images", "--masks", "data/masks", "--protocol"]
     whole = project.tutelage(*command, "kind=sliding", "window=[32,32]")

@@ -7,7 +7,7 @@ as a :class:`~tutelage.errors.TutelageError`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,23 +180,27 @@ def evaluate(
     images: PathLike | None = None,
     masks: PathLike | None = None,
     protocol: Sequence[str] | Protocol = (),
+    subsets: Mapping[str, Sequence[str]] | None = None,
+    merged: Mapping[str, Sequence[str]] | None = None,
     device: str = "auto",
     out: PathLike | None = None,
     quiet: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Score nets on a data set of a recipe, or on folders of images and masks: name → all figures.
 
-    With ``out``, figures and per-image counts are written there, for :func:`compare`.
+    ``subsets``: classes over which a mean IoU is taken besides; ``merged``: classes that are taken as one besides. With
+    ``out``, figures and per-image counts are written there, for :func:`compare`.
     """
     from tutelage.evaluation.protocol import Protocol
     from tutelage.pipeline import evaluating
 
     how = protocol if isinstance(protocol, Protocol) else _protocol(protocol)
     folder = None if out is None else Path(out)
+    way = evaluating.Way(how, device, subsets or {}, merged or {})
     if recipe is not None and data is not None:
-        return evaluating.on_recipe(_read(recipe, ()), data, map(Path, nets), how, device, folder, quiet)
+        return evaluating.on_recipe(_read(recipe, ()), data, map(Path, nets), way, folder, quiet)
     if images is not None and masks is not None:
-        return evaluating.on_folders(Path(images), Path(masks), map(Path, nets), how, device, folder, quiet)
+        return evaluating.on_folders(Path(images), Path(masks), map(Path, nets), way, folder, quiet)
     from tutelage.errors import RunError
 
     raise RunError("no data to evaluate on", "give --recipe and --data, or --images and --masks")

@@ -159,6 +159,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--protocol", nargs="*", default=[], metavar="a=b", help="e.g. kind=sliding 'window=[512,512]'"
     )
+    evaluate.add_argument(
+        "--subset", action="append", default=[], metavar="NAME=A,B", help="also the mean IoU over classes (repeatable)"
+    )
+    evaluate.add_argument(
+        "--merged", action="append", default=[], metavar="NAME=A,B", help="also with classes taken as one (repeatable)"
+    )
     evaluate.add_argument("--device", default="auto")
     evaluate.add_argument("--out", type=Path, help="folder for the scores (JSON and per-image counts)")
 
@@ -317,12 +323,27 @@ def _evaluate(given: argparse.Namespace) -> int:
         images=given.images,
         masks=given.masks,
         protocol=given.protocol,
+        subsets=_class_groups("--subset", given.subset),
+        merged=_class_groups("--merged", given.merged),
         device=given.device,
         out=given.out,
         quiet=False,
     )
     print(tables.score_table(scores))
     return 0
+
+
+def _class_groups(option: str, given: Sequence[str]) -> dict[str, list[str]]:
+    """``name=a,b`` as name → classes."""
+    from tutelage.errors import RunError
+
+    groups = {}
+    for one in given:
+        name, equals, classes = one.partition("=")
+        if not (name and equals and classes):
+            raise RunError(f"{option} {one} is no name with classes", f"write {option} vegetation=crop,weed")
+        groups[name] = [part.strip() for part in classes.split(",")]
+    return groups
 
 
 def _predict(given: argparse.Namespace) -> int:

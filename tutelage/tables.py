@@ -95,6 +95,16 @@ def score_table(scores: dict[str, dict[str, Any]]) -> str:
     lines.append(f"{'class':<24}" + "".join(f"{name[:18]:>20}" for name in scores))
     for number, label in enumerate(first["classes"]):
         lines.append(f"{label:<24}" + "".join(f"{_percent(c['iou'][number]):>20}" for c in scores.values()))
+    for name, one in first.get("subsets", {}).items():
+        title = f"mIoU of {name} ({len(one['classes'])})"
+        lines.append(f"{title:<24}" + "".join(f"{_percent(c['subsets'][name]['miou']):>20}" for c in scores.values()))
+    if "merged" in first:
+        lines.append(f"with {', '.join(first['merged']['groups'])} taken as one class each:")
+        for number, label in enumerate(first["merged"]["classes"]):
+            lines.append(
+                f"{label:<24}" + "".join(f"{_percent(c['merged']['iou'][number]):>20}" for c in scores.values())
+            )
+        lines.append(f"{'mIoU':<24}" + "".join(f"{_percent(c['merged']['miou']):>20}" for c in scores.values()))
     return "\n".join(lines)
 
 

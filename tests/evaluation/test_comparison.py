@@ -54,6 +54,9 @@ class Runs:
         content: bytes = b"pixels",
         blocks: int = 0,
         net: str | None = None,
+        subsets: dict[str, list[str]] | None = None,
+        merged: dict[str, list[str]] | None = None,
+        merged_counts: np.ndarray | None = None,
     ) -> str:
         (self.folder / "photo.jpg").write_bytes(content)
         names = images or tuple(f"{number:02}" for number in range(len(counts)))
@@ -63,9 +66,10 @@ class Runs:
         )
         dataset = Dataset("val", samples, Classes(classes), identity(len(classes)))
         matrix = Confusion(len(classes), torch.device("cpu"))
-        evaluation = Evaluation(matrix, counts, names, groups)
+        evaluation = Evaluation(matrix, counts, names, groups, merged_NG3=merged_counts)
         artefact = Artefact(self.folder / stage, stage[-12:])
-        facts = {**summary(evaluation, dataset, protocol), "net": net or f"{label}.student"}
+        figures = summary(evaluation, dataset, protocol, subsets=subsets, merged_as=merged)
+        facts = {**figures, "net": net or f"{label}.student"}
         scores = [counts[..., 0].sum(0), counts.sum((0, 2))]
         facts["miou"] = float(np.mean(scores[0] / scores[1]))
         write_evaluation(artefact.score(label), artefact.counts(label), facts, evaluation)
@@ -236,3 +240,61 @@ def test_files_that_are_damaged_or_mixed_up(runs: Runs) -> None:
     artefact.score("b").write_text("{}")
     with pytest.raises(RunError, match="scores cannot be read"):
         read_scored(other)
+
+
+# Other classes
+
+
+MERGED = {"ground": ["road", "car"]}
+PARTS = counts_of_images(1, images=20)[:, :3]
+
+
+def test_subsets_and_merged_classes_have_rows_of_their_own(runs: Runs) -> None:
+    few = {"pair": ["tree", "car"]}
+    a = runs.write("a", subsets=few, merged=MERGED, merged_counts=PARTS)
+    b = runs.write("b", better(COUNTS, 5), subsets=few, merged=MERGED, merged_counts=better(PARTS, 4))
+    found = compare([a], [b])
+    (pair,) = found.subsets
+    assert pair.gain == paired_bootstrap(COUNTS[:, [3, 1]], better(COUNTS, 5)[:, [3, 1]])
+    assert (pair.a, pair.b) == pytest.approx([np.mean([side[1], side[3]]) for side in (found.a.iou, found.b.iou)])
+    assert found.merged is not None
+    assert found.merged.names == ("ground", "sky", "tree")
+    assert found.merged.gain == paired_bootstrap(PARTS, better(PARTS, 4))
+    assert found.merged.gain.gain == pytest.approx(found.merged.b - found.merged.a)
+    assert [row.name for row in found.merged.classes] == ["ground", "sky", "tree"]
+    assert "mIoU of pair (2)" in found.text()
+    assert "mIoU with ground merged" in found.text()
+    told = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert told["subsets"]["pair"]["gain"] == pair.gain.gain
+    assert told["merged"]["groups"] == MERGED
+    assert found.gain == paired_bootstrap(COUNTS, better(COUNTS, 5)), "as without them"
+
+
+def test_only_what_all_runs_were_scored_in_is_compared(runs: Runs) -> None:
+    a = runs.write("a", subsets={"pair": ["tree", "car"]}, merged=MERGED, merged_counts=PARTS)
+    b = runs.write("b", better(COUNTS, 5))
+    c = runs.write("c", better(COUNTS, 4), merged={"ground": ["road", "tree"]}, merged_counts=PARTS)
+    d = runs.write("d", better(COUNTS, 3), merged={"ground": ["car", "road"]}, merged_counts=PARTS)
+    for other in (b, c):
+        found = compare([a], [other])
+        assert (found.subsets, found.merged) == ((), None)
+        assert found.as_dict()["merged"] is None
+    assert compare([a], [d]).merged is not None
+
+
+def test_a_run_of_before_has_no_counts_of_merged_classes(runs: Runs) -> None:
+    """Scores that name merged classes without counts by image, as they were written at first."""
+    run = read_scored(runs.write("a", merged=MERGED))
+    assert run.merged_NG3 is None
+    assert run.content["merged"]["miou_interval"] is None
+    with pytest.raises(RunError, match="holds no counts with ground as one class each"):
+        run.counts_of_merged(MERGED, ["ground", "sky", "tree"])
+    new = read_scored(runs.write("b", merged=MERGED, merged_counts=PARTS))
+    np.testing.assert_array_equal(new.counts_of_merged(MERGED, ["tree", "sky", "ground"]), PARTS[:, [2, 1, 0]])
+    with pytest.raises(RunError, match="holds no counts"):
+        new.counts_of_merged({"ground": ["road", "tree"]}, ["ground", "car", "sky"])
+
+
+def test_counts_of_merged_classes_belong_to_their_scores(runs: Runs) -> None:
+    with pytest.raises(RunError, match="do not belong together"):
+        read_scored(runs.write("a", merged=MERGED, merged_counts=PARTS[:, :2]))

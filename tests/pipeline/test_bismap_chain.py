@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
+import signal
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.projects import DATA, Project
+from tests.pipeline.chain import assert_same, content
+from tests.pipeline.victims import run
+from tests.processes import in_child
+from tests.projects import DATA, Project, write_project
+from tests.report.test_page import checked
+from tutelage.runs.atomic import leftovers
 
 CHAIN = (
     """\
@@ -74,7 +84,8 @@ def write(project: Project, *changes: tuple[str, str]) -> None:
 
 
 def test_the_whole_recipe(project: Project) -> None:
-    write(project)
+    page = "  page: {kind: report, scores: score, baseline: self_training, student: distilled, images: 1}\n"
+    write(project, (MERGED, MERGED + page))
     assert project.tutelage("run", "recipe.yaml").status == 0
     runs = project.root / "runs"
     terms = {}
@@ -94,6 +105,16 @@ def test_the_whole_recipe(project: Project) -> None:
     truth = sum(sum(counts[row]) for row in both)
     found = sum(row[column] for row in counts for column in both)
     assert content["merged"]["iou"][0] == pytest.approx(hit / (truth + found - hit))
+    with np.load(score.with_suffix(".npz")) as stored:
+        by_image, whole = stored["merged"], stored["counts"]
+    assert by_image[:, 0].sum(0).tolist() == [hit, found - hit, truth - hit]
+    np.testing.assert_array_equal(by_image[:, 1:], whole[:, [0, 2, 3]])
+    shown = checked((runs / "report.html").read_text(encoding="utf-8")).words
+    assert "mIoU, things merged" in shown
+    assert "2 of 5 classes" in shown
+    bounds = content["merged"]["miou_interval"]
+    assert bounds["low"] <= content["merged"]["miou"] <= bounds["high"]
+    assert set(content["subsets"]["street"]["miou_interval"]) == set(bounds)
 
 
 @pytest.mark.parametrize(
@@ -111,3 +132,55 @@ def test_groups_of_classes_that_are_not_there(project: Project, change: tuple[st
     assert ran.status != 0
     assert message in ran.out + ran.err
     assert not project.finished(), "said before anything ran"
+
+
+# Killed
+
+TWICE = """\
+  denser: {kind: annotate, net: distilled, data: town/val, protocol: {scales: [0.75, 1.0], flip: true}}
+  distilled_twice:
+    method: {name: self_distill, target_loss: symmetric, form: code, view: weak, grid: 1}
+    nets: {student: small}
+    inputs: {teacher: distilled}
+    streams:
+      source: *source
+      target: {data: denser, batch: 2, augment: *crop}
+    steps: 1
+"""
+
+
+def write_killable(root: Path) -> Path:
+    """The recipe with a second distillation and a report, and a checkpoint after every step; its run folder."""
+    text = CHAIN.replace("  score:\n", TWICE + "  score:\n")
+    text = text.replace("ema, distilled]", "ema, distilled, distilled_twice]")
+    text = text.replace("    steps: 2\n", "    steps: 3\n    checkpoint_every: 1\n")
+    text = text.replace("    steps: 1\n", "    steps: 3\n    checkpoint_every: 1\n    log_every: 1\n")
+    write_project(root, text + "  page: {kind: report, scores: score}\n")
+    return root / "runs"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_at_five_moments_it_ends_with_the_same_bytes(tmp_path: Path, seed: int) -> None:
+    """The moments are disk calls, one drawn from each fifth of the run. The page tells of times and is not compared."""
+    whole = write_killable(tmp_path / "whole")
+    assert in_child(run, tmp_path / "whole", "disk") == 0
+    calls = int((tmp_path / "whole" / "calls").read_text(encoding="utf-8"))
+    root = tmp_path / "killed"
+    runs = write_killable(root)
+    chance = random.Random(seed)
+    moments = [chance.randint(fifth * calls // 5 + 1, (fifth + 1) * calls // 5) for fifth in range(5)]
+    begun: list[int] = []
+    for before, moment in zip([0, *moments], moments, strict=False):
+        # Counted by each process from its start; what it does again comes on top, so that none gets to the end.
+        assert in_child(run, root, "disk", moment - before) == -signal.SIGKILL
+        begun.append(len(list(runs.glob("*/stage.yaml"))))
+    print(f"killed before disk calls {moments} of {calls}, with {begun} stages begun")
+    assert len(set(begun)) > 3, "spread over the run"
+    assert in_child(run, root) == 0
+    assert leftovers(runs) == []
+    assert any(name.endswith("scores/distilled_twice.json") for name in content(runs))
+    for page in (*runs.glob("page-*"), *whole.glob("page-*")):
+        assert (page / "report.html").read_bytes() == (page.parent / "report.html").read_bytes()
+        shutil.rmtree(page)
+    assert_same(runs, whole)

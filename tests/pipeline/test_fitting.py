@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -281,6 +283,39 @@ def test_killed_it_ends_with_the_same_bytes(
     assert in_child(run_registered, tmp_path, place, number) < 0
     assert main(["run", "recipe.yaml", "--quiet"]) == 0
     assert content(tmp_path / "runs") == content(finished / "runs")
+
+
+@pytest.mark.parametrize("stage", ["looks", *FITS])
+def test_a_full_disk_is_told_and_the_stage_goes_on(done: Project, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk has room for no file of the stage, then for one, and so on, until it is finished."""
+    before = content(done.root / "runs")
+    place = folder(done.root, stage)
+    shutil.rmtree(place)
+    replace, refused = os.replace, 0
+    for room in range(20):
+        left = [room]
+
+        def full(source: Path, target: Path, left: list[int] = left) -> None:
+            if place.name in str(target) and target.name != "times.json":  # which is written when all is done
+                left[0] -= 1
+                if left[0] < 0:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+            replace(source, target)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "replace", full)
+            ran = done.tutelage("run", "recipe.yaml", "--only", stage)
+        assert done.partial() == []
+        if ran.status == 0:
+            break
+        refused += 1
+        assert "the disk is full" in ran.err
+        assert "No space left on device" in ran.err
+        assert "run the same command again" in ran.err or "give the same command again" in ran.err
+        assert place.name not in done.finished()
+    assert refused > 1
+    assert ran.status == 0
+    assert content(done.root / "runs") == before
 
 
 # Images that cannot be read

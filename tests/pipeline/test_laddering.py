@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from tests.pipeline.chain import content, course
-from tests.processes import kill_until_done
+from tests.processes import die, in_child, kill_until_done
 from tests.projects import DATA, Project, made, write_project
 from tests.report.test_page import checked
 from tutelage import api
 from tutelage.cli import main
 from tutelage.errors import RecipeError, RunError
+from tutelage.evaluation.intervals import gap_share, paired_bootstrap
 from tutelage.pipeline import smoke
 from tutelage.pipeline.running import Work
 from tutelage.runs.lock import locked
@@ -255,10 +260,32 @@ def climb(root: Path) -> None:
 
 def test_a_ladder_that_is_killed_again_and_again_is_the_same(fresh: Project, finished: Path) -> None:
     draw = random.Random(0)
-    kills = kill_until_done(climb, fresh.root, lambda: draw.uniform(0.6, 4.0))
+    longer = itertools.count(1.0, 0.05)  # it ends however busy the machine is
+    kills = kill_until_done(climb, fresh.root, lambda: next(longer) * draw.uniform(0.6, 4.0))
     print(f"killed {kills} times")
     assert timeless(result(fresh.root)) == timeless(result(finished))
     assert content(fresh.root / "runs") == content(finished / "runs")
+    assert fresh.partial() == []
+
+
+def climb_and_die(root: Path, ending: str) -> None:
+    """Climb until a file whose name ends so is about to get its name."""
+    replace = os.replace
+
+    def dying(source: Path, target: Path) -> None:
+        if str(target).endswith(ending):
+            die()
+        replace(source, target)
+
+    os.replace = dying  # type: ignore[assignment]
+    climb(root)
+
+
+def test_half_written_tables_and_recipes_do_not_stay(fresh: Project) -> None:
+    for ending in (".keys.json", ".yaml", "ladder.json", "ladder.md", "ladder.html"):
+        assert in_child(climb_and_die, fresh.root, ending) == -signal.SIGKILL
+        assert fresh.partial() != []
+    assert fresh.tutelage("ladder", "recipe.yaml", "--only", "plain", "--seeds", "0").status == 0
     assert fresh.partial() == []
 
 
@@ -389,6 +416,67 @@ def test_a_chain_is_a_rung_and_the_oracle_a_bound(fresh: Project) -> None:
     checked((fresh.root / "runs" / "ladder.html").read_text(encoding="utf-8"))
     again = fresh.tutelage("ladder", "recipe.yaml", "--seeds", "0", "--only", "chain", "--only", "other")
     assert made(again.out) == []
+
+
+def test_other_classes_have_tables_of_their_own(done: Project) -> None:
+    """The same predictions over some of the classes, and with several taken as one; nothing is trained for that."""
+    before = result(done.root)
+    changes = ["ladder.score.subsets={few: [road, sky], most: [road, car, sky, tree]}"]
+    ran = done.tutelage("ladder", "recipe.yaml", *changes)
+    assert made(ran.out) == [], "means of the same counts"
+    merged = "ladder.score.merged={thing: [car, sign]}"
+    ran = done.tutelage("ladder", "recipe.yaml", *changes, merged, "ladder.oracle=pseudo")
+    assert ran.status == 0
+    assert made(ran.out) == [f"score-{rung}-{seed}" for seed in (0, 1) for rung in ("plain", "pseudo", "kd")]
+    found = result(done.root)
+    for name, rung in found["rungs"].items():
+        assert rung["miou"] == before["rungs"][name]["miou"]
+    assert found["merged"]["groups"] == {"thing": ["car", "sign"]}
+    assert found["merged"]["classes"] == ["thing", "road", "sky", "tree"]
+    sides: dict[str, list[NDArray[np.int64]]] = {}
+    for name in ("plain", "kd", "pseudo"):
+        sides[name] = []
+        rung = found["merged"]["rungs"][name]
+        for seed in (0, 1):
+            folders = list((done.root / "runs").glob(f"score-{name}-{seed}-*/scores"))
+            (folder,) = [one for one in folders if "merged" in np.load(one / "net.npz")]
+            sides[name].append(np.load(folder / "net.npz")["merged"])
+            own = json.loads((folder / "net.json").read_text(encoding="utf-8"))
+            assert rung["seeds"][str(seed)] == pytest.approx(own["merged"]["miou"])
+            few = found["subsets"]["few"]["rungs"][name]["seeds"][str(seed)]
+            known = [own["iou"][index] for index in (0, 2) if own["iou"][index] is not None]
+            assert few == pytest.approx(sum(known) / len(known))
+        assert rung["miou"] == pytest.approx(sum(rung["seeds"].values()) / 2)
+    gain = paired_bootstrap(sides["plain"], sides["kd"])
+    told = found["merged"]["rungs"]["kd"]["gain"]
+    assert (told["gain"], told["low"], told["high"]) == (gain.gain, gain.low, gain.high)
+    share = gap_share(sides["plain"], sides["kd"], sides["pseudo"])
+    assert found["merged"]["rungs"]["kd"]["gap_share"]["reason"] == share.reason
+    assert found["merged"]["rungs"]["plain"]["gain"] is None
+    text = (done.root / "runs" / "ladder.md").read_text(encoding="utf-8")
+    assert "With thing (car, sign) taken as one class, mIoU over thing, road, sky, tree:" in text
+    assert "| rung | mIoU (5) | gain | of the gap | few (2) | gain | of the gap | most (4) |" in text
+    page = checked((done.root / "runs" / "ladder.html").read_text(encoding="utf-8"))
+    assert "With thing (car, sign) taken as one class" in page.words
+    again = done.tutelage("ladder", "recipe.yaml", *changes, merged, "ladder.oracle=pseudo")
+    assert made(again.out) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("ladder.score.subsets={few: [road, bus]}", "ladder.score: subsets.few names bus, which the data do not have"),
+        ("ladder.score.merged={sky: [road, car]}", "ladder.score: merged.sky has the name of a class"),
+        ("ladder.score.merged={a: [road, car], b: [car]}", "car can be part of one group only"),
+        ("ladder.score.subsets={few: [road, road]}", "subsets.few names road twice"),
+    ],
+)
+def test_other_classes_that_are_not_there(fresh: Project, change: str, message: str) -> None:
+    for more in ((), ("--plan", "--no-smoke")):
+        ran = fresh.tutelage("ladder", "recipe.yaml", change, *more)
+        assert ran.status != 0
+        assert message in ran.out + ran.err
+    assert not fresh.finished(), "said before anything ran"
 
 
 def test_a_plan_counts_all_trainings_of_a_chain_once(fresh: Project) -> None:

@@ -310,6 +310,20 @@ def test_a_second_process_is_refused_while_the_first_lives(fresh: Project, worki
     assert fresh.partial() == []
 
 
+def test_a_second_process_cannot_label_while_the_first_does(fresh: Project) -> None:
+    first = start(run_and_halt, fresh.root, "tutelage.data.pseudo_labels:write_grey")
+    while not (fresh.root / "here").exists():
+        assert first.is_alive()
+        time.sleep(0.02)
+    ran = fresh.tutelage("run", "recipe.yaml", "--only", "maps")
+    first.kill()
+    first.join()
+    assert ran.status == 1
+    place = folder(fresh, "maps").relative_to(fresh.root)
+    assert f"another process works in {place}: pid {first.pid} on " in ran.err
+    assert not (folder(fresh, "maps") / "artefact.json").exists()
+
+
 # Processes that share the work
 
 

@@ -13,6 +13,8 @@ from tutelage.report.content import (
     Comparison,
     Cost,
     Gallery,
+    GroupedQuality,
+    Grouping,
     Identity,
     Interval,
     Net,
@@ -85,6 +87,26 @@ def picture(
     truth[:4] = 255
     image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Picture(name, image, truth, {label: ids() for label in labels}, dict.fromkeys(labels, 0.4))
+
+
+def groupings(labels: tuple[str, ...], level: float = 0.5) -> tuple[Grouping, ...]:
+    """A subset of two classes, and two classes taken as one."""
+
+    def nets(classes: int) -> dict[str, GroupedQuality]:
+        return {
+            label: GroupedQuality(
+                level + 0.05 * number,
+                Interval(level + 0.05 * number - 0.02, level + 0.05 * number + 0.02, "images", 40),
+                tuple(level + 0.05 * number + 0.1 * place for place in range(classes)),
+            )
+            for number, label in enumerate(labels)
+        }
+
+    gain = Comparison(0.05, Interval(0.01, 0.09, "images", 40), 0.01)
+    return (
+        Grouping("few", ("class 0", "class 1"), {}, nets(0), gain),
+        Grouping("ground", ("ground", "class 2"), {"ground": ("class 0", "class 1")}, nets(2), gain),
+    )
 
 
 def content(count: int = 5, names: tuple[str, ...] = (), **changes: Any) -> ReportContent:

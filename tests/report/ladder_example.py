@@ -6,7 +6,17 @@ from dataclasses import replace
 from typing import Any
 
 from tutelage.report.content import Comparison, Interval
-from tutelage.report.ladder import Judgement, LadderContent, RungCost, RungResult, TeacherResult, Trial
+from tutelage.report.ladder import (
+    GroupedResult,
+    Grouping,
+    Judgement,
+    LadderContent,
+    RungCost,
+    RungResult,
+    Share,
+    TeacherResult,
+    Trial,
+)
 
 
 def rung(name: str, level: float, gain: tuple[float, float, float] | None, **changes: Any) -> RungResult:
@@ -58,3 +68,29 @@ def content(**changes: Any) -> LadderContent:
 def trials(*scores: float | None, chosen: int | None) -> tuple[Trial, ...]:
     """Trials of a learning rate."""
     return tuple(Trial(f"optimizer.lr: {n + 1}", score, n == chosen) for n, score in enumerate(scores))
+
+
+def grouping(name: str, classes: tuple[str, ...], groups: dict[str, tuple[str, ...]], level: float) -> Grouping:
+    """Other classes in which the rungs of the example are scored."""
+    comparison = Comparison(0.02, Interval(0.005, 0.035, "blocks", 40), 0.01)
+    results = {
+        "plain": GroupedResult({0: level - 0.01, 1: level + 0.01}),
+        "pixel_kd": GroupedResult({0: level + 0.01, 1: level + 0.03}, comparison, 0.03, Share(0.4, 0.2, 0.6)),
+        "cwd": GroupedResult({0: level}, comparison, 0.03, Share(None, reason="the gap itself may be 0")),
+        "at": GroupedResult({0: level}, comparison),
+        "mgd": GroupedResult({}),
+    }
+    return Grouping(name, classes, groups, results)
+
+
+def grouped(**changes: Any) -> LadderContent:
+    """The example over two sets of classes, and with two classes taken as one, too."""
+    return content(
+        classes=5,
+        subsets=(
+            grouping("four", ("a", "b", "c", "d"), {}, 0.7),
+            grouping("few", ("a", "b"), {}, 0.75),
+        ),
+        merged=grouping("plants", ("plants", "soil"), {"plants": ("crop", "weed")}, 0.8),
+        **changes,
+    )

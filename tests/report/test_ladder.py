@@ -231,3 +231,35 @@ def test_what_target_labels_chose_is_marked_everywhere() -> None:
     assert "above all cwd" in verdict(honest)[0]
     page = checked(render(content))
     assert "pixel_kd (chosen with target labels)" in page.words
+
+
+def test_other_classes_have_tables_of_their_own() -> None:
+    content = example.grouped()
+    text = markdown(content)
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert "| rung | mIoU (5) | gain | four (4) | gain | few (2) | gain |" in rows
+    assert (
+        "| pixel_kd | 62.5 ± 0.4 (3) | +1.5 [+0.6, +2.4] | 72.0 ± 1.4 (2) | +2.0 [+0.5, +3.5] "
+        "| 77.0 ± 1.4 (2) | +2.0 [+0.5, +3.5] |"
+    ) in rows
+    assert "With plants (crop, weed) taken as one class, mIoU over plants, soil:" in text
+    assert "| rung | mIoU | gain | p |" in rows
+    assert "| pixel_kd | 82.0 ± 1.4 (2) | +2.0 [+0.5, +3.5] | 0.010 (0.030) |" in rows
+    assert "| mgd | – | – | – |" in rows
+    assert "- few: a, b." in text
+    assert any("subsets and merged classes have none" in note for note in notes(content))
+    page = checked(render(content))
+    assert "With plants (crop, weed) taken as one class" in page.words
+    assert "Some of the classes" in page.words
+    plain = example.content()
+    assert "taken as one class" not in markdown(plain)
+    assert "taken as one class" not in checked(render(plain)).words
+    assert not any("subsets" in note for note in notes(plain))
+
+
+def test_other_classes_have_shares_of_the_gap_where_there_is_an_oracle() -> None:
+    text = markdown(example.grouped(oracle="at"))
+    assert "| rung | mIoU | gain | of the gap | p |" in text
+    assert "| pixel_kd | 82.0 ± 1.4 (2) | +2.0 [+0.5, +3.5] | 40 % [20, 60] | 0.010 (0.030) |" in text
+    assert "| cwd | 80.0 (1) | +2.0 [+0.5, +3.5] | cannot tell | 0.010 (0.030) |" in text
+    checked(render(example.grouped(oracle="at")))

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from tests.report import example
-from tutelage.report.content import Comparison, Cost, Gallery, Interval, ReportContent, Training
+from tutelage.report import tables
+from tutelage.report.content import Comparison, Cost, Gallery, Grouping, Interval, ReportContent, Training
 from tutelage.report.page import render
 
 _VOID = {"meta", "link", "img", "br", "hr", "input", "rect", "circle", "line", "polyline"}
@@ -133,6 +134,27 @@ def test_everything_is_on_the_page() -> None:
         "step 1000 of 1000",
     ):
         assert expected in page.words, expected
+
+
+def test_subsets_and_merged_classes_have_a_table() -> None:
+    given = example.content()
+    assert "Subsets and merged classes" not in checked(render(given)).words
+    labels = tuple(net.label for net in given.nets)
+    shown = replace(given, groupings=example.groupings(labels))
+    page = checked(render(shown))
+    for expected in ("mIoU, few", "2 of 5 classes", "mIoU, ground merged", "ground: class 0, class 1", "[+1.0, +9.0]"):
+        assert expected in page.words, expected
+    few, ground, part, rest = tables.grouping_rows(shown)
+    assert [cell.text for cell in few.cells] == ["50.00", "55.00", "60.00"]
+    assert few.cells[1].note == "[53.0, 57.0]"
+    assert (few.change.text, few.tone, few.part) == ("+5.00", "gain", False)
+    assert (ground.hint, part.name, rest.name) == ("ground: class 0, class 1", "ground", "class 2")
+    assert (part.change.text, part.part) == ("+5.00", True)
+    alone = replace(without("plain", "big"), groupings=tuple(replace(one, comparison=None) for one in shown.groupings))
+    assert "Change:" not in checked(render(alone)).words
+    bare = replace(given, groupings=(Grouping("few", ("class 0",)), Grouping("g", ("g",), {"g": ("class 1",)})))
+    assert [cell.text for cell in tables.grouping_rows(bare)[0].cells] == ["–", "–", "–"]
+    checked(render(bare))
 
 
 def test_equal_content_gives_equal_bytes() -> None:

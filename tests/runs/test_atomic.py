@@ -6,14 +6,25 @@ import errno
 import json
 import os
 import resource
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.processes import Countdown, count_disk_calls, in_child
-from tutelage.runs.atomic import PARTIAL, remove_partials, sha256, write_bytes, write_json, write_text, writing
+from tests.processes import Countdown, count_disk_calls, in_child, start
+from tutelage.runs.atomic import (
+    PARTIAL,
+    remove_abandoned,
+    remove_partials,
+    sha256,
+    write_bytes,
+    write_json,
+    write_text,
+    writing,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -91,6 +102,42 @@ def test_only_leftovers_are_removed(tmp_path: Path) -> None:
     assert names(tmp_path) == ["file.partial.txt", "partial", "sub"]
     assert names(tmp_path / "sub") == [".hidden"]
     assert remove_partials(tmp_path / "nowhere") == []
+
+
+def test_what_safetensors_left_is_removed_too(tmp_path: Path) -> None:
+    for name in (".tmpDQ348x", ".tmp", ".tmpl-folder"):
+        write_bytes(tmp_path / "nets" / name, b"")
+    assert remove_partials(tmp_path) == [tmp_path / "nets" / ".tmpDQ348x"]
+
+
+def _write_and_wait(path: Path) -> None:
+    with writing(path) as partial:
+        partial.write_bytes(b"half")
+        (path.parent / "here").touch()
+        threading.Event().wait(60)
+
+
+def test_where_several_write_only_what_dead_processes_left_goes(tmp_path: Path) -> None:
+    left = tmp_path / ".1-2-3.partial.json"
+    below = tmp_path / "sub" / ".1-2-4.partial"
+    below.parent.mkdir()
+    for path in (left, below):
+        path.write_bytes(b"")
+    writer = start(_write_and_wait, tmp_path / "file")
+    while not (tmp_path / "here").exists():
+        assert writer.is_alive()
+        time.sleep(0.02)
+    with writing(tmp_path / "own") as mine:
+        mine.write_bytes(b"x")
+        assert remove_abandoned(tmp_path) == [left]
+    assert (tmp_path / "own").read_bytes() == b"x"
+    (theirs,) = tmp_path.glob(f".*{PARTIAL}*")
+    writer.kill()
+    writer.join()
+    assert remove_abandoned(tmp_path) == [theirs]
+    assert below.exists()
+    assert names(tmp_path) == ["here", "own", "sub"]
+    assert remove_abandoned(tmp_path / "nowhere") == []
 
 
 def _write_and_die(path: Path, number: int) -> None:

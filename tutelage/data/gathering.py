@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tutelage.runs.atomic import writing
+from tutelage.runs.atomic import remove_abandoned, writing
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -53,6 +53,7 @@ def load(path: Path, names: Iterable[str]) -> dict[str, np.ndarray] | None:
 def store(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Keep arrays in a compressed file, atomically; nothing happens where that cannot be written."""
     content: dict[str, Any] = dict(arrays)
+    remove_abandoned(path.parent)
     try:
         with writing(path) as partial:
             np.savez_compressed(partial, **content)

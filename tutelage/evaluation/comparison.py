@@ -4,13 +4,14 @@ Each side is one run, or several that differ in their seed. Runs are comparable 
 protocol on the same images in the same classes; everything else is refused, and said what differs.
 """
 
-# Legend: N images, K classes, S seeds.
+# Legend: N images, K classes, G classes after merging, S seeds.
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.errors import RunError, TutelageError
+from tutelage.evaluation.grouping import ClassGroups, same_groups
 from tutelage.evaluation.intervals import RESAMPLES, Gain, miou_of_counts, paired_bootstrap
 from tutelage.evaluation.scoring import blocks_of, read_counts
 from tutelage.runs.store import KEY_LENGTH, Artefact
@@ -35,6 +37,26 @@ class Scored:
     counts_NK3: NDArray[np.int64]
     images: tuple[str, ...]
     groups: tuple[str, ...]
+    merged_NG3: NDArray[np.int64] | None = None
+    """Counts with several classes taken as one; None where nothing was merged."""
+
+    def counts_of_subset(self, classes: Sequence[str]) -> NDArray[np.int64]:
+        """(N, len(classes), 3): the counts of some of the classes."""
+        names = self.content["classes"]
+        return self.counts_NK3[:, [names.index(name) for name in classes]]
+
+    def counts_of_merged(self, groups: ClassGroups, classes: Sequence[str]) -> NDArray[np.int64]:
+        """(N, G, 3): the counts with ``groups`` taken as one class each, in the order of ``classes``.
+
+        Raises :class:`RunError` where the run was not scored so.
+        """
+        found = self.content.get("merged")
+        if found is None or self.merged_NG3 is None or not same_groups(found["groups"], groups):
+            raise RunError(
+                f"{self.name} holds no counts with {', '.join(groups)} as one class each",
+                "run the evaluation again, with these classes under `merged`",
+            )
+        return self.merged_NG3[:, [found["classes"].index(name) for name in classes]]
 
     @property
     def miou(self) -> float:
@@ -81,6 +103,24 @@ class ClassGain:
 
 
 @dataclass(frozen=True)
+class GroupedGain:
+    """What b gains over a in other classes: over some of them, or with several taken as one."""
+
+    name: str
+    """The subset's; of merged classes, those of the groups."""
+    groups: Mapping[str, Sequence[str]]
+    """What was merged; empty for a subset."""
+    names: tuple[str, ...]
+    """The classes over which the mean is taken."""
+    a: float
+    """mIoU, mean over the runs; so is ``b``."""
+    b: float
+    gain: Gain
+    classes: tuple[ClassGain, ...]
+    """Those of ``names`` that occur, after merging; none for a subset, whose classes are those of the whole."""
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Side b against side a on the same images."""
 
@@ -95,6 +135,10 @@ class Comparison:
     """In words."""
     data: str
     """Name of the data set."""
+    subsets: tuple[GroupedGain, ...] = ()
+    """Means over some of the classes that all runs were scored over."""
+    merged: GroupedGain | None = None
+    """With several classes taken as one, where all runs were scored so."""
 
     @property
     def verdict(self) -> str:
@@ -136,19 +180,27 @@ class Comparison:
     def _table(self) -> list[str]:
         rows = [(row.name, row.a, row.b, row.gain) for row in self.classes]
         rows.append(("mIoU", self.a.miou, self.b.miou, self.gain))
-        wide = max(5, *(len(name) for name, *_ in rows))
+        others = list(self._other_rows())
+        wide = max(5, *(len(name) for name, *_ in (*rows, *others)))
+        rule = "-" * (wide + 2 + 6 + 2 + 6 + 2 + 7 + 2 + 16)
         lines = [f"{'class':<{wide}}  {'a':>6}  {'b':>6}  {'b - a':>7}  95 % interval"]
-        for name, a, b, gain in rows:
-            if name == "mIoU":
-                lines.append("-" * (wide + 2 + 6 + 2 + 6 + 2 + 7 + 2 + 16))
-            clear = "" if _verdict(gain) == "no clear difference" else "  *"
-            interval = f"[{100 * gain.low:+6.2f}, {100 * gain.high:+6.2f}]"
-            lines.append(f"{name:<{wide}}  {100 * a:6.2f}  {100 * b:6.2f}  {100 * gain.gain:+7.2f}  {interval}{clear}")
+        lines += [_line(wide, *row) for row in rows[:-1]]
+        lines += [rule, _line(wide, *rows[-1])]
+        lines += [rule, *(_line(wide, *row) for row in others)] if others else []
         return [*lines, f"* clear for this row alone; of {len(self.classes)} classes one in twenty is so by chance"]
+
+    def _other_rows(self) -> Iterator[tuple[str, float, float, Gain]]:
+        """Means over some of the classes; merged classes and their mean."""
+        for one in self.subsets:
+            if not np.isnan([one.a, one.b]).any():
+                yield f"mIoU of {one.name} ({len(one.names)})", one.a, one.b, one.gain
+        if self.merged is not None and self.merged.classes:
+            for row in self.merged.classes:
+                yield row.name, row.a, row.b, row.gain
+            yield f"mIoU with {self.merged.name} merged", self.merged.a, self.merged.b, self.merged.gain
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON-able values; shares, not points."""
-        gains = [{"name": row.name, "a": row.a, "b": row.b, **_gain_dict(row.gain)} for row in self.classes]
         return {
             "verdict": self.verdict,
             "caveats": list(self.caveats),
@@ -162,7 +214,9 @@ class Comparison:
             "groups": self.gain.groups,
             "reliable": self.gain.reliable,
             "reason": self.gain.reason,
-            "classes": gains,
+            "classes": _class_dicts(self.classes),
+            "subsets": {one.name: _grouped_dict(one) for one in self.subsets},
+            "merged": self.merged and {"groups": dict(self.merged.groups), **_grouped_dict(self.merged)},
         }
 
 
@@ -186,25 +240,81 @@ def compare(
     reference = first.runs[0]
     for run in (*first.runs[1:], *second.runs):
         _require_comparable(reference, run)
-    counts_a, counts_b = ([run.counts_NK3 for run in side.runs] for side in sides)
     blocks = blocks_of(reference.groups)
-    rows = []
-    for index, name in enumerate(reference.content["classes"]):
-        only = slice(index, index + 1)
-        iou_a, iou_b = float(first.iou[index]), float(second.iou[index])
-        if not np.isnan([iou_a, iou_b]).any():
-            parts_a, parts_b = ([counts[:, only] for counts in side] for side in (counts_a, counts_b))
-            gain = paired_bootstrap(parts_a, parts_b, blocks, resamples, seed)
-            rows.append(ClassGain(name, iou_a, iou_b, gain))
+
+    draw = partial(paired_bootstrap, blocks=blocks, resamples=resamples, seed=seed)
+    counts_a, counts_b = ([run.counts_NK3 for run in side.runs] for side in sides)
+    everyone = [*first.runs, *second.runs]
+    subsets = [
+        _grouped(name, {}, names, [[run.counts_of_subset(names) for run in side.runs] for side in sides], draw)
+        for name, names in _shared_subsets(everyone).items()
+    ]
+    merged = None
+    if (shared := _shared_groups(everyone)) is not None:
+        groups, names = shared
+        parts = [[run.counts_of_merged(groups, names) for run in side.runs] for side in sides]
+        merged = _grouped(", ".join(groups), groups, names, parts, draw)
     return Comparison(
         first,
         second,
-        paired_bootstrap(counts_a, counts_b, blocks, resamples, seed),
-        tuple(rows),
+        draw(counts_a, counts_b),
+        _class_gains(reference.content["classes"], counts_a, counts_b, draw),
         blocks is not None,
         str(reference.content["protocol"]["text"]),
         str(reference.content["data"]["name"]),
+        tuple(subsets),
+        merged,
     )
+
+
+_Runs = list[NDArray[np.int64]]
+"""Per-image counts of each run of a side."""
+
+
+def _class_gains(
+    names: Sequence[str], a: _Runs, b: _Runs, draw: Callable[[_Runs, _Runs], Gain]
+) -> tuple[ClassGain, ...]:
+    """What b gains in each class that occurs in all runs."""
+    iou_a, iou_b = (np.mean([miou_of_counts(one.sum(0)[:, None]) for one in side], axis=0) for side in (a, b))
+    rows = []
+    for index, name in enumerate(names):
+        if not np.isnan([iou_a[index], iou_b[index]]).any():
+            parts_a, parts_b = ([one[:, index : index + 1] for one in side] for side in (a, b))
+            rows.append(ClassGain(name, float(iou_a[index]), float(iou_b[index]), draw(parts_a, parts_b)))
+    return tuple(rows)
+
+
+def _grouped(
+    name: str,
+    groups: ClassGroups,
+    names: Sequence[str],
+    sides: Sequence[_Runs],
+    draw: Callable[[_Runs, _Runs], Gain],
+) -> GroupedGain:
+    a, b = sides
+    mean_a, mean_b = (float(np.mean([miou_of_counts(one.sum(0)) for one in side])) for side in (a, b))
+    classes = _class_gains(names, a, b, draw) if groups else ()
+    return GroupedGain(name, groups, tuple(names), mean_a, mean_b, draw(a, b), classes)
+
+
+def _shared_subsets(runs: Sequence[Scored]) -> dict[str, list[str]]:
+    """The subsets that all runs name, and alike."""
+    named = [{name: one["classes"] for name, one in run.content.get("subsets", {}).items()} for run in runs]
+    return {
+        name: classes
+        for name, classes in named[0].items()
+        if all(set(other.get(name, ())) == set(classes) for other in named)
+    }
+
+
+def _shared_groups(runs: Sequence[Scored]) -> tuple[ClassGroups, list[str]] | None:
+    """What was merged, and the classes after that, where all runs were counted so."""
+    found = [run.content.get("merged") for run in runs]
+    first = found[0]
+    if first is None or any(run.merged_NG3 is None for run in runs):
+        return None
+    alike = all(one is not None and same_groups(one["groups"], first["groups"]) for one in found)
+    return (first["groups"], first["classes"]) if alike else None
 
 
 def read_scored(path: str | Path) -> Scored:
@@ -218,8 +328,11 @@ def read_scored(path: str | Path) -> Scored:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"scores cannot be read: {score} ({error})", "run the evaluation again") from None
     counts = read_counts(stored_counts)
-    run = Scored(str(path), content, counts.counts_NK3, counts.names, counts.groups)
+    run = Scored(str(path), content, counts.counts_NK3, counts.names, counts.groups, counts.merged_NG3)
     fits = run.counts_NK3.shape == (len(run.images), len(names), 3) and None not in identity
+    if run.merged_NG3 is not None:
+        after = content.get("merged", {}).get("classes", ())
+        fits = fits and run.merged_NG3.shape == (len(run.images), len(after), 3)
     if not fits or not np.isclose(run.miou, stored, rtol=0, atol=1e-6, equal_nan=True):
         raise RunError(f"{score} and {stored_counts} do not belong together", "run the evaluation again, and copy both")
     return run
@@ -293,6 +406,12 @@ def _verdict(gain: Gain) -> str:
     return "clear loss" if gain.reliable and gain.high < 0 else "no clear difference"
 
 
+def _line(wide: int, name: str, a: float, b: float, gain: Gain) -> str:
+    clear = "" if _verdict(gain) == "no clear difference" else "  *"
+    interval = f"[{100 * gain.low:+6.2f}, {100 * gain.high:+6.2f}]"
+    return f"{name:<{wide}}  {100 * a:6.2f}  {100 * b:6.2f}  {100 * gain.gain:+7.2f}  {interval}{clear}"
+
+
 def _side_text(side: Side) -> str:
     names = ", ".join(run.name for run in side.runs)
     if side.spread is None:
@@ -311,6 +430,15 @@ def _p_text(value: float) -> str:
 def _side_dict(side: Side) -> dict[str, Any]:
     runs = [{"name": run.name, "miou": run.miou} for run in side.runs]
     return {"miou": side.miou, "spread": side.spread, "runs": runs}
+
+
+def _class_dicts(rows: Sequence[ClassGain]) -> list[dict[str, Any]]:
+    return [{"name": row.name, "a": row.a, "b": row.b, **_gain_dict(row.gain)} for row in rows]
+
+
+def _grouped_dict(one: GroupedGain) -> dict[str, Any]:
+    means = {name: None if np.isnan(value) else value for name, value in (("a", one.a), ("b", one.b))}
+    return {"names": list(one.names), **means, **_gain_dict(one.gain), "classes": _class_dicts(one.classes)}
 
 
 def _gain_dict(gain: Gain) -> dict[str, Any]:

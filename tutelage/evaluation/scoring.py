@@ -1,14 +1,15 @@
 """Scoring a net on a data set: one pass over the images, every figure streamed.
 
 What is kept per image is its true positives, false positives and false negatives by class: enough to draw intervals
-over images or blocks, and to compare two nets on the same images.
+over images or blocks, and to compare two nets on the same images. Counts of merged classes are kept beside them: they
+cannot be made of those of their parts.
 """
 
-# Legend: B images, K classes, H W pixels, N images of the data set.
+# Legend: B images, K classes, G classes after merging, H W pixels, N images of the data set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import Tensor
 from tutelage.data.dataset import Dataset
 from tutelage.engine import collectives
 from tutelage.engine.allocator import keep_freed_memory
-from tutelage.errors import DataError, RecipeError, RunError
+from tutelage.errors import DataError, RunError
 from tutelage.evaluation.boundary import BoundaryIoU
 from tutelage.evaluation.calibration import Calibration
 from tutelage.evaluation.confusion import (
@@ -33,6 +34,7 @@ from tutelage.evaluation.confusion import (
     scores_of,
     subset_mean,
 )
+from tutelage.evaluation.grouping import ClassGroups, class_ids, merged_names
 from tutelage.evaluation.inference import Net, predict_logits
 from tutelage.evaluation.intervals import bootstrap_miou
 from tutelage.evaluation.protocol import Protocol
@@ -52,6 +54,8 @@ class Evaluation:
     groups: tuple[str, ...]
     boundary: BoundaryIoU | None = None
     calibration: Calibration | None = None
+    merged_NG3: NDArray[np.int64] | None = None
+    """Per-image counts with several classes taken as one: the groups, then the classes in none."""
 
     @property
     def miou(self) -> float:
@@ -67,16 +71,17 @@ def evaluate(
     device: torch.device,
     boundary: bool = False,
     calibration: bool = False,
+    merged_as: ClassGroups | None = None,
     indices: Sequence[int] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     observe: Callable[[Tensor, Tensor], None] = lambda logits, label: None,
 ) -> Evaluation:
     """Score ``net`` (in evaluation mode) on the labelled ``dataset``, or on the samples at ``indices`` of it.
 
-    With several processes each takes its share, and all get the exact whole. ``observe`` is shown the logits
-    (B, K, H, W) and the label (B, H, W) of each batch of this process, in the order of its share (every world-th
-    sample from its rank on). Raises :class:`DataError` for files that cannot be read and for images whose mask has
-    another size.
+    With several processes each takes its share, and all get the exact whole. ``merged_as``: classes that are counted as
+    one besides. ``observe`` is shown the logits (B, K, H, W) and the label (B, H, W) of each batch of this process, in
+    the order of its share (every world-th sample from its rank on). Raises :class:`DataError` for files that cannot be
+    read and for images whose mask has another size, :class:`RecipeError` for classes that the data do not have.
     """
     dataset.require_labels(f"evaluation, data set {dataset.name!r}")
     if device.type == "cpu":
@@ -87,6 +92,8 @@ def evaluate(
     confusion = Confusion(classes, device)
     edges = BoundaryIoU(classes, device=device) if boundary else None
     reliability = Calibration(device=device) if calibration else None
+    groups = list(class_ids(merged_as or {}, dataset.classes.names, "merged").values())
+    after = merged_names(merged_as, dataset.classes.names, "merged") if merged_as else []
     counts = []
     done = 0
     for image_BHW3, label_BHW in _batches(dataset, mine):
@@ -97,7 +104,8 @@ def evaluate(
         for one, truth in zip(prediction, label, strict=True):
             matrix = confusion_of(one, truth, classes)
             confusion.add(matrix)
-            counts.append(counts_of(matrix))
+            own_counts = counts_of(matrix)
+            counts.append(torch.cat([own_counts, counts_of(merged(matrix, groups))]) if groups else own_counts)
         if edges is not None:
             edges.update(prediction, label)
         if reliability is not None:
@@ -105,17 +113,19 @@ def evaluate(
         observe(logits_BKHW, label)
         done += len(image)
         progress(min(done * collectives.world(), len(chosen)), len(chosen))
-    own = torch.stack(counts) if counts else torch.zeros((0, classes, 3), dtype=torch.int64, device=device)
+    shape = (0, classes + len(after), 3)
+    own = torch.stack(counts) if counts else torch.zeros(shape, dtype=torch.int64, device=device)
     order = torch.tensor([chosen.index(i) for i in mine], dtype=torch.int64, device=device)
     places, gathered = collectives.gather_rows(order), collectives.gather_rows(own)
-    counts_NK3 = gathered[places.argsort()].cpu().numpy()
+    all_counts = gathered[places.argsort()].cpu().numpy()
     return Evaluation(
         confusion.all_reduce(),
-        counts_NK3,
+        all_counts[:, :classes],
         tuple(dataset.samples[i].name for i in chosen),
         tuple(dataset.samples[i].group for i in chosen),
         None if edges is None else edges.all_reduce(),
         None if reliability is None else reliability.all_reduce(),
+        all_counts[:, classes:] if groups else None,
     )
 
 
@@ -153,23 +163,6 @@ def _batches(dataset: Dataset, indices: Sequence[int]) -> Iterator[tuple[Tensor,
             yield flush()
 
 
-ClassGroups = Mapping[str, Sequence[str]]
-"""Name → names of classes."""
-
-
-def class_ids(groups: ClassGroups, classes: Sequence[str], what: str) -> dict[str, list[int]]:
-    """Ids of the classes of each group. Raises :class:`RecipeError`, naming ``what``, for a name that is no class."""
-    ids = {name: number for number, name in enumerate(classes)}
-    for group, members in groups.items():
-        unknown = [name for name in members if name not in ids]
-        if unknown:
-            raise RecipeError(
-                f"{what}.{group} names {', '.join(unknown)}, which the data do not have",
-                f"the classes are {', '.join(classes)}",
-            )
-    return {group: [ids[name] for name in members] for group, members in groups.items()}
-
-
 def summary(
     evaluation: Evaluation,
     dataset: Dataset,
@@ -183,7 +176,6 @@ def summary(
     ``subsets``: classes over which a mean IoU is taken besides; ``merged_as``: classes that are scored as one besides.
     """
     scores = evaluation.confusion.scores()
-    interval = bootstrap_miou(evaluation.counts_NK3, blocks_of(evaluation.groups))
     result: dict[str, Any] = {
         "protocol": {"key": protocol.key(), "text": protocol.describe(), "settings": protocol.canonical()},
         "data": {"name": dataset.name, "fingerprint": dataset.fingerprint, "images": len(evaluation.names)},
@@ -192,14 +184,7 @@ def summary(
         "miou": scores.miou,
         "miou_all": scores.miou_all,
         "absent": scores.absent,
-        "miou_interval": {
-            "low": interval.low,
-            "high": interval.high,
-            "over": "blocks" if blocks_of(evaluation.groups) is not None else "images",
-            "groups": interval.groups,
-            "reliable": interval.reliable,
-            "reason": interval.reason,
-        },
+        "miou_interval": _interval(evaluation.counts_NK3, evaluation.groups),
         "pixel_accuracy": scores.pixel_accuracy,
         "mean_accuracy": scores.mean_accuracy,
         "frequency_weighted_iou": scores.frequency_weighted_iou,
@@ -211,10 +196,15 @@ def summary(
     if subsets:
         chosen = class_ids(subsets, dataset.classes.names, "subsets")
         result["subsets"] = {
-            name: {"classes": list(subsets[name]), "miou": subset_mean(scores.iou, ids)} for name, ids in chosen.items()
+            name: {
+                "classes": list(subsets[name]),
+                "miou": subset_mean(scores.iou, ids),
+                "miou_interval": _interval(evaluation.counts_NK3[:, ids], evaluation.groups),
+            }
+            for name, ids in chosen.items()
         }
     if merged_as:
-        result["merged"] = _merged(evaluation.confusion.matrix, dataset.classes.names, merged_as)
+        result["merged"] = _merged(evaluation, dataset.classes.names, merged_as)
     if evaluation.boundary is not None:
         edges = evaluation.boundary.scores()
         result["boundary"] = {"miou": edges.miou, "iou": _listed(edges.iou)}
@@ -230,16 +220,30 @@ def summary(
     return {name: _plain(value) for name, value in result.items()}
 
 
-def _merged(matrix: Tensor, classes: Sequence[str], groups: ClassGroups) -> dict[str, Any]:
-    """Scores of the classes that come of merging: the groups, then the classes in none."""
-    ids = class_ids(groups, classes, "merged")
-    grouped = {one for members in ids.values() for one in members}
-    scores = scores_of(merged(matrix, list(ids.values())))
+def _interval(counts_NK3: NDArray[np.int64], groups: Sequence[str]) -> dict[str, Any]:
+    blocks = blocks_of(groups)
+    found = bootstrap_miou(counts_NK3, blocks)
     return {
-        "classes": [*groups, *(name for number, name in enumerate(classes) if number not in grouped)],
+        "low": found.low,
+        "high": found.high,
+        "over": "blocks" if blocks is not None else "images",
+        "groups": found.groups,
+        "reliable": found.reliable,
+        "reason": found.reason,
+    }
+
+
+def _merged(evaluation: Evaluation, classes: Sequence[str], groups: ClassGroups) -> dict[str, Any]:
+    """Scores of the classes that come of merging: the groups, then the classes in none."""
+    names = merged_names(groups, classes, "merged")
+    scores = scores_of(merged(evaluation.confusion.matrix, list(class_ids(groups, classes, "merged").values())))
+    counts_NG3 = evaluation.merged_NG3
+    return {
+        "classes": names,
         "groups": {name: list(members) for name, members in groups.items()},
         "iou": _listed(scores.iou),
         "miou": scores.miou,
+        "miou_interval": None if counts_NG3 is None else _interval(counts_NG3, evaluation.groups),
     }
 
 
@@ -250,13 +254,15 @@ def blocks_of(groups: Sequence[str]) -> list[str] | None:
 
 def write_evaluation(score: Path, counts: Path, content: dict[str, Any], evaluation: Evaluation) -> None:
     """Write the figures as JSON and the per-image counts as npz; equal content gives equal bytes."""
+    arrays: dict[str, Any] = {
+        "counts": evaluation.counts_NK3.astype(np.int64),
+        "names": np.array(evaluation.names),
+        "groups": np.array(evaluation.groups),
+    }
+    if evaluation.merged_NG3 is not None:
+        arrays["merged"] = evaluation.merged_NG3.astype(np.int64)
     with writing(counts) as partial, open(partial, "wb") as file:
-        np.savez_compressed(
-            file,
-            counts=evaluation.counts_NK3.astype(np.int64),
-            names=np.array(evaluation.names),
-            groups=np.array(evaluation.groups),
-        )
+        np.savez_compressed(file, **arrays)
     write_json(score, content)
 
 
@@ -267,13 +273,20 @@ class Counts:
     counts_NK3: NDArray[np.int64]
     names: tuple[str, ...]
     groups: tuple[str, ...]
+    merged_NG3: NDArray[np.int64] | None = None
+    """With several classes taken as one; None where nothing was merged."""
 
 
 def read_counts(path: Path) -> Counts:
     """Read per-image counts. Raises :class:`RunError` for a file that is gone or damaged."""
     try:
         with np.load(path, allow_pickle=False) as content:
-            return Counts(content["counts"], tuple(map(str, content["names"])), tuple(map(str, content["groups"])))
+            return Counts(
+                content["counts"],
+                tuple(map(str, content["names"])),
+                tuple(map(str, content["groups"])),
+                content.get("merged"),
+            )
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"per-image counts cannot be read: {path} ({error})", "run the evaluation again") from None
 

@@ -85,7 +85,10 @@ def stage_content(builder: Builder, stage: Stage) -> dict[str, Any]:
             calibration=stage.calibration,
         )
         # Left out where there are none, so that keys of stages without them stay equal.
-        content.update({name: groups for name in ("subsets", "merged") if (groups := getattr(stage, name))})
+        if stage.subsets:
+            content["subsets"] = stage.subsets
+        if stage.merged:
+            content["merged"] = {"groups": stage.merged, "counts": "by image"}
     elif isinstance(stage, ReportStage):
         content.update(stage.model_dump(mode="json"), scores=builder.artefacts[stage.scores].key)
     return content

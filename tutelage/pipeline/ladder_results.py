@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 
 from tutelage.engine.loop import FitSettings
 from tutelage.evaluation.comparison import Scored, Side, read_scored
-from tutelage.evaluation.intervals import Gain, gap_share, paired_bootstrap
+from tutelage.evaluation.grouping import ClassGroups, merged_names
+from tutelage.evaluation.intervals import Gain, gap_share, miou_of_counts, paired_bootstrap
 from tutelage.evaluation.scoring import blocks_of
 from tutelage.evaluation.worth import holm, judge
 from tutelage.nets.build import build
@@ -34,6 +37,8 @@ from tutelage.recipe.wiring import named_in
 from tutelage.report import ladder as words
 from tutelage.report.content import Comparison, Interval
 from tutelage.report.ladder import (
+    GroupedResult,
+    Grouping,
     Judgement,
     LadderContent,
     RungCost,
@@ -126,10 +131,7 @@ def gather(builder: Builder, recipe: Recipe, expanded: Expanded) -> LadderConten
     trials = tuned(builder, expanded)
     runs = {name: _scored(builder, expanded, name) for name in ladder.rungs}
     rungs = [_rung(builder, ladder, expanded, name, runs, trials.get(name)) for name in ladder.rungs]
-    judged = [rung for rung in rungs if rung.name != ladder.oracle]
-    compared = [rung for rung in judged if rung.comparison is not None and rung.comparison.p_value is not None]
-    adjusted = holm([rung.comparison.p_value or 0.0 for rung in compared if rung.comparison is not None])
-    by_name = {rung.name: p for rung, p in zip(compared, adjusted, strict=True)}
+    by_name = _adjusted(ladder, {rung.name: rung.comparison for rung in rungs})
     rungs = [replace(rung, adjusted_p=by_name.get(rung.name)) for rung in rungs]
     first = next((run for found in runs.values() for run in found.values()), None)
     dataset = builder.dataset(ladder.score.data)
@@ -151,9 +153,80 @@ def gather(builder: Builder, recipe: Recipe, expanded: Expanded) -> LadderConten
         oracle=ladder.oracle or "",
         tuned_on="" if ladder.tune is None else ladder.tune.data,
         tie=tuple(name for name, found in trials.items() if found.tie),
+        classes=len(builder.classes.names),
+        subsets=tuple(
+            _grouping(ladder, name, {}, classes, _subset_counts(runs, classes), _blocks(runs))
+            for name, classes in ladder.score.subsets.items()
+        ),
+        merged=_merged(builder, ladder, runs),
         environment=environment(find_device(recipe.run.device)),
         recipe=resolved(recipe),
     )
+
+
+def _adjusted(ladder: LadderSettings, comparisons: Mapping[str, Comparison | None]) -> dict[str, float]:
+    """p values in view of how many rungs are compared; the oracle is none of them."""
+    found = {
+        name: it.p_value
+        for name, it in comparisons.items()
+        if it is not None and it.p_value is not None and name != ladder.oracle
+    }
+    return dict(zip(found, holm(list(found.values())), strict=True))
+
+
+_Counts = Mapping[str, Mapping[int, NDArray[np.int64]]]
+"""Rung → seed → per-image counts (images, classes, 3), of the seeds that are finished."""
+
+
+def _counts_of(runs: Mapping[str, Mapping[int, Scored]], pick: Callable[[Scored], NDArray[np.int64]]) -> _Counts:
+    return {name: {seed: pick(run) for seed, run in found.items()} for name, found in runs.items()}
+
+
+def _blocks(runs: Mapping[str, Mapping[int, Scored]]) -> list[str] | None:
+    """Blocks of the images, which are the same in all runs."""
+    first = next((run for found in runs.values() for run in found.values()), None)
+    return None if first is None else blocks_of(first.groups)
+
+
+def _subset_counts(runs: Mapping[str, Mapping[int, Scored]], classes: Sequence[str]) -> _Counts:
+    return _counts_of(runs, lambda run: run.counts_of_subset(classes))
+
+
+def _merged(builder: Builder, ladder: LadderSettings, runs: Mapping[str, Mapping[int, Scored]]) -> Grouping | None:
+    groups = ladder.score.merged
+    if not groups:
+        return None
+    classes = merged_names(groups, builder.classes.names, "ladder.score.merged")
+    counts = _counts_of(runs, lambda run: run.counts_of_merged(groups, classes))
+    return _grouping(ladder, ", ".join(groups), groups, classes, counts, _blocks(runs))
+
+
+def _grouping(
+    ladder: LadderSettings,
+    name: str,
+    groups: ClassGroups,
+    classes: Sequence[str],
+    counts: _Counts,
+    blocks: list[str] | None,
+) -> Grouping:
+    """All rungs scored in other classes: what :func:`_rung` says of a score, without what it says of a training."""
+    results = {}
+    for rung, own in counts.items():
+        iou = [miou_of_counts(one.sum(0)[:, None]) for one in own.values()]
+        mean_iou = np.mean(iou, axis=0) if iou else np.full(len(classes), np.nan)
+        gain = None
+        if own and counts[ladder.plain] and rung != ladder.plain:
+            gain = paired_bootstrap(list(counts[ladder.plain].values()), list(own.values()), blocks)
+        results[rung] = GroupedResult(
+            scores={seed: _number(float(miou_of_counts(one.sum(0)))) or 0.0 for seed, one in own.items()},
+            comparison=None if gain is None else _comparison(gain, blocked=blocks is not None),
+            share=_share(ladder, rung, counts, blocks),
+            iou={one: _number(value) for one, value in zip(classes, mean_iou, strict=True)},
+        )
+    adjusted = _adjusted(ladder, {rung: result.comparison for rung, result in results.items()})
+    results = {rung: replace(result, adjusted_p=adjusted.get(rung)) for rung, result in results.items()}
+    kept = {group: tuple(members) for group, members in groups.items()}
+    return Grouping(name, tuple(classes), kept, results)
 
 
 def _scored(builder: Builder, expanded: Expanded, name: str) -> dict[int, Scored]:
@@ -188,7 +261,7 @@ def _rung(
     return RungResult(
         name=name,
         method=", ".join([*([] if rung.stages else [rung.name]), *([_in_line(told)] if told else [])]),
-        share=_share(ladder, name, runs),
+        share=_share(ladder, name, _counts_of(runs, lambda run: run.counts_NK3), _blocks(runs)),
         updates=_updates(builder.recipe, ladder, expanded, name),
         leak=_leak(ladder, expanded, name),
         other_data=_in_line(data) if data else "",
@@ -208,15 +281,14 @@ def _rung(
     )
 
 
-def _share(ladder: LadderSettings, name: str, runs: Mapping[str, Mapping[int, Scored]]) -> Share | None:
+def _share(ladder: LadderSettings, name: str, counts: _Counts, blocks: list[str] | None) -> Share | None:
     """What share of the gap from the plain rung to the oracle a rung closes, once there are scores of all three."""
     if ladder.oracle is None or name in (ladder.plain, ladder.oracle):
         return None
-    sides = [list(runs[rung].values()) for rung in (ladder.plain, name, ladder.oracle)]
-    if not all(sides):
+    plain, own, oracle = (list(counts[rung].values()) for rung in (ladder.plain, name, ladder.oracle))
+    if not (plain and own and oracle):
         return None
-    plain, own, oracle = ([run.counts_NK3 for run in side] for side in sides)
-    found = gap_share(plain, own, oracle, blocks_of(sides[0][0].groups))
+    found = gap_share(plain, own, oracle, blocks)
     return Share(_number(found.share), _number(found.low), _number(found.high), found.reason)
 
 
@@ -405,6 +477,12 @@ def as_dict(content: LadderContent, recipe: Recipe) -> dict[str, Any]:
         "oracle": content.oracle or None,
         "rungs": {rung.name: _rung_dict(content, rung) for rung in content.rungs},
         "missing": {rung.name: list(rung.missing) for rung in content.rungs if rung.missing},
+        "subsets": {one.name: _grouping_dict(one) for one in content.subsets},
+        "merged": content.merged
+        and {
+            "groups": {name: list(members) for name, members in content.merged.groups.items()},
+            **_grouping_dict(content.merged),
+        },
         "tie": list(content.tie),
         "notes": words.notes(content),
         "environment": dict(content.environment),
@@ -412,7 +490,7 @@ def as_dict(content: LadderContent, recipe: Recipe) -> dict[str, Any]:
 
 
 def _rung_dict(content: LadderContent, rung: RungResult) -> dict[str, Any]:
-    comparison, judgement, cost = rung.comparison, rung.judgement, rung.cost
+    judgement, cost = rung.judgement, rung.cost
     return {
         "method": rung.method,
         "teacher": rung.teaches,
@@ -425,18 +503,7 @@ def _rung_dict(content: LadderContent, rung: RungResult) -> dict[str, Any]:
         "miou": rung.miou,
         "spread": rung.spread,
         "seeds": {str(seed): score for seed, score in rung.scores.items()},
-        "gain": comparison
-        and {
-            "gain": comparison.gain,
-            "low": comparison.interval.low,
-            "high": comparison.interval.high,
-            "p_value": comparison.p_value,
-            "adjusted_p": rung.adjusted_p,
-            "over": comparison.interval.over,
-            "groups": comparison.interval.groups,
-            "reliable": comparison.interval.reliable,
-            "reason": comparison.interval.reason,
-        },
+        "gain": _gain_dict(rung),
         "verdict": judgement and judgement.verdict,
         "seeds_needed": judgement and judgement.seeds,
         "images_needed": judgement and judgement.images,
@@ -449,5 +516,39 @@ def _rung_dict(content: LadderContent, rung: RungResult) -> dict[str, Any]:
             "memory_mib": cost.memory_mib,
             "ratio": words.time_ratio(content, rung),
             "sentence": None if rung.name in (content.plain, content.oracle) else words.sentence(content, rung),
+        },
+    }
+
+
+def _gain_dict(result: RungResult | GroupedResult) -> dict[str, Any] | None:
+    comparison = result.comparison
+    if comparison is None:
+        return None
+    return {
+        "gain": comparison.gain,
+        "low": comparison.interval.low,
+        "high": comparison.interval.high,
+        "p_value": comparison.p_value,
+        "adjusted_p": result.adjusted_p,
+        "over": comparison.interval.over,
+        "groups": comparison.interval.groups,
+        "reliable": comparison.interval.reliable,
+        "reason": comparison.interval.reason,
+    }
+
+
+def _grouping_dict(grouping: Grouping) -> dict[str, Any]:
+    return {
+        "classes": list(grouping.classes),
+        "rungs": {
+            rung: {
+                "miou": result.miou,
+                "spread": result.spread,
+                "seeds": {str(seed): score for seed, score in result.scores.items()},
+                "iou": dict(result.iou),
+                "gain": _gain_dict(result),
+                "gap_share": None if result.share is None else asdict(result.share),
+            }
+            for rung, result in grouping.results.items()
         },
     }

@@ -20,6 +20,7 @@ from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.display import Display
 from tutelage.pipeline.keys import assign_artefacts
 from tutelage.pipeline.ladder_results import COST_FORMAT, LadderFiles, cost_of, gather, tuned, write
+from tutelage.pipeline.preflight import check_groups
 from tutelage.pipeline.running import Work, at_work, begin
 from tutelage.recipe.ladder import TEACHER_SCORE, Attempt, Expanded, Values, expand, untuned
 from tutelage.recipe.reading import Read
@@ -53,11 +54,12 @@ def run(
     """Train and score the ladder, or some ``rungs`` and ``seeds`` of it, and write its table of all that is finished.
 
     Several processes may do this at the same time. What fails (a rung whose loss is not finite, say) does not keep
-    the others. Raises :class:`RecipeError` for a recipe without a ladder, and at the end :class:`RunError` for what
-    failed.
+    the others. Raises :class:`RecipeError` for a recipe without a ladder and for classes under `score` that the data do
+    not have, and at the end :class:`RunError` for what failed.
     """
     ladder = ladder_of(read)
     chosen = _chosen(ladder, rungs, seeds)
+    check_groups(Builder(read), "ladder.score: ", ladder.score.subsets, ladder.score.merged)
     failed = {} if report_only else _make(read, ladder, chosen, Display(quiet))
     outcome = Outcome(_content(read), LadderFiles(Path(read.recipe.out_folder())))
     if collectives.rank() == 0:
@@ -276,6 +278,7 @@ def plan(
     expanded = expand(read.recipe, {**untuned(ladder), **values})
     kept = _pruned(read, expanded.recipe)
     builder = _builder(kept)
+    check_groups(builder, "ladder.score: ", ladder.score.subsets, ladder.score.merged)
 
     def unfinished(names: Iterable[str]) -> list[str]:
         return [name for name in names if builder.artefacts[name].fault() is not None]

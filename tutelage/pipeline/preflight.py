@@ -8,7 +8,7 @@ from dataclasses import replace
 from tutelage.data.checks import format_findings, poisons
 from tutelage.data.statistics import read_statistics
 from tutelage.errors import DataError, TutelageError
-from tutelage.evaluation.scoring import class_ids
+from tutelage.evaluation.grouping import ClassGroups, class_ids, merged_names
 from tutelage.nets.checkpoints import require_file
 from tutelage.nets.encoders import check_name
 from tutelage.nets.storage import check_classes, read_metadata
@@ -38,7 +38,7 @@ def preflight(builder: Builder, stages: Iterable[str]) -> None:
         if isinstance(stage, ImportStage):
             _check_import(builder, name, stage)
         elif isinstance(stage, EvaluateStage):
-            _check_groups(builder, name, stage)
+            check_groups(builder, f"stage {name!r}: ", stage.subsets, stage.merged)
     for name in dict.fromkeys(net for stage in stages for net in _nets(builder, stage)):
         _check_net(builder, name)
     masked = (pair for stage in stages for pair in _masked(builder, stage))
@@ -178,10 +178,12 @@ def _check_import(builder: Builder, name: str, stage: ImportStage) -> None:
         raise TutelageError(f"stage {name!r}: {error.message}", error.remedy) from error
 
 
-def _check_groups(builder: Builder, name: str, stage: EvaluateStage) -> None:
-    """Whether `subsets` and `merged` name classes of the task."""
-    for key, groups in (("subsets", stage.subsets), ("merged", stage.merged)):
-        class_ids(groups, builder.classes.names, f"stage {name!r}: {key}")
+def check_groups(builder: Builder, where: str, subsets: ClassGroups, merged: ClassGroups) -> None:
+    """Raises :class:`RecipeError`, beginning with ``where``, for classes that the task does not have."""
+    if not subsets and not merged:
+        return
+    class_ids(subsets, builder.classes.names, f"{where}subsets")
+    merged_names(merged, builder.classes.names, f"{where}merged")
 
 
 def _check_net(builder: Builder, name: str) -> None:

@@ -9,8 +9,9 @@ few images that the galleries show, because predictions are not kept.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from tutelage.errors import RunError
 from tutelage.evaluation.inference import predict_labels
 from tutelage.evaluation.intervals import miou_of_counts, paired_bootstrap
 from tutelage.evaluation.protocol import Protocol
-from tutelage.evaluation.scoring import blocks_of, read_counts
+from tutelage.evaluation.scoring import Counts, blocks_of, read_counts
 from tutelage.nets.segmentor import Segmentor
 from tutelage.pipeline.audit_results import audits
 from tutelage.pipeline.builder import Builder
@@ -38,6 +39,8 @@ from tutelage.report.content import (
     Figure,
     Figures,
     Gallery,
+    GroupedQuality,
+    Grouping,
     Identity,
     Interval,
     Net,
@@ -101,6 +104,7 @@ def report_content(builder: Builder, stage: ReportStage, device: torch.device) -
         teacher=roles.teacher,
         identity=_identity(student, evaluation.data, scored.key),
         comparison=_comparison(scored, roles),
+        groupings=_groupings(evaluation, scored, scores, roles),
         confusion=confusion,
         trainings=tuple(
             _training(builder, name, course, evaluation)
@@ -144,12 +148,10 @@ def _figures(values: Iterable[Figure]) -> Figures:
 
 
 def _quality(score: Mapping[str, Any]) -> Quality:
-    bounds, boundary, curve = score["miou_interval"], score.get("boundary"), score.get("calibration")
+    boundary, curve = score.get("boundary"), score.get("calibration")
     return Quality(
         miou=score["miou"],
-        interval=Interval(
-            bounds["low"], bounds["high"], bounds["over"], bounds["groups"], bounds["reliable"], bounds["reason"]
-        ),
+        interval=_bounds(score["miou_interval"]),
         miou_all=score["miou_all"],
         pixel_accuracy=score["pixel_accuracy"],
         mean_accuracy=score["mean_accuracy"],
@@ -166,6 +168,40 @@ def _quality(score: Mapping[str, Any]) -> Quality:
     )
 
 
+def _bounds(given: Mapping[str, Any] | None) -> Interval | None:
+    """An interval; None where a score of before has none."""
+    if given is None:
+        return None
+    return Interval(given["low"], given["high"], given["over"], given["groups"], given["reliable"], given["reason"])
+
+
+def _groupings(
+    stage: EvaluateStage, scored: Artefact, scores: Mapping[str, Mapping[str, Any]], roles: Roles
+) -> tuple[Grouping, ...]:
+    """The subsets of the evaluation, in the recipe's order, then its merged classes."""
+    found = []
+    for name, classes in stage.subsets.items():
+        nets = {label: _grouped(score["subsets"][name]) for label, score in scores.items()}
+        ids = [scores[roles.student]["classes"].index(one) for one in classes]
+        comparison = _comparison(scored, roles, partial(_some, ids=ids))
+        found.append(Grouping(name, tuple(classes), {}, nets, comparison))
+    if stage.merged:
+        nets = {label: _grouped(score["merged"]) for label, score in scores.items()}
+        groups = {name: tuple(members) for name, members in stage.merged.items()}
+        classes = scores[roles.student]["merged"]["classes"]
+        comparison = _comparison(scored, roles, lambda counts: counts.merged_NG3)
+        found.append(Grouping(", ".join(groups), tuple(classes), groups, nets, comparison))
+    return tuple(found)
+
+
+def _some(counts: Counts, ids: Sequence[int]) -> NDArray[np.int64]:
+    return counts.counts_NK3[:, list(ids)]
+
+
+def _grouped(score: Mapping[str, Any]) -> GroupedQuality:
+    return GroupedQuality(score["miou"], _bounds(score.get("miou_interval")), _figures(score.get("iou", ())))
+
+
 def _classes(score: Mapping[str, Any], confusion: NDArray[np.int64]) -> tuple[ClassInfo, ...]:
     pixels = confusion.sum(axis=1)
     colours = ((int(red), int(green), int(blue)) for red, green, blue in score["palette"])
@@ -177,12 +213,20 @@ def _identity(score: Mapping[str, Any], data: str, key: str) -> Identity:
     return Identity(protocol["text"], protocol["key"], data, of_data["fingerprint"], of_data["images"], key)
 
 
-def _comparison(scored: Artefact, roles: Roles) -> Comparison | None:
+def _comparison(
+    scored: Artefact,
+    roles: Roles,
+    pick: Callable[[Counts], NDArray[np.int64] | None] = lambda counts: counts.counts_NK3,
+) -> Comparison | None:
+    """Student against baseline, by those of their counts that are picked, where both have them."""
     if roles.baseline is None:
         return None
-    before, after = (read_counts(scored.counts(label)) for label in (roles.baseline, roles.student))
-    blocks = blocks_of(after.groups)
-    gain = paired_bootstrap(before.counts_NK3, after.counts_NK3, blocks)
+    sides = [read_counts(scored.counts(label)) for label in (roles.baseline, roles.student)]
+    before, after = (pick(counts) for counts in sides)
+    if before is None or after is None:
+        return None
+    blocks = blocks_of(sides[1].groups)
+    gain = paired_bootstrap(before, after, blocks)
     over = "images" if blocks is None else "blocks"
     bounds = Interval(gain.low, gain.high, over, gain.groups, gain.reliable, gain.reason)
     return Comparison(gain.gain, bounds, gain.p_value)

@@ -134,6 +134,7 @@ def begin(read: Read, names: Sequence[str], device: torch.device, display: Displ
     text = resolved(moved(recipe, read.base, store.recipes_folder.resolve()))
     if collectives.rank() == 0:
         _writable(store)
+        store.tidy()
         kept = [*builder.artefacts.values(), *builder.caches.values()]
         store.remember(recipe.name, text, (artefact.key for artefact in kept))
         preflight(builder, [name for name in names if builder.artefacts[name].manifest() is None])

@@ -288,6 +288,7 @@ def _evaluate(
                 device=device,
                 boundary=stage.boundary,
                 calibration=stage.calibration,
+                merged_as=stage.merged,
                 progress=progress,
             )
         figures = summary(outcome, dataset, stage.protocol, subsets=stage.subsets, merged_as=stage.merged)

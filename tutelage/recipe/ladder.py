@@ -104,7 +104,8 @@ def expand(recipe: Recipe, chosen: Mapping[str, Values]) -> Expanded:
                 made = rung_stages(ladder, name, prefix, seed, values)
                 attempts[name, seed] = _attempt(ladder, name, prefix, values, made)
                 stages |= made
-                stages[f"score-{prefix}"] = _score(ladder, _scored(ladder, attempts[name, seed]), ladder.score.data)
+                net = _scored(ladder, attempts[name, seed])
+                stages[f"score-{prefix}"] = _score(ladder, net, ladder.score.data, ladder.score.merged)
     return Expanded(settled(recipe.model_copy(update={"stages": stages, "ladder": None})), attempts, trials)
 
 
@@ -316,9 +317,17 @@ def _scored(ladder: LadderSettings, attempt: Attempt) -> str:
     return attempt.train if net == "student" else f"{attempt.train}.{net}"
 
 
-def _score(ladder: LadderSettings, net: str, data: str) -> EvaluateStage:
-    # Nothing but the mIoU is compared; boundaries and calibration cost as much time again.
-    return EvaluateStage(nets={NET: net}, data=data, protocol=ladder.score.protocol, boundary=False, calibration=False)
+def _score(ladder: LadderSettings, net: str, data: str, merged_as: dict[str, list[str]] | None = None) -> EvaluateStage:
+    # Nothing but the mIoU is compared; boundaries and calibration cost as much time again. Means over subsets are read
+    # off the counts of all classes, so that the stage need not know of them; counts of merged classes are its own.
+    return EvaluateStage(
+        nets={NET: net},
+        data=data,
+        protocol=ladder.score.protocol,
+        boundary=False,
+        calibration=False,
+        merged=merged_as or {},
+    )
 
 
 def _streams(course: Course, method: type[Method]) -> dict[str, StreamSettings]:

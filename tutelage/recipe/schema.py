@@ -396,6 +396,20 @@ class TransformStage(Settings):
     """The stage's own seed; null: the recipe's."""
 
 
+def _check_groups(subsets: dict[Name, list[str]], merged: dict[Name, list[str]]) -> None:
+    for key, groups in (("subsets", subsets), ("merged", merged)):
+        for name, classes in groups.items():
+            if not classes:
+                raise ValueError(f"{key}.{name} names no class")
+            twice = sorted({one for one in classes if classes.count(one) > 1})
+            if twice:
+                raise ValueError(f"{key}.{name} names {', '.join(twice)} twice")
+    members = [one for classes in merged.values() for one in classes]
+    twice = sorted({one for one in members if members.count(one) > 1})
+    if twice:
+        raise ValueError(f"merged: {', '.join(twice)} can be part of one group only")
+
+
 class EvaluateStage(Settings):
     """Score trained nets on labelled data."""
 
@@ -418,14 +432,7 @@ class EvaluateStage(Settings):
 
     @model_validator(mode="after")
     def _groups(self) -> EvaluateStage:
-        for key in ("subsets", "merged"):
-            empty = [name for name, classes in getattr(self, key).items() if not classes]
-            if empty:
-                raise ValueError(f"{key}.{empty[0]} names no class")
-        members = [one for classes in self.merged.values() for one in classes]
-        twice = sorted({one for one in members if members.count(one) > 1})
-        if twice:
-            raise ValueError(f"merged: {', '.join(twice)} can be part of one group only")
+        _check_groups(self.subsets, self.merged)
         return self
 
     def named(self) -> dict[str, str]:
@@ -498,6 +505,16 @@ class LadderScore(Settings):
     """Labelled data set (`name/split`) that no rung was trained or chosen on."""
     protocol: Protocol = Protocol()
     """How the nets are applied."""
+    subsets: dict[Name, list[str]] = {}
+    """Also the mean IoU over some of the classes, in a table of their own: a name → theirs."""
+    merged: dict[Name, list[str]] = {}
+    """Also scores with several classes taken as one, in a table of their own: a name → theirs; classes in no group stay
+    as they are."""
+
+    @model_validator(mode="after")
+    def _groups(self) -> LadderScore:
+        _check_groups(self.subsets, self.merged)
+        return self
 
 
 class LadderTuning(Settings):

@@ -269,6 +269,31 @@ class Audit:
     galleries: tuple[LabelGallery, ...] = ()
 
 
+@dataclass(frozen=True)
+class GroupedQuality:
+    """One net's scores in other classes."""
+
+    miou: Figure = None
+    interval: Interval | None = None
+    iou: Figures = ()
+    """By class of the :class:`Grouping`."""
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Other classes in which the same predictions are scored: some of them, or several taken as one."""
+
+    name: str
+    """The subset's; of merged classes, those of the groups."""
+    classes: tuple[str, ...]
+    """Those over which the mean is taken."""
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What was merged; empty for a subset."""
+    nets: Mapping[str, GroupedQuality] = field(default_factory=dict)
+    """Net's label → its scores."""
+    comparison: Comparison | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class ReportContent:
     """Everything on the page."""
@@ -282,6 +307,8 @@ class ReportContent:
     baseline: str | None = None
     teacher: str | None = None
     comparison: Comparison | None = None
+    groupings: tuple[Grouping, ...] = ()
+    """Means over some of the classes, and scores with several taken as one."""
     confusion: NDArray[np.int64] | None = None
     """(K, K) of the student: rows are the truth, columns the prediction."""
     trainings: tuple[Training, ...] = ()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tutelage import __version__
@@ -69,6 +69,42 @@ class Share:
 
 
 @dataclass(frozen=True)
+class GroupedResult:
+    """One way to train the student, scored in other classes; fields as in :class:`RungResult`."""
+
+    scores: Mapping[int, float]
+    comparison: Comparison | None = None
+    adjusted_p: Figure = None
+    share: Share | None = None
+    iou: Mapping[str, Figure] = field(default_factory=dict)
+    """Class → IoU, mean over the finished seeds."""
+
+    @property
+    def miou(self) -> Figure:
+        """Mean over the finished seeds."""
+        return _mean(self.scores)
+
+    @property
+    def spread(self) -> Figure:
+        """Standard deviation over the finished seeds, where there are two or more."""
+        return _deviation(self.scores)
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Other classes in which the same predictions are scored: some of them, or several taken as one."""
+
+    name: str
+    """The subset's; of merged classes, those of the groups."""
+    classes: tuple[str, ...]
+    """Those over which the mean is taken."""
+    groups: Mapping[str, tuple[str, ...]]
+    """What was merged; empty for a subset."""
+    results: Mapping[str, GroupedResult]
+    """Rung → its scores."""
+
+
+@dataclass(frozen=True)
 class RungResult:
     """One way to train the student."""
 
@@ -104,12 +140,20 @@ class RungResult:
     @property
     def miou(self) -> Figure:
         """Mean over the finished seeds."""
-        return statistics.fmean(self.scores.values()) if self.scores else None
+        return _mean(self.scores)
 
     @property
     def spread(self) -> Figure:
         """Standard deviation over the finished seeds, where there are two or more."""
-        return statistics.stdev(self.scores.values()) if len(self.scores) > 1 else None
+        return _deviation(self.scores)
+
+
+def _mean(scores: Mapping[int, float]) -> Figure:
+    return statistics.fmean(scores.values()) if scores else None
+
+
+def _deviation(scores: Mapping[int, float]) -> Figure:
+    return statistics.stdev(scores.values()) if len(scores) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -148,6 +192,12 @@ class LadderContent:
     tuned_on: str = ""
     tie: tuple[str, ...] = ()
     """Rungs two of whose trials share the first place."""
+    classes: int | None = None
+    """How many classes the mIoU is over."""
+    subsets: tuple[Grouping, ...] = ()
+    """Means over some of the classes."""
+    merged: Grouping | None = None
+    """Scores with several classes taken as one."""
     environment: tuple[tuple[str, str], ...] = ()
     recipe: str = ""
 
@@ -192,7 +242,7 @@ def _of_gap(content: LadderContent, rung: RungResult) -> str:
     return f"{share_text(rung)} of the gap to {content.oracle}"
 
 
-def share_text(rung: RungResult) -> str:
+def share_text(rung: RungResult | GroupedResult) -> str:
     """``62 % [45, 80]``; ``cannot tell`` where the gap may be 0."""
     share = rung.share
     if share is None:
@@ -299,6 +349,8 @@ def notes(content: LadderContent) -> list[str]:
     bounds = next((rung.comparison.interval for rung in finished if rung.comparison is not None), None)
     if bounds is not None and bounds.over == "images":
         result.append("Images were drawn one by one; where neighbours look alike the intervals are too narrow.")
+    if content.subsets or content.merged is not None:
+        result.append("Verdicts are those of the mIoU over all classes; subsets and merged classes have none.")
     if content.tie:
         result.append(f"Trials that tie: of {', '.join(content.tie)}; the first in the recipe's order was taken.")
     return result
@@ -327,7 +379,7 @@ def _seeds(seeds: Sequence[int]) -> str:
 # Cells
 
 
-def score_text(rung: RungResult) -> str:
+def score_text(rung: RungResult | GroupedResult) -> str:
     """``61.2 ± 0.4 (3)``: mean, deviation, number of seeds."""
     if not rung.scores:
         return NONE
@@ -335,7 +387,7 @@ def score_text(rung: RungResult) -> str:
     return f"{percent(rung.miou)}{spread} ({len(rung.scores)})"
 
 
-def gain_text(rung: RungResult) -> str:
+def gain_text(rung: RungResult | GroupedResult) -> str:
     """``+1.2 [+0.4, +1.9]``."""
     if rung.comparison is None:
         return NONE
@@ -343,7 +395,7 @@ def gain_text(rung: RungResult) -> str:
     return f"{signed(rung.comparison.gain)}{f' {bounds}' if bounds else ''}"
 
 
-def p_text(rung: RungResult) -> str:
+def p_text(rung: RungResult | GroupedResult) -> str:
     """``0.012 (0.03)``: alone, and in view of how many rungs there are."""
     if rung.comparison is None or rung.comparison.p_value is None:
         return NONE
@@ -386,7 +438,7 @@ def cells(content: LadderContent, rung: RungResult) -> tuple[str, ...]:
     """A row of the table, in the order of :func:`head`."""
     plain = rung.name == content.plain
     texts = {
-        "rung": f"{rung.name} ({rung.leak})" if rung.leak else rung.name,
+        "rung": _marked(rung),
         "mIoU": score_text(rung),
         "gain": NONE if plain else gain_text(rung),
         "of the gap": share_text(rung),
@@ -398,6 +450,46 @@ def cells(content: LadderContent, rung: RungResult) -> tuple[str, ...]:
         "verdict": _verdict_text(content, rung),
     }
     return tuple(texts[title] for title in head(content))
+
+
+def _marked(rung: RungResult) -> str:
+    return f"{rung.name} ({rung.leak})" if rung.leak else rung.name
+
+
+def merged_title(grouping: Grouping) -> str:
+    """``vegetation (crop, weed) taken as one class``."""
+    told = ", ".join(f"{name} ({', '.join(members)})" for name, members in grouping.groups.items())
+    return f"{told} taken as one class{'' if len(grouping.groups) == 1 else ' each'}"
+
+
+def merged_head(content: LadderContent) -> tuple[str, ...]:
+    """Head of the table of merged classes."""
+    return ("rung", "mIoU", "gain", *(("of the gap",) if content.oracle else ()), "p")
+
+
+def merged_cells(content: LadderContent, rung: RungResult) -> tuple[str, ...]:
+    """A row of that table, in the order of :func:`merged_head`."""
+    assert content.merged is not None
+    result = content.merged.results[rung.name]
+    share = (share_text(result),) if content.oracle else ()
+    return (_marked(rung), score_text(result), gain_text(result), *share, p_text(result))
+
+
+def subset_head(content: LadderContent) -> tuple[str, ...]:
+    """Head of the table of subsets: all classes first, then each subset beside its number of classes."""
+    every = "mIoU" if content.classes is None else f"mIoU ({content.classes})"
+    titles = [every, *(f"{one.name} ({len(one.classes)})" for one in content.subsets)]
+    besides = ("gain", *(("of the gap",) if content.oracle else ()))
+    return ("rung", *(title for name in titles for title in (name, *besides)))
+
+
+def subset_cells(content: LadderContent, rung: RungResult) -> tuple[str, ...]:
+    """A row of that table, in the order of :func:`subset_head`."""
+    texts = [_marked(rung)]
+    results: list[RungResult | GroupedResult] = [rung, *(one.results[rung.name] for one in content.subsets)]
+    for result in results:
+        texts += [score_text(result), gain_text(result), *([share_text(result)] if content.oracle else [])]
+    return tuple(texts)
 
 
 def _verdict_text(content: LadderContent, rung: RungResult) -> str:
@@ -421,6 +513,7 @@ def markdown(content: LadderContent) -> str:
         "Multiply-adds: one step."
         + (f" Of the gap: share of the way to {content.oracle}, with its interval." if content.oracle else ""),
         "",
+        *_grouped_tables(content),
         *(f"- **{rung.name}**: {sentence(content, rung)}." for rung in compared(content)),
         "",
         *(f"- {note}" for note in notes(content)),
@@ -437,6 +530,19 @@ def markdown(content: LadderContent) -> str:
     lines += ["", *_table(("rung", "method"), rows)]
     lines += ["", f"Protocol: {content.protocol} ({content.protocol_key}). Data: {content.fingerprint}."]
     return "\n".join(lines) + "\n"
+
+
+def _grouped_tables(content: LadderContent) -> list[str]:
+    lines: list[str] = []
+    if content.subsets:
+        rows = [subset_cells(content, rung) for rung in content.rungs]
+        lines += ["Means over some of the classes:", "", *_table(subset_head(content), rows), ""]
+        lines += [*(f"- {one.name}: {', '.join(one.classes)}." for one in content.subsets), ""]
+    if content.merged is not None:
+        rows = [merged_cells(content, rung) for rung in content.rungs]
+        lines += [f"With {merged_title(content.merged)}, mIoU over {', '.join(content.merged.classes)}:", ""]
+        lines += [*_table(merged_head(content), rows), ""]
+    return lines
 
 
 def trial_text(rung: RungResult) -> str:
@@ -466,9 +572,36 @@ def render(content: LadderContent) -> str:
         "chart": plots.gains_chart(gains, content.worth, f"Gain over {content.plain} in mIoU points: {told}"),
         "head": head(content),
         "rows": [(rung, tone(rung), cells(content, rung)) for rung in content.rungs],
+        "grouped": _grouped_views(content),
         "trials": [rung for rung in content.rungs if rung.trials],
     }
     return filled("ladder.html", values)
+
+
+@dataclass(frozen=True)
+class _GroupedView:
+    """A table of other classes as the page shows it."""
+
+    place: str
+    title: str
+    caption: str
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def _grouped_views(content: LadderContent) -> list[_GroupedView]:
+    found = []
+    if content.subsets:
+        told = "; ".join(f"{one.name}: {', '.join(one.classes)}" for one in content.subsets)
+        caption = f"mIoU over some of the classes, their number in brackets. {told}."
+        rows = [subset_cells(content, rung) for rung in content.rungs]
+        found.append(_GroupedView("subsets", "Some of the classes", caption, subset_head(content), rows))
+    if content.merged is not None:
+        caption = f"mIoU over {', '.join(content.merged.classes)}."
+        rows = [merged_cells(content, rung) for rung in content.rungs]
+        title = f"With {merged_title(content.merged)}"
+        found.append(_GroupedView("merged", title, caption, merged_head(content), rows))
+    return found
 
 
 def tone(rung: RungResult) -> Literal["gain", "loss", "open"]:

@@ -42,6 +42,7 @@ def render(content: ReportContent) -> str:
         "summary": tables.summary(content),
         "class_rows": rows,
         "has_boundary": any(words.known(row.boundary) for row in rows),
+        "groupings": tables.grouping_rows(content),
         "gained": gained,
         "lost": lost,
         "trainings": [(training, _curves(training)) for training in content.trainings],

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.report.content import ClassInfo, Figure, Figures, Net, ReportContent
+from tutelage.report.content import ClassInfo, Figure, Figures, GroupedQuality, Interval, Net, ReportContent
 from tutelage.report.pictures import log_level
 from tutelage.report.words import (
     NONE,
@@ -111,8 +111,7 @@ def _row(
 
 
 def _interval(net: Net) -> str:
-    bounds = net.quality.interval
-    return interval(bounds) if bounds is None or bounds.reliable else f"{interval(bounds)} not reliable"
+    return _bounds(net.quality.interval)
 
 
 def _points(value: Figure) -> str:
@@ -184,8 +183,7 @@ class ClassRow:
     @property
     def tone(self) -> str:
         """``gain``, ``loss`` or nothing, as the change reads when it is printed."""
-        text = signed(self.change)
-        return "gain" if text.startswith("+") else "loss" if text.startswith("−") else ""
+        return _tone(self.change, 1)
 
 
 def class_rows(content: ReportContent) -> list[ClassRow]:
@@ -209,6 +207,56 @@ def class_rows(content: ReportContent) -> list[ClassRow]:
             )
         )
     return rows
+
+
+@dataclass(frozen=True)
+class GroupingRow:
+    """A mean over other classes, or one of the merged classes below it."""
+
+    name: str
+    hint: str
+    cells: tuple[Cell, ...]
+    """One a net, in order."""
+    change: Cell
+    """Student less baseline."""
+    tone: str
+    """``gain`` or ``loss``, as the change reads when it is printed, or nothing."""
+    part: bool = False
+    """Whether it is one of the classes of the row above."""
+
+
+def grouping_rows(content: ReportContent) -> list[GroupingRow]:
+    """Means over some of the classes, then those with several taken as one, each with its classes."""
+    nets = in_order(content)
+    rows = []
+    for one in content.groupings:
+        found = [one.nets.get(net.label, GroupedQuality()) for net in nets]
+        cells = tuple(Cell(percent(each.miou, 2), _bounds(each.interval)) for each in found)
+        gain = None if one.comparison is None else one.comparison.gain
+        change = Cell(signed(gain, 2), "" if one.comparison is None else _bounds(one.comparison.interval, sign=True))
+        if one.groups:
+            hint = "; ".join(f"{name}: {', '.join(members)}" for name, members in one.groups.items())
+            title = f"{one.name} merged"
+        else:
+            title, hint = one.name, f"{len(one.classes)} of {len(content.classes)} classes"
+        rows.append(GroupingRow(f"mIoU, {title}", hint, cells, change, _tone(gain, 2)))
+        for index, name in enumerate(one.classes if one.groups else ()):
+            values = {net.label: at(each.iou, index) for net, each in zip(nets, found, strict=True)}
+            before, after = values.get(content.baseline or ""), values.get(content.student)
+            delta = None if before is None or after is None else after - before
+            parts = tuple(Cell(percent(value, 2)) for value in values.values())
+            rows.append(GroupingRow(name, "", parts, Cell(signed(delta, 2)), _tone(delta, 2), part=True))
+    return rows
+
+
+def _bounds(given: Interval | None, sign: bool = False) -> str:
+    text = interval(given, sign=sign)
+    return text if given is None or given.reliable or not text else f"{text} not reliable"
+
+
+def _tone(change: Figure, digits: int) -> str:
+    text = signed(change, digits)
+    return "gain" if text.startswith("+") else "loss" if text.startswith("−") else ""
 
 
 def at(values: Figures, index: int) -> Figure:

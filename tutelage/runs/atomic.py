@@ -2,7 +2,8 @@
 
 Everything is written to a temporary name in the same folder, flushed to the disk and then renamed over its
 final name. A kill, a full disk or a power cut leaves the previous file untouched; what it can leave behind is
-a file whose name ends in ``.partial``, which :func:`remove_partials` takes away.
+a file with ``.partial`` in its name. :func:`remove_partials` takes it away where one process works at a time,
+:func:`remove_abandoned` where several write: a process holds a lock on the file that it writes, which ends with it.
 """
 
 from __future__ import annotations
@@ -14,11 +15,19 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 PARTIAL = ".partial"
+
+# The second is what safetensors writes before it gives the file the name that it was asked for.
+_LEFTOVERS = (f".*{PARTIAL}*", ".tmp??????")
 
 # How Rust (safetensors) tells of an error of the system.
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -40,6 +49,17 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
+def _held(partial: Path) -> Iterator[None]:
+    """Make the file and hold a lock on it, where the system has locks; it says that somebody is still at it."""
+    with ExitStack() as held:
+        if fcntl is not None:
+            file = held.enter_context(open(partial, "wb"))
+            with suppress(OSError):  # some network file systems
+                fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+@contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; what was written there becomes ``path`` when the block ends well.
 
@@ -50,10 +70,11 @@ def writing(path: Path) -> Iterator[Path]:
     # The ending stays: libraries choose the file format by it. The name does not: it may be as long as names can be.
     partial = path.with_name(f".{os.getpid()}-{threading.get_ident()}-{next(_numbers)}{PARTIAL}{path.suffix}")
     try:
-        yield partial
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with _held(partial):
+            yield partial
+            with open(partial, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
         wrapped = None if isinstance(error, OSError) else _SYSTEM_ERROR.search(str(error))
@@ -89,9 +110,38 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def leftovers(folder: Path) -> list[Path]:
+    """What interrupted writes left in ``folder`` and below, and what is being written there."""
+    return sorted(path for pattern in _LEFTOVERS for path in folder.rglob(pattern) if path.is_file())
+
+
 def remove_partials(folder: Path) -> list[Path]:
-    """Remove what an interrupted write left in ``folder`` and below; returns what was removed."""
-    leftovers = sorted(path for path in folder.rglob(f".*{PARTIAL}*") if path.is_file())
-    for path in leftovers:
+    """Remove what an interrupted write left in ``folder`` and below; returns what was removed.
+
+    For a folder in which nobody else works: what another process is writing there would go, too.
+    """
+    found = leftovers(folder)
+    for path in found:
         path.unlink(missing_ok=True)
-    return leftovers
+    return found
+
+
+def remove_abandoned(folder: Path) -> list[Path]:
+    """Remove what dead processes left in ``folder``, not below; returns what was removed.
+
+    What a living process is writing stays, if it writes into the file that :func:`writing` made (safetensors does not).
+    Nothing is removed where the system has no locks.
+    """
+    return [path for path in sorted(folder.glob(f".*{PARTIAL}*")) if _remove_unheld(path)]
+
+
+def _remove_unheld(path: Path) -> bool:
+    try:
+        with open(path, "rb+") as file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+                return True
+    except OSError:  # it is held, or gone
+        pass
+    return False

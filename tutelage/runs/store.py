@@ -27,7 +27,16 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import RunError
-from tutelage.runs.atomic import PARTIAL, remove_partials, sha256, write_bytes, write_json, write_text
+from tutelage.runs.atomic import (
+    PARTIAL,
+    leftovers,
+    remove_abandoned,
+    remove_partials,
+    sha256,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from tutelage.runs.checkpoints import Checkpoints
 from tutelage.runs.lock import locked
 
@@ -159,9 +168,7 @@ class Artefact:
 
     def tidy(self) -> None:
         """Remove what a kill left of a finished artefact, unless the process that finished it is still there."""
-        if not any(self.folder.glob(f"**/.*{PARTIAL}*")) and not any(
-            path.is_dir() for path in (self.folder / "checkpoints", self.parts)
-        ):
+        if not leftovers(self.folder) and not any(path.is_dir() for path in (self.folder / "checkpoints", self.parts)):
             return
         try:
             with self.lock(lambda text: None):
@@ -270,6 +277,11 @@ class Store:
     def report(self) -> Path:
         """Where the newest report is put for a user to find."""
         return self.out / "report.html"
+
+    def tidy(self) -> None:
+        """Remove what dead processes left where all write: beside the artefacts, and of recipes."""
+        for folder in (self.out, self.recipes_folder):
+            remove_abandoned(folder)
 
     def publish_report(self, artefact: Artefact) -> None:
         """Copy a finished report to :attr:`report`."""

@@ -1,0 +1,36 @@
+"""Names of classes in subsets and groups: what is refused, and what they are called afterwards."""
+
+from __future__ import annotations
+
+import pytest
+
+from tutelage.errors import RecipeError
+from tutelage.evaluation.grouping import class_ids, merged_names, same_groups
+
+NAMES = ("soil", "crop", "weed", "stone")
+
+
+def test_groups_come_before_the_rest() -> None:
+    assert class_ids({"plants": ["weed", "crop"]}, NAMES, "subsets") == {"plants": [2, 1]}
+    assert merged_names({"plants": ["weed", "crop"]}, NAMES, "merged") == ["plants", "soil", "stone"]
+    assert merged_names({"crop": ["weed", "crop"]}, NAMES, "merged") == ["crop", "soil", "stone"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({"plants": ["crop", "tree"]}, "merged.plants names tree, which the data do not have"),
+        ({"plants": ["crop", "crop"]}, "merged.plants names crop twice"),
+        ({"one": ["crop", "weed"], "other": ["weed"]}, "merged: weed can be part of one group only"),
+        ({"soil": ["crop", "weed"]}, "merged.soil has the name of a class that is not merged"),
+    ],
+)
+def test_what_cannot_be_merged(groups: dict[str, list[str]], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        merged_names(groups, NAMES, "merged")
+
+
+def test_the_order_of_a_group_does_not_matter() -> None:
+    assert same_groups({"a": ["x", "y"], "b": ["z"]}, {"b": ["z"], "a": ["y", "x"]})
+    assert not same_groups({"a": ["x", "y"]}, {"a": ["x"]})
+    assert not same_groups({"a": ["x"]}, {"b": ["x"]})

@@ -1,0 +1,56 @@
+"""Other classes in which the same predictions are scored: some of them (subsets), or several taken as one (merged)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tutelage.errors import RecipeError
+
+ClassGroups = Mapping[str, Sequence[str]]
+"""Name → names of classes."""
+
+
+def class_ids(groups: ClassGroups, classes: Sequence[str], what: str) -> dict[str, list[int]]:
+    """Ids of the classes of each group.
+
+    Raises :class:`RecipeError`, naming ``what``, for a name that is no class or stands twice.
+    """
+    ids = {name: number for number, name in enumerate(classes)}
+    for group, members in groups.items():
+        unknown = [name for name in members if name not in ids]
+        if unknown:
+            raise RecipeError(
+                f"{what}.{group} names {', '.join(unknown)}, which the data do not have",
+                f"the classes are {', '.join(classes)}",
+            )
+        twice = sorted({name for name in members if list(members).count(name) > 1})
+        if twice:
+            raise RecipeError(f"{what}.{group} names {', '.join(twice)} twice", "name each class once")
+    return {group: [ids[name] for name in members] for group, members in groups.items()}
+
+
+def merged_names(groups: ClassGroups, classes: Sequence[str], what: str) -> list[str]:
+    """Names of the classes after merging: the groups, then the classes in none, in their order.
+
+    Raises :class:`RecipeError`, naming ``what``, for a name that is no class, for a class in two groups, and for a
+    group that is called as a class that stays.
+    """
+    class_ids(groups, classes, what)
+    grouped = [one for members in groups.values() for one in members]
+    twice = sorted({one for one in grouped if grouped.count(one) > 1})
+    if twice:
+        raise RecipeError(f"{what}: {', '.join(twice)} can be part of one group only", "name each class in one group")
+    rest = [name for name in classes if name not in grouped]
+    taken = [name for name in groups if name in rest]
+    if taken:
+        raise RecipeError(
+            f"{what}.{taken[0]} has the name of a class that is not merged", "give what is merged another name"
+        )
+    return [*groups, *rest]
+
+
+def same_groups(one: ClassGroups, other: ClassGroups) -> bool:
+    """Whether both group the same classes under the same names, in whatever order."""
+    return {name: set(members) for name, members in one.items()} == {
+        name: set(members) for name, members in other.items()
+    }
