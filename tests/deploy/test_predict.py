@@ -354,7 +354,9 @@ def test_small_images_share_a_call(many: Path, tmp_path: Path) -> None:
     assert {call[2] for call in net.calls[:7]} == {12}
     predict_files(model()[0], [many], tmp_path / "one", write=["palette", "confidence"])
     for path in (tmp_path / "one").glob("*.png"):
-        np.testing.assert_array_equal(read_image(path), read_image(tmp_path / "out" / path.name))
+        alone, shared = read_image(path).astype(int), read_image(tmp_path / "out" / path.name).astype(int)
+        # Kernels may add up in another order for another batch: a confidence between two steps may go either way.
+        assert np.abs(alone - shared).max() <= (1 if "confidence" in path.name else 0)
 
 
 def test_an_image_larger_than_all_the_room(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
