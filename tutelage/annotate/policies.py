@@ -154,78 +154,106 @@ class ClassBalanced(Argmax):
         return None
 
 
-class ClassQuantile(Policy):
+class ByScores(Policy):
+    """Policies that go by the scores of all classes, band by band: what they share of labelling and of the survey."""
+
+    def bands(
+        self, net: Net, image_HW3: NDArray[np.uint8], protocol: Protocol, device: torch.device
+    ) -> Iterator[tuple[int, Tensor]]:
+        """(first row, scores (K, n, W)) of an image: probabilities or logits of the net."""
+        for start, scores_1KnW in score_bands(net, image_HW3, protocol, device):
+            yield start, scores_1KnW[0]
+
+    @abstractmethod
+    def ranked(self, scores_KnW: Tensor, probabilities: bool) -> tuple[Tensor, Tensor]:
+        """Of each pixel the class and the level that the survey counts (n, W) int64."""
+
+    @abstractmethod
+    def picked(self, scores_KnW: Tensor, probabilities: bool, bound_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each pixel the class, whether it is kept, and its confidence in 0..1 (n, W)."""
+
+    def bound(self, threshold_K: NDArray[np.float64], device: torch.device) -> Tensor:
+        """The thresholds (K,) as scores are compared with them."""
+        return lowest_float32(threshold_K, device)
+
+    def survey(
+        self, net: Net, image_HW3: NDArray[np.uint8], protocol: Protocol, device: torch.device
+    ) -> NDArray[np.int32]:
+        cells = np.empty(image_HW3.shape[:2], dtype=np.int32)
+        for start, scores_KnW in self.bands(net, image_HW3, protocol, device):
+            best_nW, level_nW = self.ranked(scores_KnW, gives_probabilities(protocol))
+            cells[start : start + len(best_nW)] = best_nW.mul_(BINS).add_(level_nW).to("cpu", torch.int32).numpy()
+        return cells
+
+    def label(
+        self,
+        net: Net,
+        image_HW3: NDArray[np.uint8],
+        protocol: Protocol,
+        device: torch.device,
+        threshold_K: NDArray[np.float64],
+    ) -> Said:
+        bound_K = self.bound(threshold_K, device)
+        said = _Maps(image_HW3)
+        for start, scores_KnW in self.bands(net, image_HW3, protocol, device):
+            said.put(start, *self.picked(scores_KnW, gives_probabilities(protocol), bound_K))
+        return said.said()
+
+
+class ByConfidence(ByScores):
+    """Those whose survey counts how sure the net is of the class that it names."""
+
+    surveys = True
+
+    def ranked(self, scores_KnW: Tensor, probabilities: bool) -> tuple[Tensor, Tensor]:
+        best_nW, confidence_nW = winners(scores_KnW, probabilities)
+        return best_nW, confidence_nW.mul(BINS).clamp_(0, BINS - 1).long()  # a power of two: exact
+
+
+class ClassQuantile(ByConfidence):
     """Pixels above a quantile of the confidences of their class, or above a cap. Source: PBAL, 3.3; FDA."""
 
-    name, surveys = "class_quantile", True
+    name = "class_quantile"
 
     def __init__(self, classes: int, quantile: float, cap: float) -> None:
         super().__init__(classes)
         self.quantile, self.cap = quantile, cap
 
-    def survey(
-        self, net: Net, image_HW3: NDArray[np.uint8], protocol: Protocol, device: torch.device
-    ) -> NDArray[np.int32]:
-        return _survey_confidence(net, image_HW3, protocol, device)
-
     def thresholds(self, histogram_KL: NDArray[np.int64]) -> ClassThresholds:
         return histogram_thresholds(histogram_KL, self.quantile, self.cap)
 
-    def label(
-        self,
-        net: Net,
-        image_HW3: NDArray[np.uint8],
-        protocol: Protocol,
-        device: torch.device,
-        threshold_K: NDArray[np.float64],
-    ) -> Said:
-        lowest_K = lowest_float32(threshold_K, device)
-        said = _Maps(image_HW3)
-        for start, scores_BKnW in score_bands(net, image_HW3, protocol, device):
-            best_nW, confidence_nW = winners(scores_BKnW[0], gives_probabilities(protocol))
-            said.put(start, best_nW, confidence_nW >= lowest_K[best_nW], confidence_nW)
-        return said.said()
+    def picked(self, scores_KnW: Tensor, probabilities: bool, bound_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        best_nW, confidence_nW = winners(scores_KnW, probabilities)
+        return best_nW, confidence_nW >= bound_K[best_nW], confidence_nW
 
     def judge(self, logits_BKHW: Tensor, threshold_K: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
         highest_BHW, best_BHW = logits_BKHW.softmax(1).max(1)
-        return best_BHW, highest_BHW >= lowest_float32(threshold_K, logits_BKHW.device)[best_BHW]
+        return best_BHW, highest_BHW >= self.bound(threshold_K, logits_BKHW.device)[best_BHW]
 
 
-class ClassRatio(Policy):
+class ClassRatio(ByConfidence):
     """The class of the largest p_c / k_c, where that is 1 or more; k_c by the surest ``portion``. Source: CBST.
 
     The published code looks at every fourth pixel of a class to save memory; this counts them all.
     """
 
-    name, surveys = "class_ratio", True
+    name = "class_ratio"
 
     def __init__(self, classes: int, portion: float) -> None:
         super().__init__(classes)
         self.portion = portion
 
-    def survey(
-        self, net: Net, image_HW3: NDArray[np.uint8], protocol: Protocol, device: torch.device
-    ) -> NDArray[np.int32]:
-        return _survey_confidence(net, image_HW3, protocol, device)
-
     def thresholds(self, histogram_KL: NDArray[np.int64]) -> ClassThresholds:
         return ratio_thresholds(histogram_KL, self.portion)
 
-    def label(
-        self,
-        net: Net,
-        image_HW3: NDArray[np.uint8],
-        protocol: Protocol,
-        device: torch.device,
-        threshold_K: NDArray[np.float64],
-    ) -> Said:
-        threshold_K11 = torch.from_numpy(threshold_K).to(device, torch.float32)[:, None, None]
-        said = _Maps(image_HW3)
-        for start, scores_BKnW in score_bands(net, image_HW3, protocol, device):
-            probability_KnW = scores_BKnW[0] if gives_probabilities(protocol) else scores_BKnW[0].softmax(0)
-            ratio_nW, best_nW = (probability_KnW / threshold_K11).max(0)
-            said.put(start, best_nW, ratio_nW >= 1, probability_KnW.gather(0, best_nW[None])[0])
-        return said.said()
+    def bound(self, threshold_K: NDArray[np.float64], device: torch.device) -> Tensor:
+        """k (K,), to divide by."""
+        return torch.from_numpy(threshold_K).to(device, torch.float32)
+
+    def picked(self, scores_KnW: Tensor, probabilities: bool, bound_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        probability_KnW = scores_KnW if probabilities else scores_KnW.softmax(0)
+        ratio_nW, best_nW = (probability_KnW / bound_K[:, None, None]).max(0)
+        return best_nW, ratio_nW >= 1, probability_KnW.gather(0, best_nW[None])[0]
 
     def judge(self, logits_BKHW: Tensor, threshold_K: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
         threshold_K11 = torch.from_numpy(threshold_K).to(logits_BKHW)[:, None, None]
@@ -233,7 +261,7 @@ class ClassRatio(Policy):
         return best_BHW, ratio_BHW >= 1
 
 
-class MixtureLabels(Policy):
+class MixtureLabels(ByScores):
     """The class c of the largest ln p(f | c), f being the net's features, where it reaches a threshold.
 
     The threshold is one in nats, or the ``quantile`` of the log-likelihoods of each class's pixels (``per_class``) or
@@ -257,8 +285,9 @@ class MixtureLabels(Policy):
         self.threshold, self.quantile, self.per_class, self.score_at = threshold, quantile, per_class, score_at
         self.surveys = quantile is not None
         self._scorer = Scorer(mixtures, device)
+        self._edges_L = torch.from_numpy(likelihood_edges()).to(device)
 
-    def _bands(
+    def bands(
         self, net: Net, image_HW3: NDArray[np.uint8], protocol: Protocol, device: torch.device
     ) -> Iterator[tuple[int, Tensor]]:
         """(first row, ln p(f | c) (K, n, W)) of an image."""
@@ -272,16 +301,9 @@ class MixtureLabels(Policy):
         for start, band_BKnW in self._scorer.image_bands(features, size, self.score_at):
             yield start, band_BKnW[0]
 
-    def survey(
-        self, net: Net, image_HW3: NDArray[np.uint8], protocol: Protocol, device: torch.device
-    ) -> NDArray[np.int32]:
-        edges_L = torch.from_numpy(likelihood_edges()).to(device)
-        cells = np.empty(image_HW3.shape[:2], dtype=np.int32)
-        for start, likelihood_KnW in self._bands(net, image_HW3, protocol, device):
-            highest_nW, best_nW = likelihood_KnW.max(0)
-            level_nW = torch.bucketize(highest_nW, edges_L, right=True).sub_(1).clamp_(min=0)
-            cells[start : start + len(best_nW)] = best_nW.mul_(BINS).add_(level_nW).to("cpu", torch.int32).numpy()
-        return cells
+    def ranked(self, scores_KnW: Tensor, probabilities: bool) -> tuple[Tensor, Tensor]:
+        highest_nW, best_nW = scores_KnW.max(0)
+        return best_nW, torch.bucketize(highest_nW, self._edges_L, right=True).sub_(1).clamp_(min=0)
 
     def thresholds(self, histogram_KL: NDArray[np.int64]) -> ClassThresholds:
         if self.quantile is None:
@@ -289,21 +311,10 @@ class MixtureLabels(Policy):
             return ClassThresholds(np.full(self.classes, self.threshold), np.zeros(self.classes, dtype=np.int64))
         return likelihood_thresholds(histogram_KL, self.quantile, self.per_class)
 
-    def label(
-        self,
-        net: Net,
-        image_HW3: NDArray[np.uint8],
-        protocol: Protocol,
-        device: torch.device,
-        threshold_K: NDArray[np.float64],
-    ) -> Said:
-        lowest_K = lowest_float32(threshold_K, device)
-        said = _Maps(image_HW3)
-        for start, likelihood_KnW in self._bands(net, image_HW3, protocol, device):
-            highest_nW, best_nW = likelihood_KnW.max(0)
-            confidence_nW = likelihood_KnW.sub_(highest_nW).exp_().sum(0).reciprocal_()
-            said.put(start, best_nW, highest_nW >= lowest_K[best_nW], confidence_nW)
-        return said.said()
+    def picked(self, scores_KnW: Tensor, probabilities: bool, bound_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        highest_nW, best_nW = scores_KnW.max(0)
+        confidence_nW = scores_KnW.sub_(highest_nW).exp_().sum(0).reciprocal_()
+        return best_nW, highest_nW >= bound_K[best_nW], confidence_nW
 
 
 class _Maps:
@@ -322,17 +333,6 @@ class _Maps:
 
     def said(self) -> Said:
         return Said(self._label, self._kept, self._confidence)
-
-
-def _survey_confidence(
-    net: Net, image_HW3: NDArray[np.uint8], protocol: Protocol, device: torch.device
-) -> NDArray[np.int32]:
-    cells = np.empty(image_HW3.shape[:2], dtype=np.int32)
-    for start, scores_BKnW in score_bands(net, image_HW3, protocol, device):
-        best_nW, confidence_nW = winners(scores_BKnW[0], gives_probabilities(protocol))
-        level_nW = confidence_nW.mul(BINS).clamp_(0, BINS - 1).long()  # a power of two: exact
-        cells[start : start + len(best_nW)] = best_nW.mul(BINS).add_(level_nW).to("cpu", torch.int32).numpy()
-    return cells
 
 
 def lowest_float32(threshold_K: NDArray[np.float64], device: torch.device) -> Tensor:

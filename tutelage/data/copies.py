@@ -6,7 +6,6 @@ sample the name of the image whose style it has.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from tutelage.data.dataset import Dataset, inner_path
 from tutelage.data.images import opened
-from tutelage.errors import DataError
+from tutelage.data.manifests import read_manifest
 from tutelage.runs.atomic import write_json, writing
 
 FORMAT = 1
@@ -58,13 +57,7 @@ def with_copies(dataset: Dataset, root: Path) -> Dataset:
     Raises :class:`DataError` for a folder of another format.
     """
     folder = CopyFolder(root)
-    try:
-        manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
-        written, known = manifest["format"], set(manifest["samples"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"images cannot be read: {root} ({error})", "run the transform stage again") from None
-    if written != FORMAT:
-        raise DataError(f"images in {root} have format {written}, not {FORMAT}", "run the transform stage again")
+    known = set(read_manifest(root / MANIFEST, FORMAT, "images", "transform")["samples"])
     samples = tuple(
         replace(sample, image=folder.image(sample.name)) for sample in dataset.samples if sample.name in known
     )

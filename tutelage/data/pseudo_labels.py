@@ -8,7 +8,6 @@ its thresholds, and the samples in order.
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 import zlib
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ import numpy as np
 
 from tutelage.data.dataset import Dataset, inner_path
 from tutelage.data.labels import identity
+from tutelage.data.manifests import read_manifest
 from tutelage.errors import DataError
 from tutelage.runs.atomic import write_bytes, write_json
 
@@ -92,13 +92,8 @@ def with_pseudo_labels(dataset: Dataset, root: Path) -> Dataset:
     Raises :class:`DataError` for a folder of another format, or made for other classes.
     """
     folder = PseudoLabelFolder(root)
-    try:
-        manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
-        written, classes, known = manifest["format"], tuple(manifest["classes"]), set(manifest["samples"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"pseudo labels cannot be read: {root} ({error})", "run the annotate stage again") from None
-    if written != FORMAT:
-        raise DataError(f"pseudo labels in {root} have format {written}, not {FORMAT}", "run the annotate stage again")
+    manifest = read_manifest(root / MANIFEST, FORMAT, "pseudo labels", "annotate", ("classes",))
+    classes, known = tuple(manifest["classes"]), set(manifest["samples"])
     if classes != dataset.classes.names:
         raise DataError(
             f"pseudo labels in {root} were made for other classes: {', '.join(classes)}",

@@ -6,7 +6,6 @@ samples that have a map.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.data.dataset import Dataset, inner_path
+from tutelage.data.manifests import read_manifest
 from tutelage.data.pseudo_labels import write_grey
 from tutelage.errors import DataError
 from tutelage.runs.atomic import write_json
@@ -48,13 +48,7 @@ def with_weights(dataset: Dataset, root: Path) -> Dataset:
     Raises :class:`DataError` for a folder of another format, and where no sample has a map.
     """
     folder = WeightFolder(root)
-    try:
-        manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
-        written, known = manifest["format"], set(manifest["samples"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"weights cannot be read: {root} ({error})", "run the fit stage again") from None
-    if written != FORMAT:
-        raise DataError(f"weights in {root} have format {written}, not {FORMAT}", "run the fit stage again")
+    known = set(read_manifest(root / MANIFEST, FORMAT, "weights", "fit")["samples"])
     samples = tuple(
         replace(sample, weight=folder.map(sample.name)) for sample in dataset.samples if sample.name in known
     )

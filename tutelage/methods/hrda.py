@@ -20,10 +20,9 @@ from tutelage.data.draws import generator
 from tutelage.data.views import View
 from tutelage.engine.contract import Facts, Tick
 from tutelage.errors import RecipeError
-from tutelage.losses.mixed import mixed_cross_entropy
 from tutelage.losses.segmentation import cross_entropy
 from tutelage.methods.daformer import DAFormer, DAFormerSettings
-from tutelage.methods.mixed_self_training import MaskedSettings, MixedSettings, number_of
+from tutelage.methods.mixed_self_training import MaskedSettings, MixedSettings, mixed_loss, number_of
 from tutelage.nets.multi_resolution import Box, Look, MultiResolution, in_two_resolutions
 from tutelage.nets.segmentor import Segmentor
 from tutelage.nets.settings import MultiResolutionSettings
@@ -75,9 +74,9 @@ class HRDA(DAFormer):
         if self.detail_weight is None:
             return super().towards(image_B3HW, label_BHW, weight_BHW, tick)
         look, box = self._look(image_B3HW, tick)
-        whole = mixed_cross_entropy(self.over(look.logits, image_B3HW), label_BHW, weight_BHW)
+        whole = mixed_loss(self.over(look.logits, image_B3HW), label_BHW, weight_BHW)
         label_BHW = _part(label_BHW, box)
-        detail = mixed_cross_entropy(self._over_window(look, label_BHW), label_BHW, _part(weight_BHW, box))
+        detail = mixed_loss(self._over_window(look, label_BHW), label_BHW, _part(weight_BHW, box))
         return (1.0 - self.detail_weight) * whole + self.detail_weight * detail
 
     def _net(self) -> MultiResolution:

@@ -10,7 +10,6 @@ Source: the NeurIPS 2017 method in the segmentation form of the CPS repository.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from tutelage.data.views import Batch
 from tutelage.engine.contract import Facts, Method, Needs, Tick
+from tutelage.losses.consistency import ramp_up
 from tutelage.losses.distillation import probability_mse
 from tutelage.losses.resize import over_image
 from tutelage.methods.ema import average, decay_at, twin
@@ -85,7 +85,8 @@ class MeanTeacher(Method):
             probability_mse(mine, theirs) * (size / sum(sizes))
             for mine, theirs, size in zip(logits, taught, sizes, strict=True)
         ]
-        terms["consistency"] = self._weight(tick.step) * torch.stack(parts).sum()
+        weight = self.settings.weight * ramp_up(tick.step, self.settings.ramp_steps)
+        terms["consistency"] = weight * torch.stack(parts).sum()
         return terms
 
     def after_step(self, tick: Tick) -> None:
@@ -94,7 +95,3 @@ class MeanTeacher(Method):
 
     def _full(self, net: Segmentor, logits: Tensor, image: Tensor) -> Tensor:
         return over_image(logits, image, self.settings.task.resize, net.stride)
-
-    def _weight(self, step: int) -> float:
-        done = min(step / self.settings.ramp_steps, 1.0) if self.settings.ramp_steps else 1.0
-        return self.settings.weight * math.exp(-5.0 * (1.0 - done) ** 2)

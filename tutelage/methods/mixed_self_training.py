@@ -33,8 +33,8 @@ from tutelage.data.views import Batch, View, places
 from tutelage.engine.contract import Facts, Method, Needs, Pass, Tick
 from tutelage.errors import RecipeError
 from tutelage.losses.consistency import pseudo_label
-from tutelage.losses.mixed import mixed_cross_entropy
 from tutelage.losses.resize import over_image
+from tutelage.losses.segmentation import weighted_cross_entropy
 from tutelage.methods.ema import average, decay_at, twin
 from tutelage.methods.supervised import TaskLoss, TaskSettings, Weight
 from tutelage.nets.segmentor import Prediction, Segmentor
@@ -188,8 +188,8 @@ class MixedSelfTraining(Method):
         return {}
 
     def towards(self, image_B3HW: Tensor, label_BHW: Tensor, weight_BHW: Tensor, tick: Tick) -> Tensor:
-        """How far the student is from (pseudo) labels: see :func:`mixed_cross_entropy`."""
-        return mixed_cross_entropy(self.over(self.student(image_B3HW).logits, image_B3HW), label_BHW, weight_BHW)
+        """How far the student is from (pseudo) labels: see :func:`mixed_loss`."""
+        return mixed_loss(self.over(self.student(image_B3HW).logits, image_B3HW), label_BHW, weight_BHW)
 
     # The passes
 
@@ -264,6 +264,15 @@ def inside_margins(view: View, margins: MarginSettings) -> Tensor:
     source = view.geometry.source[:, :, None, None]
     rows = (y_BHW >= margins.top) & (y_BHW < source[:, 0] - margins.bottom)
     return rows & (x_BHW >= margins.left) & (x_BHW < source[:, 1] - margins.right)
+
+
+def mixed_loss(logits_BKHW: Tensor, label_BHW: Tensor, weight_BHW: Tensor) -> Tensor:
+    """Sum of weight times cross-entropy over valid labels, divided by the number of ALL pixels, valid or not.
+
+    So it grows with weights and with the share of valid labels; exactly 0 without any. Source: DACS (WACV 2021),
+    equation 5 and its code.
+    """
+    return weighted_cross_entropy(logits_BKHW, label_BHW, weight_BHW, normalizer=number_of(label_BHW))
 
 
 def number_of(label_BHW: Tensor) -> Tensor:

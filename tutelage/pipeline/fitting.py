@@ -51,42 +51,14 @@ def fit_stage(
     title = f"fit {what.kind}"
     images = len(dataset) if stage.target is None else 2 * len(dataset) + len(_images(builder, stage.target))
     with display.bar(title, images) as progress, net.inferring(stage.protocol.precision):
+        common: dict[str, Any] = {"device": device, "on_unreadable": on_unreadable, "progress": progress}
+        fitted, parts, protocol = artefact.fitted, artefact.parts, stage.protocol
         if isinstance(what, MeansFit | AnchorsFit):
-            facts = fit_means(
-                net,
-                dataset,
-                what,
-                artefact.fitted,
-                artefact.parts,
-                device=device,
-                protocol=stage.protocol,
-                on_unreadable=on_unreadable,
-                progress=progress,
-            )
+            facts = fit_means(net, dataset, what, fitted, parts, protocol=protocol, **common)
         elif isinstance(what, MixturesFit):
-            facts = fit_class_mixtures(
-                net,
-                dataset,
-                what,
-                artefact.fitted,
-                artefact.parts,
-                device=device,
-                protocol=stage.protocol,
-                seed=seed,
-                on_unreadable=on_unreadable,
-                progress=progress,
-            )
+            facts = fit_class_mixtures(net, dataset, what, fitted, parts, protocol=protocol, seed=seed, **common)
         elif isinstance(what, EntropiesFit):
-            facts = fit_entropies(
-                net,
-                dataset,
-                artefact.fitted,
-                artefact.parts,
-                device=device,
-                protocol=stage.protocol,
-                on_unreadable=on_unreadable,
-                progress=progress,
-            )
+            facts = fit_entropies(net, dataset, fitted, parts, protocol=protocol, **common)
         else:
             assert isinstance(what, TransferabilityFit)
             assert stage.target is not None
@@ -96,14 +68,12 @@ def fit_stage(
                 dataset,
                 _images(builder, stage.target).without_labels(),
                 what,
-                artefact.fitted,
+                fitted,
                 WeightFolder(artefact.folder),
-                artefact.parts,
-                device=device,
+                parts,
                 seed=seed,
                 entropy=None if computed is None else (computed["entropy"], computed["pixels"]),
-                on_unreadable=on_unreadable,
-                progress=progress,
+                **common,
             )
     _tell(facts, display)
     collectives.barrier()

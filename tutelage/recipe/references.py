@@ -35,6 +35,7 @@ from tutelage.recipe.schema import (
     TransformStage,
     find_method,
 )
+from tutelage.recipe.wiring import named_in
 
 Fault = tuple[tuple[str | int, ...], str]
 _SECTIONS = ("data", "nets", "stages")
@@ -409,28 +410,13 @@ def listed(data: str | list[str]) -> list[str]:
 def stages_before(recipe: Recipe, name: str) -> list[str]:
     """The stages whose artefacts stage ``name`` reads, directly."""
     stage = recipe.stages[name]
-    if isinstance(stage, TrainStage):
-        data = [stage.evaluate.data] if stage.evaluate is not None else []
-        for settings in stage.streams.values():
-            data += listed(settings.data)
-        if stage.audit is not None:
-            data += listed(stage.audit.data or [])
-        nets = [source for source in stage.init.values() if not source.endswith(WEIGHT_SUFFIXES)]
-        data += [settings.weights for settings in stage.streams.values() if settings.weights is not None]
-        references = [*stage.inputs.values(), *nets, *data]
-    elif isinstance(stage, FitStage):
-        references = [it for it in (stage.net, stage.data, stage.target, stage.entropies) if it is not None]
-    elif isinstance(stage, TransformStage):
-        references = [stage.data, stage.target]
-    elif isinstance(stage, AnnotateStage):
-        references = [stage.net, stage.data, *([] if stage.mixtures is None else [stage.mixtures])]
-    elif isinstance(stage, EvaluateStage):
+    if isinstance(stage, EvaluateStage):
         references = [*stage.named().values(), stage.data]
-    elif isinstance(stage, ImportStage):
-        references = []
-    else:
+    elif isinstance(stage, ReportStage):
         references = [stage.scores, *stages_before(recipe, stage.scores)]
-    names = dict.fromkeys(reference.partition(".")[0] for reference in references)
+    else:
+        references = named_in(stage.kind, stage.model_dump(mode="json"))
+    names = dict.fromkeys(it.partition(".")[0] for it in references if not it.endswith(WEIGHT_SUFFIXES))
     return [known for known in names if known in recipe.stages]
 
 
