@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,7 +17,9 @@ from tutelage.data.views import Batch, Geometries, View
 from tutelage.engine.contract import Carry, Facts
 from tutelage.errors import RecipeError
 from tutelage.losses.symmetric import symmetric_cross_entropy
+from tutelage.methods.distillation.cache import TeacherCache, compress
 from tutelage.methods.proda import ProDA
+from tutelage.nets.segmentor import Prediction
 
 MEANS = torch.tensor([[0.2, 0.1, 0.3], [0.5, 0.6, 0.4], [0.9, 0.8, 0.7]])
 WIDE = {"temperature": 20.0, "min_pixels": 1}
@@ -207,3 +210,49 @@ def test_prototypes_that_lack_or_do_not_fit() -> None:
         method(facts=FACTS)
     with pytest.raises(RecipeError, match="3 of 5 channels"):
         method(facts=known(torch.zeros(3, 5)))
+
+
+def test_what_the_warm_up_said_of_whole_images_takes_the_place_of_asking_it() -> None:
+    """One class kept: the labels are those of the compressed probabilities, and the net itself is not run."""
+    made, batches = method(cache={"top": 1}), domains(3, padding=5)
+    target = batches["target"]
+    said = made.labeller(target["weak"].image).logits.detach()
+    records = {name: compress(logits, top=1) for name, logits in zip(target.samples, said, strict=True)}
+    made.cache = TeacherCache(records.__getitem__, CLASSES, 1.0)
+    kept = torch.stack([replayed(records[name]) for name in target.samples])
+    assert (kept - said.softmax(1)).abs().max() > 0.01
+
+    made.labeller = Answers(kept.log())  # type: ignore[assignment]
+    expected = by_hand(made, target)
+    made.labeller = Answers(None)  # type: ignore[assignment]
+    found = terms(made, batches, "target")
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_cache_is_of_whole_images() -> None:
+    with pytest.raises(ValidationError, match="leave labels_from out"):
+        ProDA.Settings(cache={}, labels_from="full")  # type: ignore[arg-type]
+
+
+class Answers(torch.nn.Module):
+    """A net that always says the same, or must not be asked."""
+
+    stride = 4
+
+    def __init__(self, logits: Tensor | None) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, image: Tensor) -> Prediction:
+        assert self.logits is not None, "the net was asked"
+        return Prediction(self.logits, self.logits, (), None, {})
+
+
+def replayed(records: Any) -> Tensor:
+    """Probabilities (K, h, w) by the definition: what is kept, and an equal share of the rest for all others."""
+    mass = torch.from_numpy(records["mass"].astype("int64")).double() / 2**16
+    rest = (1 - mass.sum(-1, keepdim=True)) / (CLASSES - mass.shape[-1])
+    probability = rest.repeat(1, 1, CLASSES)
+    probability.scatter_(2, torch.from_numpy(records["id"].astype("int64")), mass)
+    return probability.permute(2, 0, 1).float()

@@ -43,3 +43,23 @@ def test_a_sibling_loads_nothing_again() -> None:
     net = build(NetSettings(encoder="mobilenetv3_small_050", decoder="lraspp", width=32), 3, seed=0)
     net.settings = net.settings.model_copy(update={"weights": "imagenet"})
     assert sibling(net).load_report is None
+
+
+@pytest.mark.parametrize("frozen", ["affine", "all"])
+def test_frozen_batch_norm_keeps_its_values_in_training(frozen: str) -> None:
+    """And the settings say so wherever the net goes, siblings included."""
+    given = {"encoder": "mobilenetv3_small_050", "decoder": "lraspp", "width": 32, "frozen_norm": frozen}
+    net = build(NetSettings.model_validate(given), 3, seed=0)
+    for model in (net, sibling(net)):
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        layers = {name for name, module in model.named_modules() if isinstance(module, torch.nn.BatchNorm2d)}
+        assert layers
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert not any(f"{name}.{part}" in trained for name in layers for part in ("weight", "bias"))
+        assert trained
+        model.train()(torch.rand(2, 3, 64, 64)).logits.sum().backward()
+        same = all(
+            torch.equal(model.state_dict()[f"{name}.running_mean"], before[f"{name}.running_mean"]) for name in layers
+        )
+        assert same == (frozen == "all")
+    assert "frozen_norm" not in NetSettings(encoder="resnet18", decoder="lraspp").model_dump()

@@ -18,6 +18,8 @@ CLASSES = 5
 
 # Every decoder once on a convolutional encoder, and those that take one on transformers and odd kinds.
 NETS = {
+    "deeplabv2": NetSettings(encoder="resnet18", decoder="deeplabv2"),
+    "deeplabv2_reduced": NetSettings(encoder="mobilenetv3_small_050", decoder="deeplabv2_reduced"),
     "deeplabv3": NetSettings(encoder="mobilenetv3_small_050", decoder="deeplabv3", width=32),
     "deeplabv3plus": NetSettings(encoder="resnet18", decoder="deeplabv3plus", width=32),
     "deeplabv3plus-stride8": NetSettings(

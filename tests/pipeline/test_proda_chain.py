@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.projects import DATA, Project
+from tests.projects import DATA, SPLITS, Project
 
 CHAIN = (
     """\
@@ -68,6 +68,29 @@ def test_the_whole_recipe(project: Project) -> None:
         "stage2": {"cross_entropy", "pseudo_labels", "kd"},
     }
     assert len(list((project.root / "runs").glob("score-*/scores/*.json"))) == 4
+
+
+def test_soft_labels_are_kept_once_and_looked_up(project: Project) -> None:
+    """The artefact is that of teachers: shared by seeds, made again where it is damaged."""
+    project.recipe.write_text(CHAIN, encoding="utf-8")
+    project.edit(
+        ("labels_from: full", "cache: {top: 2}"), ("views: {full: {augment: {resize: [48, 64]}}}", "views: {}")
+    )
+    chosen = [f"--only={name}" for name in ("warm_up", "prototypes", "stage1")]
+    ran = project.tutelage("run", "recipe.yaml", *chosen)
+    assert ran.status == 0, ran.err
+    (folder,) = (project.root / "runs").glob("teacher_cache-*")
+    files = {path: path.read_bytes() for path in sorted((folder / "answers").iterdir())}
+    assert len(files) == len(SPLITS["val"])
+    damaged = next(iter(files))
+    damaged.write_bytes(b"")
+    again = project.tutelage("run", "recipe.yaml", "--only=stage1", "stages.stage1.seed=7")
+    assert again.status == 0, again.err
+    assert "what is damaged is made again" in again.out
+    assert {path: path.read_bytes() for path in sorted((folder / "answers").iterdir())} == files
+    assert len(list((project.root / "runs").glob("teacher_cache-*"))) == 1
+    planned = project.tutelage("plan", "recipe.yaml", "stages.stage1.seed=8")
+    assert "s a step with the teacher" in planned.out
 
 
 @pytest.mark.parametrize(

@@ -28,31 +28,31 @@ SOURCE = {"gta5": (720, 1280), "synthia": (760, 1280)}
 IMAGES = {"gta5": 24_966, "synthia": 9_400}
 TARGET_IMAGES = 2_975
 
-# Stage → method, what it is told, steps of two images, and the length of the rate's course.
+# Stage → method, what it is told, steps of one image a domain, and the length of the rate's course.
 OLD: dict[str, dict[str, tuple[str, dict[str, Any], int, int]]] = {
     "advent": {
-        "source_only": ("supervised", {"auxiliary": 0.1}, 60_000, 125_000),
+        "source_only": ("supervised", {"auxiliary": 0.1}, 120_000, 250_000),
         "advent": (
             "advent",
             {"maps": "self_information", "adversarial": 0.001, "adversarial_auxiliary": 0.0002, "entropy": 0.0},
-            60_000,
-            125_000,
+            120_000,
+            250_000,
         ),
     },
     "minent": {
-        "source_only": ("supervised", {"auxiliary": 0.1}, 60_000, 125_000),
-        "minent": ("minent", {"entropy": 0.001, "entropy_auxiliary": 0.0002}, 60_000, 125_000),
+        "source_only": ("supervised", {"auxiliary": 0.1}, 120_000, 250_000),
+        "minent": ("minent", {"entropy": 0.001, "entropy_auxiliary": 0.0002}, 120_000, 250_000),
     },
     "adaptsegnet": {
-        "source_only": ("supervised", {"auxiliary": 0.1}, 60_000, 125_000),
+        "source_only": ("supervised", {"auxiliary": 0.1}, 120_000, 250_000),
         "two_levels": (
             "adaptsegnet",
             {"maps": "softmax", "loss": "bce", "adversarial": 0.001, "adversarial_auxiliary": 0.0002},
-            75_000,
-            125_000,
+            150_000,
+            250_000,
         ),
-        "one_level": ("adaptsegnet", {"maps": "softmax", "loss": "bce", "adversarial": 0.001}, 75_000, 125_000),
-        "least_squares": ("adaptsegnet", {"loss": "least_squares", "adversarial": 0.01}, 75_000, 125_000),
+        "one_level": ("adaptsegnet", {"maps": "softmax", "loss": "bce", "adversarial": 0.001}, 150_000, 250_000),
+        "least_squares": ("adaptsegnet", {"loss": "least_squares", "adversarial": 0.01}, 150_000, 250_000),
     },
 }
 FDA = {"entropy": 0.005, "entropy_eta": 2.0, "entropy_normaliser": 2.9444, "entropy_start": 0}
@@ -130,13 +130,22 @@ def test_adversarial_and_entropy(file: str) -> None:
             critic = settings["critic_optimizer"]
             assert (critic["kind"], critic["lr"], critic["betas"]) == ("adam", 1e-4, (0.9, 0.99))
         source = stage.streams.get("source") or stage.streams["labeled"]
-        assert (source.data, source.batch, source.augment) == (f"{data}/all", 2, AugmentSettings(resize=SOURCE[data]))
+        assert (source.data, source.batch, source.augment) == (f"{data}/all", 1, AugmentSettings(resize=SOURCE[data]))
         if method != "supervised":
             target = stage.streams["target"]
-            assert (target.data, target.batch) == ("cityscapes/train", 2)
+            assert (target.data, target.batch) == ("cityscapes/train", 1)
             assert target.augment == AugmentSettings(resize=(512, 1024))
         net = recipe_of(file).nets[stage.nets["student"]]
         assert net.auxiliary == (row not in ("one_level", "least_squares"))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_nets_are_the_published_ones(file: str) -> None:
+    name = file.partition("/")[0]
+    for net in recipe_of(file).nets.values():
+        assert (net.encoder, net.stride) == ("resnet101", 8)
+        assert net.decoder == ("deeplabv2_reduced" if name == "adaptsegnet" else "deeplabv2")
+        assert net.frozen_norm == (None if name == "cbst" else "affine")
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.startswith("fda")])
@@ -152,11 +161,11 @@ def test_fda(file: str) -> None:
         assert (style["kind"], style["beta"]) == ("fda", betas[name[-2:]])
         require_rate(stage, 2.5e-4)
         assert stage.init == {}, "each from ImageNet weights"
-        assert (stage.steps, stage.schedule.horizon, stage.schedule.power) == (50_000, 75_000, 0.9)
+        assert (stage.steps, stage.schedule.horizon, stage.schedule.power) == (100_000, 150_000, 0.9)
         source, target = stage.streams["source"], stage.streams["target"]
         assert source.augment == AugmentSettings(resize=SOURCE[data], crop=(512, 1024))
         assert target.augment == AugmentSettings(resize=(512, 1024))
-        assert (source.batch, target.batch) == (2, 2)
+        assert (source.batch, target.batch) == (1, 1)
         assert target.data == ("cityscapes/train" if first else [f"labels_{name[6]}_{b}" for b in betas])
     nets = {f"labels_1_{b}": f"beta_{b}" for b in betas} | {f"labels_2_{b}": f"round_1_{b}" for b in betas}
     assert {name: stage.net for name, stage in labels.items()} == nets
@@ -240,7 +249,7 @@ def test_the_stages_run_on_small_pictures(file: str, tmp_path: Path) -> None:
     overrides = [f"out={tmp_path / 'runs'}", "run.threads=1"]
     overrides += [f"data.{name}.root={tmp_path / name}" for name in ("gta5", "cityscapes")]
     for name, net in recipe.nets.items():
-        small = "encoder: mobilenetv3_small_050, decoder: deeplabv3plus, width: 32"
+        small = f"encoder: mobilenetv3_small_050, decoder: {net.decoder}"
         overrides.append(f"nets.{name}={{{small}, auxiliary: {str(net.auxiliary).lower()}}}")
     for name in chosen:
         stage = recipe.stages[name]

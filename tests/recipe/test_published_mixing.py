@@ -119,10 +119,11 @@ def test_what_the_method_is_told(file: str) -> None:
         assert (whole.weight, whole.ratio, whole.block, whole.colours) == (1.0, 0.7, 64 if large else 32, True)
 
 
-def test_nets_are_the_published_ones_but_for_deeplabv2() -> None:
+def test_nets_are_the_published_ones() -> None:
     for file in FILES:
         (net,) = recipe_of(file).nets.values()
         if file.startswith("dacs"):
-            assert (net.encoder, net.decoder, net.stride) == ("resnet101", "deeplabv3", 8)
+            assert (net.encoder, net.decoder, net.stride) == ("resnet101", "deeplabv2_reduced", 8)
+            assert net.frozen_norm == "affine"
         else:
             assert (net.encoder, net.decoder, net.channels, net.drop_path) == ("mit_b5", "daformer", 256, 0.1)

@@ -96,7 +96,7 @@ WRONG = {
     "one of a few": (
         "decoder: lraspp",
         "decoder: lrasp",
-        "nets.student.decoder is 'lrasp'; did you mean 'lraspp'? (known: deeplabv3, ",
+        "nets.student.decoder is 'lrasp'; did you mean 'lraspp'? (known: deeplabv2, ",
     ),
     "one of a few, in a method": (
         "method: supervised",

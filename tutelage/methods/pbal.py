@@ -34,6 +34,7 @@ from tutelage.data.views import Batch, View
 from tutelage.engine import collectives
 from tutelage.engine.contract import Facts, Method, Needs, Optimization, Pass, Tick
 from tutelage.engine.optimizers import OptimizerSettings, ScheduleSettings
+from tutelage.errors import RecipeError
 from tutelage.losses.adversarial import SOURCE, TARGET, domain_loss
 from tutelage.losses.prototype_contrast import Reduction, prototype_contrast
 from tutelage.losses.regions import shrink_labels
@@ -108,6 +109,7 @@ class PBALBidirectional(Method):
     def __init__(self, nets: Mapping[str, Segmentor], settings: PBALBidirectionalSettings, facts: Facts) -> None:
         super().__init__()
         self.student = nets["student"]
+        prototypes_of(self.student)  # it must have them
         self.critic = OutputDiscriminator(facts.classes)
         self.task = TaskLoss(settings.task, facts)
         self.settings = settings
@@ -229,6 +231,7 @@ class PBALSelfTraining(Method):
     def __init__(self, nets: Mapping[str, Segmentor], settings: PBALSelfTrainingSettings, facts: Facts) -> None:
         super().__init__()
         self.student = nets["student"]
+        prototypes_of(self.student)  # it must have them
         channels = self.student.classifier.in_channels
         self.projection = nn.Conv2d(channels, channels, 1, bias=False) if settings.projection == "linear" else None
         self.task = TaskLoss(settings.task, facts)
@@ -286,8 +289,14 @@ class PBALSelfTraining(Method):
 
 
 def prototypes_of(net: Segmentor) -> Tensor:
-    """The prototypes (K, D): the rows of the classifier's weight, live."""
-    return net.classifier.weight.flatten(1)
+    """The prototypes (K, D): the rows of the classifier's weight, live. RecipeError for a net of DeepLabV2."""
+    classifier = net.classifier
+    if not isinstance(classifier, nn.Conv2d):
+        raise RecipeError(
+            f"decoder {net.settings.decoder} classifies with dilated convolutions, whose weights are no prototypes",
+            "PBAL takes a net with a 1x1 classifier, such as decoder deeplabv3plus_pbal",
+        )
+    return classifier.weight.flatten(1)
 
 
 def grid_of(view: View, stride: int) -> tuple[int, int]:

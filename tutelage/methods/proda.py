@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tutelage.data.randaugment import CutoutSettings, RandAugmentSettings
@@ -36,6 +36,7 @@ from tutelage.losses.symmetric import (
     structure_divergence,
     symmetric_cross_entropy,
 )
+from tutelage.methods.distillation.cache import CacheSettings, TeacherCache
 from tutelage.methods.ema import average, twin
 from tutelage.methods.supervised import TaskLoss, TaskSettings, Weight
 from tutelage.methods.target_grid import TargetGrid
@@ -73,11 +74,19 @@ class ProDASettings(Settings):
     ema_eval: bool = False
     """Whether the average forwards in evaluation mode; published: with the batch's statistics and dropout."""
     labels_from: Literal["weak", "full"] = "weak"
-    """The view that the warm-up net labels (published: `full`, once before the stage)."""
+    """The view that the warm-up net labels. Published are whole images, once before the stage: that is `cache`."""
+    cache: CacheSettings | None = None
+    """Keep what the warm-up net says of whole images, once, and look it up; it then runs in no step."""
     grid: Annotated[int, Field(ge=1)] = 4
     """Pixels of a view for each cell of the grid on which targets and losses lie."""
     task: TaskSettings = TaskSettings()
     """The loss on the source's labels; its `resize` holds for all maps."""
+
+    @model_validator(mode="after")
+    def _labels_once(self) -> ProDASettings:
+        if self.cache is not None and self.labels_from == "full":
+            raise ValueError("a cache holds what was said of whole images; leave labels_from out, or write cache: null")
+        return self
 
 
 class ProDA(Method):
@@ -95,12 +104,14 @@ class ProDA(Method):
         ),
     }
     teachers = ("labeller",)
+    replayed = ("labeller", "target")
     fits = ("prototypes",)
 
     def __init__(self, nets: Mapping[str, Segmentor], settings: ProDASettings, facts: Facts) -> None:
         super().__init__()
         self.student = nets["student"]
         self.labeller = nets["labeller"]
+        self.cache: TeacherCache | None = None
         self.ema = twin(self.student)
         if settings.ema_eval:
             self.ema.mode(norm="running", dropout=False)
@@ -185,7 +196,10 @@ class ProDA(Method):
         return self._onto_weak(feature_BDNN, batch) if "full" in batch.views else feature_BDNN
 
     def _soft_labels(self, batch: Batch) -> Tensor:
-        """p0 (B, K, h, w) over the weak view, by the warm-up net."""
+        """p0 (B, K, h, w) over the weak view, by the warm-up net: now, or as it said of whole images."""
+        if self.cache is not None:
+            weak = batch["weak"]
+            return self.cache.probabilities(batch.samples, weak.geometry, self.grid.size(weak)).to(weak.image.device)
         if self.settings.labels_from == "full" and "full" not in batch.views:
             raise RecipeError(
                 "labels_from: full, but the stream `target` has no view `full`",

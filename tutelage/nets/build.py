@@ -28,6 +28,8 @@ def build(settings: NetSettings, classes: int, *, seed: int | None = None, taps:
         net = kind(settings, classes, taps)
     if settings.weights is not None:
         net.load_report = load_weights(net, settings.weights)
+    if settings.frozen_norm is not None:
+        net.freeze_norm(statistics=settings.frozen_norm == "all")
     return net
 
 

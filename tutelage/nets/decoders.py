@@ -1,11 +1,11 @@
 """Decoders: from an encoder's levels to the embedding that the last 1x1 classifier reads.
 
-All but LR-ASPP, the dual-frequency decoder, those of adaptation methods (DAFormer, PBAL, BiSMAP, ProDA) and the heads
-of published nets are segmentation-models-pytorch's, taken out of its public model classes. Its heads are left out
-(their convolution is 1x1 or 3x3 and they enlarge the logits): here every net ends in one 1x1 classifier on the
-decoder's own grid. DeepLabV3+ and FPN resize with aligned corners inside, as that library does, and so does the
-dual-frequency decoder, as its authors do. Decoders with a global pooling branch and BatchNorm (deeplabv3*, upernet,
-dual_frequency) need at least two images a batch in training.
+All but LR-ASPP, the dual-frequency decoder, DeepLabV2 (which has none), those of adaptation methods (DAFormer, PBAL,
+BiSMAP, ProDA) and the heads of published nets are segmentation-models-pytorch's, taken out of its public model
+classes. Its heads are left out (their convolution is 1x1 or 3x3 and they enlarge the logits): here every net but
+DeepLabV2 ends in one 1x1 classifier on the decoder's own grid. DeepLabV3+ and FPN resize with aligned corners inside,
+as that library does, and so does the dual-frequency decoder, as its authors do. Decoders with a global pooling branch
+and BatchNorm (deeplabv3*, upernet, dual_frequency) need at least two images a batch in training.
 
 Dimensions: B batch, C channels, D embedding, h w a level's grid.
 """
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import tutelage.torchvision_operators  # noqa: F401  (before segmentation_models_pytorch)
 from tutelage.nets.daformer import ContextFusion
+from tutelage.nets.deeplabv2 import DILATIONS, LastLevel
 from tutelage.nets.encoders import EncoderSpec, stand_ins
 from tutelage.nets.frequency import NECK_SCALES, NECK_WIDTH, DualFrequencyDecoder, MultiLevelNeck
 from tutelage.nets.lraspp import LRASPP
@@ -38,7 +39,7 @@ _STRIDE = {"deeplabv3plus": 4, "fpn": 4, "upernet": 4, "segformer": 4, "unet": 1
 
 # Decoders of this package, which are put on a bare encoder.
 _FLAVOURS: dict[str, Flavour] = {"deeplabv3plus_pbal": "pbal", "deeplabv3plus_bismap": "bismap"}
-_OWN = {"lraspp", "dual_frequency", "daformer", "proda", *_FLAVOURS}
+_OWN = {"lraspp", "dual_frequency", "daformer", "proda", *DILATIONS, *_FLAVOURS}
 
 # Decoders that drop values themselves; the others get a channel dropout at their end where one is asked for.
 _OWN_DROPOUT = {"deeplabv3", "deeplabv3plus", "pspnet", "fpn", "dpt"}
@@ -126,7 +127,9 @@ def _scaled(channels: int, width: int) -> int:
     return max(8, round(channels * width / 256))
 
 
-AnyDecoder = Decoder | LightDecoder | FrequencyDecoder | ContextFusion | MultigridDeepLab | PyramidAttention | Head
+AnyDecoder = (
+    Decoder | LightDecoder | FrequencyDecoder | LastLevel | ContextFusion | MultigridDeepLab | PyramidAttention | Head
+)
 
 
 def make(settings: NetSettings, spec: EncoderSpec) -> tuple[nn.Module, AnyDecoder]:
@@ -172,6 +175,8 @@ def _own_decoder(settings: NetSettings, spec: EncoderSpec) -> AnyDecoder:
     match settings.decoder:
         case "lraspp":
             return LightDecoder(spec, settings.channels, settings.dropout)
+        case "deeplabv2" | "deeplabv2_reduced":
+            return LastLevel(spec.channels[-1], spec.strides[-1], settings.dropout)
         case "daformer":
             dropout = 0.1 if settings.dropout is None else settings.dropout
             return ContextFusion(spec.channels, spec.strides, settings.channels, dropout)

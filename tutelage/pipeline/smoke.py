@@ -16,7 +16,7 @@ from tutelage.engine.meter import peak_memory
 from tutelage.engine.optimizers import build_optimizer
 from tutelage.errors import TutelageError
 from tutelage.evaluation.scoring import evaluate
-from tutelage.methods.distillation.distill import Distill
+from tutelage.methods.distillation.cache import Replaying
 from tutelage.nets.cost import counting
 from tutelage.nets.devices import find_device
 from tutelage.nets.segmentor import Segmentor
@@ -96,9 +96,10 @@ def measure(read: Read, name: str, count: bool = False) -> Cost:
 
     note, verdict = "", ""
     cached = teacher_cache.chosen(stage) is not None
-    if isinstance(method, Distill) and (cached or not count) and teacher_cache.possible(stage) is not None:
-        stream = streams["labeled"]
-        asker = teacher_cache.Asker(stage, method.teacher, device)
+    if isinstance(method, Replaying) and (cached or not count) and teacher_cache.possible(stage) is not None:
+        role, name_of_stream = method.replayed
+        stream = streams[name_of_stream]
+        asker = teacher_cache.Asker(stage, nets[role], device)
         cache, per_image = teacher_cache.trial(asker, stream, _WARM + _MEASURED)
         seconds = {}
         for way in (not cached, cached) if not count else (cached,):  # the way of the recipe last

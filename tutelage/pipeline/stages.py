@@ -20,7 +20,7 @@ from tutelage.engine.meter import peak_memory
 from tutelage.errors import RunError, TutelageError
 from tutelage.evaluation.audit import LabelledCounts
 from tutelage.evaluation.scoring import evaluate, summary, write_evaluation
-from tutelage.methods.distillation.distill import Distill
+from tutelage.methods.distillation.cache import Replaying
 from tutelage.nets.segmentor import Segmentor
 from tutelage.nets.storage import check_classes, load_segmentor, save_segmentor
 from tutelage.pipeline import teacher_cache
@@ -133,7 +133,7 @@ def train(builder: Builder, stage: TrainStage, artefact: Artefact, device: torch
     if not checkpoints.steps():
         check_teachers(builder, stage, method, device, display)
     if artefact.key in builder.caches:
-        _replay_teacher(builder, stage, artefact, method, streams, device, display)
+        _replay_teacher(builder, stage, artefact, method, nets, streams, device, display)
     with log:
         progress = fit(method, streams, stage, seed=seed, device=device, checkpoints=checkpoints, hooks=hooks)
     if collectives.rank() == 0:
@@ -145,15 +145,17 @@ def _replay_teacher(
     stage: TrainStage,
     artefact: Artefact,
     method: Method,
+    nets: Mapping[str, Segmentor],
     streams: Mapping[str, Stream],
     device: torch.device,
     display: Display,
 ) -> None:
     """Give the method what its teacher said of every image, asked now where nobody did."""
-    assert isinstance(method, Distill)
-    asker, content = teacher_cache.Asker(stage, method.teacher, device), cache_content(builder, stage)
+    assert isinstance(method, Replaying)
+    role, stream = method.replayed
+    asker, content = teacher_cache.Asker(stage, nets[role], device), cache_content(builder, stage)
     assert content is not None
-    method.cache = teacher_cache.ready(builder.caches[artefact.key], content, asker, streams["labeled"], display)
+    method.cache = teacher_cache.ready(builder.caches[artefact.key], content, asker, streams[stream], display)
 
 
 def _score_nets(

@@ -26,10 +26,11 @@ from tutelage.errors import DataError, RecipeError
 from tutelage.methods.distillation.cache import CacheSettings, TeacherCache, compress, error_bound
 from tutelage.methods.distillation.distill import DistillBase, temperature_of
 from tutelage.methods.pixel_kd import PixelKDSettings
+from tutelage.methods.proda import ProDASettings
 from tutelage.nets.segmentor import Precision, Segmentor
 from tutelage.pipeline.display import Display
 from tutelage.recipe.reading import method_settings
-from tutelage.recipe.schema import TrainStage
+from tutelage.recipe.schema import TrainStage, find_method
 from tutelage.runs.atomic import writing
 from tutelage.runs.store import Artefact
 from tutelage.settings import Settings
@@ -46,7 +47,7 @@ def chosen(stage: TrainStage) -> CacheSettings | None:
 def possible(stage: TrainStage) -> CacheSettings | None:
     """The stage's cache, or the one that it could have; ``None`` where its method has none or needs more."""
     settings = method_settings(stage)
-    if not isinstance(settings, (DistillBase, PixelKDSettings)):
+    if not isinstance(settings, (DistillBase, PixelKDSettings, ProDASettings)):
         return None
     try:
         return settings.cache or type(settings).model_validate({**settings.model_dump(), "cache": {}}).cache
@@ -55,11 +56,19 @@ def possible(stage: TrainStage) -> CacheSettings | None:
 
 
 def temperature(settings: Settings) -> float:
-    """The temperature at which the terms of a method compare probabilities."""
+    """The temperature at which a method wants probabilities."""
     if isinstance(settings, PixelKDSettings):
         return settings.temperature
+    if isinstance(settings, ProDASettings):
+        return 1.0
     assert isinstance(settings, DistillBase)
     return temperature_of(settings.terms())
+
+
+def replayed(stage: TrainStage) -> tuple[str, str]:
+    """The role of the net whose answers a stage keeps, and the stream of its images."""
+    found: tuple[str, str] = find_method(stage.method.name).replayed  # type: ignore[attr-defined]
+    return found
 
 
 def content(stage: TrainStage, teacher: str, data: list[str], classes: list[str]) -> dict[str, Any]:
@@ -80,8 +89,8 @@ def content(stage: TrainStage, teacher: str, data: list[str], classes: list[str]
 
 
 def _resize(stage: TrainStage) -> tuple[int, int] | None:
-    """The size that images are brought to before they are cut, for the one stream and view of distillation."""
-    stream = stage.streams["labeled"]
+    """The size that images are brought to before they are cut, for the one view of which answers are kept."""
+    stream = stage.streams[replayed(stage)[1]]
     view = stream.views.get("weak")
     return (stream.augment if view is None or view.augment is None else view.augment).resize
 

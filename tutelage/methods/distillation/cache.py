@@ -23,7 +23,7 @@ is kept is below 2^16, so that no probability is 0 and every logarithm is finite
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -120,7 +120,20 @@ class TeacherCache:
         self.classes = classes
         self.temperature = temperature
 
+    def probabilities(self, samples: Sequence[str], geometry: Geometries, grid: tuple[int, int]) -> Tensor:
+        """(B, K, h, w) what the teacher said, at the cache's temperature."""
+        return replay([self.read(sample) for sample in samples], self.classes, geometry, grid)
+
     def logits(self, samples: Sequence[str], geometry: Geometries, grid: tuple[int, int]) -> Tensor:
         """(B, K, h, w) logits whose softmax at the cache's temperature is what the teacher said."""
-        probability_BKhw = replay([self.read(sample) for sample in samples], self.classes, geometry, grid)
-        return self.temperature * probability_BKhw.log()
+        return self.temperature * self.probabilities(samples, geometry, grid).log()
+
+
+@runtime_checkable
+class Replaying(Protocol):
+    """A method of which one teacher need not run: what it said of the images of one stream may be looked up."""
+
+    replayed: ClassVar[tuple[str, str]]
+    """The teacher's role, and the stream."""
+    cache: TeacherCache | None
+    """What is looked up; ``None``: the teacher is asked."""

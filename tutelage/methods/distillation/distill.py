@@ -165,6 +165,7 @@ class Distill(Method):
     Settings: ClassVar[type[_AnySettings]] = DistillSettings
     streams = {"labeled": Needs(labels=True, views=("weak",), about="images with masks")}
     teachers = ("teacher",)
+    replayed = ("teacher", "labeled")
 
     def __init__(self, nets: Mapping[str, Segmentor], settings: Any, facts: Facts) -> None:
         super().__init__()
