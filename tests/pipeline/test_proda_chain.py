@@ -18,11 +18,12 @@ run: {device: cpu, threads: 1, weak_teacher: warn}
     + DATA
     + """\
 nets:
-  small: {encoder: test_efficientnet, decoder: lraspp, width: 16}
+  small: &small {encoder: test_efficientnet, decoder: lraspp, width: 16}
+  frozen: {<<: *small, frozen_norm: all}
 stages:
   warm_up:
     method: {name: adaptsegnet, critic: proda, critic_weight: 1.0, loss: least_squares, adversarial: 0.01}
-    nets: {student: small}
+    nets: {student: frozen}
     streams:
       source: &source {data: city/train, batch: 2, augment: &crop {crop: [32, 48], scale: [0.5, 1.5], flip: 0.5}}
       target: &target {data: city/val, batch: 2, augment: *crop}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tutelage.methods.distillation.cache import CacheSettings
 from tutelage.methods.proda import ProDA
 from tutelage.methods.self_distill import SelfDistill
 from tutelage.recipe.reading import method_settings, read_recipe
@@ -41,7 +42,7 @@ def test_the_stages_are_the_published_ones(
     first = stages["stage1"]
     assert isinstance(first, TrainStage)
     told = method_settings(first)
-    assert told == ProDA.Settings(labels_from="full", regularizer_weight=regularizer, task=told.task)
+    assert told == ProDA.Settings(cache=CacheSettings(top=8), regularizer_weight=regularizer, task=told.task)
     full = first.streams["target"].views["full"]
     assert full.augment is not None
     assert full.augment.crop is None
