@@ -176,6 +176,16 @@ def test_pooled_and_repeated_datasets(dataset: Dataset, tmp_path: Path) -> None:
         stream(dataset.subset([]))
 
 
+def test_pooled_data_sets_that_are_seen_equally_often(dataset: Dataset, tmp_path: Path) -> None:
+    """7 and 2 images: the two come four times (3.5 rounded to the even), 7 beside 8; an empty one does no harm."""
+    few = make(tmp_path / "few", count=2, name="few")
+    made = stream(dataset, datasets=[few, dataset, few.subset([])], repeat="equal")
+    seen = Counter(made.sample_at(p) for p in range(len(made)))
+    assert seen == {**{(0, i): 4 for i in range(2)}, **{(1, i): 1 for i in range(7)}}
+    alone = stream(dataset, repeat="equal")
+    assert [alone.sample_at(p) for p in range(20)] == [stream(dataset).sample_at(p) for p in range(20)]
+
+
 def test_streams_may_share_draws(dataset: Dataset, tmp_path: Path) -> None:
     twin = make(tmp_path / "twin", name="twin")
     ours = take(stream(dataset))

@@ -134,6 +134,7 @@ def test_pseudo_labels_are_pooled_with_the_labels() -> None:
     assert pseudo.method.name == "supervised"
     assert pseudo.inputs == {}
     assert pseudo.streams["labeled"].data == ["city/train", "label-pseudo"]
+    assert pseudo.streams["labeled"].repeat == "equal"
     several = "ladder.training.streams.labeled={data: [city/train, city/more], repeat: [2, 1]}"
     pooled = train("pseudo-0", several).streams["labeled"]
     assert (pooled.data, pooled.repeat) == (["city/train", "city/more", "label-pseudo"], [2, 1, 1])

@@ -64,8 +64,9 @@ class StreamSettings(Settings):
     """Settings of the views that the method asks for; a view left out is as the method says, mostly plain."""
     draws_of: str | None = None
     """Name of another stream whose random draws this one shares (same order, same crops)."""
-    repeat: list[Annotated[int, Field(gt=0)]] | None = None
-    """For pooled data sets: how often each is repeated in one round."""
+    repeat: list[Annotated[int, Field(gt=0)]] | Literal["equal"] | None = None
+    """For pooled data sets: how often each is repeated in one round; ``equal``: so often that all are seen about as
+    often as the largest."""
     weights: str | None = None
     """A `fit` stage of `transferability` made of these images: how much each labelled pixel counts, for methods that
     weigh pixels."""
@@ -110,7 +111,7 @@ class Stream:
     labels: bool = True
     """Whether masks are read at all."""
     loader: LoaderSettings = field(default_factory=LoaderSettings)
-    repeat: Sequence[int] = ()
+    repeat: Sequence[int] | Literal["equal"] = ()
     draws_of: str | None = None
     sampler: SamplerSettings | None = None
 
@@ -119,7 +120,7 @@ class Stream:
             raise DataError(f"stream {self.name!r} has no images", "check its data set's list or folder")
         if not self.labels:
             self.datasets = [dataset.without_labels() for dataset in self.datasets]
-        repeats = self.repeat or [1] * len(self.datasets)
+        repeats = self._repeats()
         if len(repeats) != len(self.datasets):
             raise DataError(
                 f"stream {self.name!r}: {len(repeats)} numbers under repeat for {len(self.datasets)} data sets",
@@ -137,6 +138,13 @@ class Stream:
         self._index = np.concatenate(pairs)
         self._key = self.draws_of or self.name
         self._cache = ImageCache(self.loader.cache, self.loader.cache_folder)
+
+    def _repeats(self) -> Sequence[int]:
+        """How often each data set comes in a round."""
+        if self.repeat == "equal":
+            sizes = [len(dataset) for dataset in self.datasets]
+            return [max(round(max(sizes) / max(size, 1)), 1) for size in sizes]
+        return self.repeat or [1] * len(self.datasets)
 
     def __len__(self) -> int:
         """Samples in one round."""

@@ -341,7 +341,7 @@ def _streams(course: Course, method: type[Method]) -> dict[str, StreamSettings]:
 
 
 def _pooled(stream: StreamSettings, labels: str) -> StreamSettings:
-    """The stream with pseudo labels beside its own data."""
+    """The stream with pseudo labels beside its own data, as often as these where the recipe says nothing else."""
     data = [stream.data] if isinstance(stream.data, str) else stream.data
-    repeat = None if stream.repeat is None else [*stream.repeat, 1]
+    repeat = [*stream.repeat, 1] if isinstance(stream.repeat, list) else "equal"
     return stream.model_copy(update={"data": [*data, labels], "repeat": repeat})

@@ -130,7 +130,7 @@ def _train(recipe: Recipe, stage: TrainStage, place: tuple[str, ...], known: _Kn
                 (*place, "streams", stream, "draws_of"),
                 f"no stream {settings.draws_of!r}{nearest(settings.draws_of, stage.streams)}",
             )
-        if settings.repeat is not None and len(settings.repeat) != len(names):
+        if isinstance(settings.repeat, list) and len(settings.repeat) != len(names):
             yield (*place, "streams", stream, "repeat"), f"{len(settings.repeat)} numbers for {len(names)} data sets"
     if stage.evaluate is not None:
         yield from _data(stage.evaluate.data, (*place, "evaluate", "data"), known)
