@@ -43,6 +43,22 @@ def test_the_spatial_loss_is_a_mean_over_elements_on_the_grid_of_the_cnn() -> No
     assert spatial_loss(student.detach().bfloat16(), cnn.detach().bfloat16()).dtype == torch.float32
 
 
+def test_the_relative_spatial_loss_does_not_depend_on_the_size_of_the_features() -> None:
+    """It is the share of the variance that is not explained: 1 for the channels' means, whatever their scale."""
+    cnn = 30.0 * torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0)) + torch.arange(3.0)[:, None, None]
+    means = cnn.mean((0, 2, 3), keepdim=True).expand_as(cnn).clone().requires_grad_()
+    loss = spatial_loss(means, cnn, relative=True)
+    torch.testing.assert_close(loss, torch.ones(()))
+    (gradient,) = torch.autograd.grad(loss, means)
+    assert gradient.abs().sum() > 0
+    half = means.detach() + 0.5 * (cnn - means.detach())
+    torch.testing.assert_close(spatial_loss(half, cnn, relative=True), torch.tensor(0.25))
+    torch.testing.assert_close(spatial_loss(0.01 * half, 0.01 * cnn, relative=True), torch.tensor(0.25))
+    blank = torch.full_like(cnn, 3.0)
+    assert spatial_loss(blank, blank, relative=True) == 0
+    assert spatial_loss(blank + 1e-3, blank, relative=True) < 2
+
+
 @pytest.mark.parametrize("grids", [(SMALL, LARGE), (LARGE, SMALL), (SMALL, SMALL)])
 def test_image_by_image_is_the_published_form(grids: tuple[Any, Any]) -> None:
     student, vit = logits(grids[0]).requires_grad_(), logits(grids[1], seed=1).requires_grad_()

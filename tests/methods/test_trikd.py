@@ -70,8 +70,10 @@ def without_dropout(method: TriKD) -> Iterator[None]:
     yield
 
 
-def test_the_terms_by_hand() -> None:
-    method = made(vit_weight=0.5, task={"loss": "cross_entropy", "auxiliary": 0.0}, spatial_weight=0.7)
+@pytest.mark.parametrize("scale", ["published", "variance"])
+def test_the_terms_by_hand(scale: str) -> None:
+    task = {"loss": "cross_entropy", "auxiliary": 0.0}
+    method = made(vit_weight=0.5, task=task, spatial_weight=0.7, spatial_scale=scale)
     given = batches()
     labeled, unlabeled = (given[stream]["weak"] for stream in ("labeled", "unlabeled"))
     with without_dropout(method), torch.no_grad():
@@ -92,10 +94,12 @@ def test_the_terms_by_hand() -> None:
         expected[f"{prefix}cross_entropy"] = weight * cross_entropy(full(name, 0), labeled.label)
         others = [full(other, 1).argmax(1) for other in VIEWS if other != name]
         expected[f"{prefix}cps"] = 0.1 * torch.stack([F.cross_entropy(full(name, 1), other) for other in others]).sum()
-    early = {name: torch.cat([each.features[1] for each in seen[name]]) for name in ("student", "cnn")}
-    assert early["cnn"].shape[2] == 64 // 4
-    difference = method.projections["spatial"](early["student"]) - early["cnn"]
-    expected["spatial"] = 0.7 * difference.square().mean()
+    early = {name: torch.stack([each.features[1] for each in seen[name]]) for name in ("student", "cnn")}
+    assert early["cnn"].shape[3] == 64 // 4
+    projected = torch.stack([method.projections["spatial"](each) for each in early["student"]])
+    square_S = (projected - early["cnn"]).square().mean((1, 2, 3, 4))
+    unit_S = early["cnn"].var((1, 3, 4), correction=0).mean(1) if scale == "variance" else torch.ones(2)
+    expected["spatial"] = 0.7 * (square_S / unit_S).mean()
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value)

@@ -31,18 +31,27 @@ averaged over its queries. By far the cheapest where N < M.
 Mean = Literal["elements", "rows"]
 """Over what a divergence of rows of attention is a mean: all their elements, as published, or the rows."""
 
+# A feature without variance, such as that of a blank image, asks for nothing large.
+_LEAST_VARIANCE = 1e-6
+
 
 @in_float32
-def spatial_loss(student_BChw: Tensor, cnn_BCHW: Tensor) -> Tensor:
+def spatial_loss(student_BChw: Tensor, cnn_BCHW: Tensor, *, relative: bool = False) -> Tensor:
     """Mean over all elements of the squared difference of two features with the same channels; none to the ``cnn``.
 
     On another grid, the student's feature is resized to the cnn's (bilinear, by the pixels' outer edges).
-    Source: TriKD's code, the spatial loss.
+    ``relative``: divided by the mean variance of the cnn's channels, so that it is about 1 for a student that knows
+    their means alone, whatever the size of the features. Source: TriKD's code, the spatial loss.
     """
     size = cnn_BCHW.shape[2:]
     if student_BChw.shape[2:] != size:
         student_BChw = F.interpolate(student_BChw, (size[0], size[1]), mode="bilinear", align_corners=False)
-    return F.mse_loss(student_BChw, cnn_BCHW.detach())
+    target_BCHW = cnn_BCHW.detach()
+    loss = F.mse_loss(student_BChw, target_BCHW)
+    if relative:
+        variance = (target_BCHW - target_BCHW.mean((0, 2, 3), keepdim=True)).square().mean()
+        loss = loss / variance.clamp(min=_LEAST_VARIANCE)
+    return loss
 
 
 @in_float32

@@ -61,6 +61,10 @@ class TriKDSettings(Settings):
     """Whether padded pixels count there, as published."""
     spatial_weight: Weight = 0.9
     """l_low: weight of the spatial loss; 0.9 published for the smaller student, 0.5 for the larger."""
+    spatial_scale: Literal["published", "variance"] = "published"
+    """Whether the squared difference counts as it is, or divided by the variance of the cnn's features. Encoders with
+    linear bottlenecks (EfficientNet, MobileNet) have large ones: with Lite2 the published term was a hundred times the
+    loss on labels."""
     spatial_stride: Annotated[int, Field(gt=0)] = 4
     """The features compared: of each net the finest level whose positions are at least so many pixels apart."""
     attention_weight: Weight | None = None
@@ -239,7 +243,8 @@ class TriKD(Method):
             project = self.projections["spatial"]
             losses, sizes = [], []
             for prediction, theirs in zip(both, told["cnn"].features, strict=True):
-                losses.append(spatial_loss(project(prediction.features[self.levels["student"]]), theirs))
+                mine = project(prediction.features[self.levels["student"]])
+                losses.append(spatial_loss(mine, theirs, relative=settings.spatial_scale == "variance"))
                 sizes.append(theirs.numel())
             terms["spatial"] = settings.spatial_weight * _pooled(losses, sizes)
         if "attention" in self.projections:
