@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -253,6 +254,30 @@ def test_mixtures_of_other_features_are_refused(dataset: Dataset, tmp_path: Path
 
 
 # What is told
+
+
+def test_a_quantile_of_what_is_like_nothing_is_doubted(dataset: Dataset, tmp_path: Path, mixtures: Mixtures) -> None:
+    """A variance a million times too small: half of the pixels are labelled all the same, and that is said."""
+    narrow = replace(mixtures, variance_KMC=1e-6 * mixtures.variance_KMC)
+    for way, policy, doubted in (
+        ("narrow", MixtureLabels(narrow, CPU, quantile=0.5), True),
+        ("wide", MixtureLabels(mixtures, CPU, quantile=0.5), False),
+        ("nats", MixtureLabels(narrow, CPU, threshold=0.0), False),  # which rejects such pixels
+    ):
+        said: list[str] = []
+        annotate(
+            ColourNet(),
+            dataset,
+            tmp_path / way,
+            policy=policy,
+            device=CPU,
+            protocol=Protocol(),
+            producer="key",
+            say=said.append,
+        )
+        found = [line for line in said if "unlike them" in line]
+        assert bool(found) == doubted, (way, said)
+        assert all("warning: class" in line and "variance_floor" in line for line in found)
 
 
 def test_what_is_kept_of_each_class_is_told_and_stored(dataset: Dataset, tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ BINS = 1 << 16
 _NATS = 64.0  # log-likelihoods are counted on a scale that is linear up to here and logarithmic beyond
 _FARTHEST_NATS = 1e6
 
+_STRANGE = 5.0  # nats a channel below what a mixture's own features have: more than any drift of a domain
+
 
 class Said(NamedTuple):
     """What is said of an image."""
@@ -94,6 +96,10 @@ class Policy(ABC):
     def judge(self, logits_BKHW: Tensor, threshold_K: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
         """Class and whether it is kept (B, H, W), for policies that go by logits and by more than stored levels."""
         raise NotImplementedError
+
+    def doubts(self, threshold_K: NDArray[np.float64]) -> list[str]:
+        """What speaks against labels by these thresholds, a sentence each."""
+        return []
 
 
 class Argmax(Policy):
@@ -284,6 +290,8 @@ class MixtureLabels(ByScores):
             raise ValueError("give a threshold in nats or a quantile, one of them")
         self.threshold, self.quantile, self.per_class, self.score_at = threshold, quantile, per_class, score_at
         self.surveys = quantile is not None
+        self.names = mixtures.classes
+        self.typical_K = typical_likelihood(mixtures)
         self._scorer = Scorer(mixtures, device)
         self._edges_L = torch.from_numpy(likelihood_edges()).to(device)
 
@@ -311,10 +319,30 @@ class MixtureLabels(ByScores):
             return ClassThresholds(np.full(self.classes, self.threshold), np.zeros(self.classes, dtype=np.int64))
         return likelihood_thresholds(histogram_KL, self.quantile, self.per_class)
 
+    def doubts(self, threshold_K: NDArray[np.float64]) -> list[str]:
+        """Classes whose quantile takes in pixels that are like nothing the mixture was fitted to."""
+        if self.quantile is None:
+            return []
+        lowest_K = self.typical_K - _STRANGE * self._scorer.channels
+        return [
+            f"class {name}: pixels down to {threshold:.0f} nats are labelled, and features that the mixture was fitted "
+            f"to have {typical:.0f}: those of the target are unlike them. Raise variance_floor (1e-2 for features of "
+            "about 1), or fit mixtures to a source that looks like the target"
+            for name, threshold, typical, lowest in zip(self.names, threshold_K, self.typical_K, lowest_K, strict=True)
+            if np.isfinite(threshold) and threshold < lowest
+        ]
+
     def picked(self, scores_KnW: Tensor, probabilities: bool, bound_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         highest_nW, best_nW = scores_KnW.max(0)
         confidence_nW = scores_KnW.sub_(highest_nW).exp_().sum(0).reciprocal_()
         return best_nW, highest_nW >= bound_K[best_nW], confidence_nW
+
+
+def typical_likelihood(mixtures: Mixtures) -> NDArray[np.float64]:
+    """(K,) ln p of a class's own features, on average, were its components far apart; -inf for an absent class."""
+    entropy_KM = 0.5 * (mixtures.variance_KMC.double().log() + np.log(2 * np.pi * np.e)).sum(2)
+    typical_K = -(mixtures.weight_KM.double() * entropy_KM).sum(1)
+    return np.where(mixtures.present_K.cpu().numpy(), typical_K.cpu().numpy(), -np.inf)
 
 
 class _Maps:

@@ -461,6 +461,8 @@ def _tell(work: _Work, written: Written, say: Callable[[str], None]) -> None:
         if not kept:
             why = f"none of its {said} pixels reaches the threshold {threshold:.4g}" if said else "no pixel shows it"
             say(f"  warning: class {name} got no pseudo label: {why}")
+    for doubt in work.policy.doubts(written.threshold_K):
+        say(f"  warning: {doubt}")
     if written.unreadable:
         left = written.unreadable
         shown = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
