@@ -34,6 +34,10 @@ class PixelKDSettings(Settings):
     """Replay what the teacher said once of every image; null: it sees every crop. The manual's page on training says
     when that pays."""
 
+    def cache_temperature(self) -> float:
+        """T."""
+        return self.temperature
+
 
 class PixelKD(Distill):
     """A frozen teacher and labels teach the student on the same crops."""

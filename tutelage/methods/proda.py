@@ -88,6 +88,10 @@ class ProDASettings(Settings):
             raise ValueError("a cache holds what was said of whole images; leave labels_from out, or write cache: null")
         return self
 
+    def cache_temperature(self) -> float:
+        """Labels are the warm-up net's own probabilities."""
+        return 1.0
+
 
 class ProDA(Method):
     """Labels of one domain, images of another: prototypes set pseudo labels right while the net learns them."""
@@ -199,7 +203,7 @@ class ProDA(Method):
         """p0 (B, K, h, w) over the weak view, by the warm-up net: now, or as it said of whole images."""
         if self.cache is not None:
             weak = batch["weak"]
-            return self.cache.probabilities(batch.samples, weak.geometry, self.grid.size(weak)).to(weak.image.device)
+            return self.cache.probabilities(batch.samples, weak.geometry, self.grid.size(weak))
         if self.settings.labels_from == "full" and "full" not in batch.views:
             raise RecipeError(
                 "labels_from: full, but the stream `target` has no view `full`",

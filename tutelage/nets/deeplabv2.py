@@ -19,7 +19,7 @@ class AtrousClassifier(nn.Module):
 
     def __init__(self, channels: int, classes: int, dilations: tuple[int, ...]) -> None:
         super().__init__()
-        self.in_channels, self.out_channels = channels, classes
+        self.in_channels = channels
         self.branches = nn.ModuleList(
             [nn.Conv2d(channels, classes, 3, padding=rate, dilation=rate) for rate in dilations]
         )

@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,17 +23,20 @@ from tutelage.data.dataset import Dataset
 from tutelage.data.stream import Stream, sample_name
 from tutelage.engine import collectives
 from tutelage.errors import DataError, RecipeError
-from tutelage.methods.distillation.cache import CacheSettings, TeacherCache, compress, error_bound
-from tutelage.methods.distillation.distill import DistillBase, temperature_of
-from tutelage.methods.pixel_kd import PixelKDSettings
-from tutelage.methods.proda import ProDASettings
+from tutelage.methods.distillation.cache import (
+    CacheableSettings,
+    CacheSettings,
+    Replaying,
+    TeacherCache,
+    compress,
+    error_bound,
+)
 from tutelage.nets.segmentor import Precision, Segmentor
 from tutelage.pipeline.display import Display
 from tutelage.recipe.reading import method_settings
 from tutelage.recipe.schema import TrainStage, find_method
 from tutelage.runs.atomic import writing
 from tutelage.runs.store import Artefact
-from tutelage.settings import Settings
 
 FORMAT = 1
 
@@ -47,7 +50,7 @@ def chosen(stage: TrainStage) -> CacheSettings | None:
 def possible(stage: TrainStage) -> CacheSettings | None:
     """The stage's cache, or the one that it could have; ``None`` where its method has none or needs more."""
     settings = method_settings(stage)
-    if not isinstance(settings, (DistillBase, PixelKDSettings, ProDASettings)):
+    if not isinstance(settings, CacheableSettings):
         return None
     try:
         return settings.cache or type(settings).model_validate({**settings.model_dump(), "cache": {}}).cache
@@ -55,20 +58,16 @@ def possible(stage: TrainStage) -> CacheSettings | None:
         return None
 
 
-def temperature(settings: Settings) -> float:
-    """The temperature at which a method wants probabilities."""
-    if isinstance(settings, PixelKDSettings):
-        return settings.temperature
-    if isinstance(settings, ProDASettings):
-        return 1.0
-    assert isinstance(settings, DistillBase)
-    return temperature_of(settings.terms())
+def temperature(stage: TrainStage) -> float:
+    """The temperature at which a stage's method wants probabilities."""
+    settings = method_settings(stage)
+    assert isinstance(settings, CacheableSettings)
+    return settings.cache_temperature()
 
 
 def replayed(stage: TrainStage) -> tuple[str, str]:
     """The role of the net whose answers a stage keeps, and the stream of its images."""
-    found: tuple[str, str] = find_method(stage.method.name).replayed  # type: ignore[attr-defined]
-    return found
+    return cast("type[Replaying]", find_method(stage.method.name)).replayed
 
 
 def content(stage: TrainStage, teacher: str, data: list[str], classes: list[str]) -> dict[str, Any]:
@@ -82,7 +81,7 @@ def content(stage: TrainStage, teacher: str, data: list[str], classes: list[str]
         "data": data,
         "classes": classes,
         "resize": _resize(stage),
-        "temperature": temperature(method_settings(stage)),
+        "temperature": temperature(stage),
         "top": cache.top,
         "precision": stage.precision,
     }
@@ -118,10 +117,10 @@ class Asker:
     """Asks a teacher of whole images, as a stage's student would meet them at scale 1."""
 
     def __init__(self, stage: TrainStage, teacher: Segmentor, device: torch.device) -> None:
-        settings, cache = method_settings(stage), possible(stage)
+        cache = possible(stage)
         assert cache is not None
         self.top = cache.top
-        self.temperature = temperature(settings)
+        self.temperature = temperature(stage)
         self.resize = _resize(stage)
         self.precision: Precision = stage.precision
         self.layout = torch.channels_last if stage.channels_last else torch.contiguous_format

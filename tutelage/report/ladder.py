@@ -68,8 +68,24 @@ class Share:
     """Why it cannot be told; empty if it can."""
 
 
+class _OverSeeds:
+    """What several seeds come to."""
+
+    scores: Mapping[int, float]
+
+    @property
+    def miou(self) -> Figure:
+        """Mean over the finished seeds."""
+        return statistics.fmean(self.scores.values()) if self.scores else None
+
+    @property
+    def spread(self) -> Figure:
+        """Standard deviation over the finished seeds, where there are two or more."""
+        return statistics.stdev(self.scores.values()) if len(self.scores) > 1 else None
+
+
 @dataclass(frozen=True)
-class GroupedResult:
+class GroupedResult(_OverSeeds):
     """One way to train the student, scored in other classes; fields as in :class:`RungResult`."""
 
     scores: Mapping[int, float]
@@ -78,16 +94,6 @@ class GroupedResult:
     share: Share | None = None
     iou: Mapping[str, Figure] = field(default_factory=dict)
     """Class → IoU, mean over the finished seeds."""
-
-    @property
-    def miou(self) -> Figure:
-        """Mean over the finished seeds."""
-        return _mean(self.scores)
-
-    @property
-    def spread(self) -> Figure:
-        """Standard deviation over the finished seeds, where there are two or more."""
-        return _deviation(self.scores)
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ class Grouping:
 
 
 @dataclass(frozen=True)
-class RungResult:
+class RungResult(_OverSeeds):
     """One way to train the student."""
 
     name: str
@@ -136,24 +142,6 @@ class RungResult:
     differs: str = ""
     """What of the training is different from the other rungs'."""
     trials: tuple[Trial, ...] = ()
-
-    @property
-    def miou(self) -> Figure:
-        """Mean over the finished seeds."""
-        return _mean(self.scores)
-
-    @property
-    def spread(self) -> Figure:
-        """Standard deviation over the finished seeds, where there are two or more."""
-        return _deviation(self.scores)
-
-
-def _mean(scores: Mapping[int, float]) -> Figure:
-    return statistics.fmean(scores.values()) if scores else None
-
-
-def _deviation(scores: Mapping[int, float]) -> Figure:
-    return statistics.stdev(scores.values()) if len(scores) > 1 else None
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,16 @@ class TeacherCache:
 
 
 @runtime_checkable
+class CacheableSettings(Protocol):
+    """The settings of a :class:`Replaying` method."""
+
+    cache: CacheSettings | None
+
+    def cache_temperature(self) -> float:
+        """The temperature at which the method wants probabilities."""
+
+
+@runtime_checkable
 class Replaying(Protocol):
     """A method of which one teacher need not run: what it said of the images of one stream may be looked up."""
 

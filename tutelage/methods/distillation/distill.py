@@ -122,8 +122,12 @@ class DistillBase(Settings):
     @model_validator(mode="after")
     def _kept_in_a_cache(self) -> DistillBase:
         if self.cache is not None:
-            temperature_of(self.terms())
+            self.cache_temperature()
         return self
+
+    def cache_temperature(self) -> float:
+        """The one that all terms have."""
+        return temperature_of(self.terms())
 
 
 def temperature_of(losses: Losses) -> float:
