@@ -208,7 +208,7 @@ def test_evaluate_on_a_recipe_and_on_folders(project: Project) -> None:
 
     weights = f"{net}/nets/student.safetensors"
     command = ["evaluate", weights, "--images", "data/images", "--masks", "data/masks", "--protocol"]
-    whole = project.tutelage(*command, "kind=sliding", "window=[32,32]")
+    whole = project.tutelage(*command, "kind=sliding", "--protocol", "window=[32,32]")
     assert whole.status == 0
     assert "on 6 images; " in whole.out
     assert "window" in whole.out

@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
 
     ladder = with_recipe(command("ladder", _ladder, "say whether a teacher pays: train with and without, and compare"))
     ladder.add_argument("--only", action="append", default=[], metavar="RUNG", help="train only this (repeatable)")
-    ladder.add_argument("--seeds", nargs="+", default=[], metavar="SEED", help="train only these seeds")
+    ladder.add_argument("--seeds", nargs="+", action="extend", default=[], metavar="SEED", help="only these seeds")
     ladder.add_argument("--report-only", action="store_true", help="train nothing, write the table of what is finished")
     ladder.add_argument("--plan", action="store_true", help="train nothing, say what would be and how long it takes")
     ladder.add_argument("--no-smoke", action="store_true", help="with --plan: do not run a few steps to estimate time")
@@ -157,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--images", type=Path, help="folder of images (without a recipe)")
     evaluate.add_argument("--masks", type=Path, help="folder of masks (without a recipe)")
     evaluate.add_argument(
-        "--protocol", nargs="*", default=[], metavar="a=b", help="e.g. kind=sliding 'window=[512,512]'"
+        "--protocol", nargs="*", action="extend", default=[], metavar="a=b", help="e.g. kind=sliding 'window=[512,512]'"
     )
     evaluate.add_argument(
         "--subset", action="append", default=[], metavar="NAME=A,B", help="also the mean IoU over classes (repeatable)"
@@ -174,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", type=Path, required=True, help="folder for the results")
     predict.add_argument("--write", default="palette,overlay", help="of: index,palette,overlay,confidence")
     predict.add_argument(
-        "--protocol", nargs="*", default=[], metavar="a=b", help="e.g. kind=sliding 'window=[512,512]'"
+        "--protocol", nargs="*", action="extend", default=[], metavar="a=b", help="e.g. kind=sliding 'window=[512,512]'"
     )
     predict.add_argument("--device", default="auto")
     predict.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])

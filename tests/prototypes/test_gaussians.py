@@ -108,6 +108,8 @@ def test_the_published_number_of_rows_draws_means_towards_0() -> None:
     half=st.booleans(),
     compat=st.sampled_from(["corrected", "published"]),
     start=st.sampled_from(["published", "clusters"]),
+    precision=st.sampled_from(["float64", "float32"]),
+    pilot=st.sampled_from([None, 1, 10]),
     seed=st.integers(0, 999),
 )
 def test_never_nan(
@@ -120,6 +122,8 @@ def test_never_nan(
     half: bool,
     compat: str,
     start: str,
+    precision: str,
+    pilot: int | None,
     seed: int,
 ) -> None:
     values = torch.randn(distinct, channels, generator=generator(seed)) * scale + offset
@@ -127,15 +131,63 @@ def test_never_nan(
     values = values[torch.arange(rows) % distinct]
     if half:
         values = values.clamp(-6e4, 6e4).half()
-    fit = fit_mixture(
-        values, MixtureSettings(components=8, tries=3, iterations=20, compat=compat, start=start), seed=seed
-    )
+    how = {"compat": compat, "start": start, "precision": precision, "pilot_rows": pilot}
+    fit = fit_mixture(values, MixtureSettings(components=8, tries=3, iterations=20, **how), seed=seed)
     mixture = fit.mixture
     assert math.isfinite(fit.log_likelihood)
     assert all(part.isfinite().all() for part in (mixture.weight_M, mixture.mean_MC, mixture.variance_MC))
     assert (mixture.variance_MC >= 1e-6).all()
     assert float(mixture.weight_M.sum()) == pytest.approx(1.0, abs=1e-4)
     assert component_log_density(values, mixture).isfinite().all()
+
+
+@pytest.mark.parametrize("start", ["published", "clusters"])
+def test_a_pilot_finds_the_same_mixture_with_fewer_passes_over_all_rows(start: str) -> None:
+    overlapping = 4 * DEVIATION + torch.tensor([0.0, 0.0, 0.1])
+    rows = drawn(WEIGHT, MEAN, overlapping, 4000)
+    settings = MixtureSettings(components=3, tries=5, start=start, tolerance=1e-6, iterations=500)
+    whole = fit_mixture(rows, settings, seed=0)
+    piloted = fit_mixture(rows, settings.model_copy(update={"pilot_rows": 1000}), seed=0)
+    assert piloted.iterations < whole.iterations
+    assert piloted.log_likelihood == pytest.approx(whole.log_likelihood, abs=1e-3)
+    again = fit_mixture(rows, settings.model_copy(update={"pilot_rows": 1000}), seed=0)
+    assert torch.equal(again.mixture.mean_MC, piloted.mixture.mean_MC)
+    # One of too few rows has as many as there are components.
+    assert fit_mixture(rows, settings.model_copy(update={"pilot_rows": 1}), seed=0).mixture.weight_M.shape == (3,)
+    # A pilot of all rows, or of more, is none.
+    same = fit_mixture(rows, settings.model_copy(update={"pilot_rows": 4000}), seed=0)
+    assert torch.equal(same.mixture.mean_MC, whole.mixture.mean_MC)
+
+
+def test_float32_finds_what_float64_does() -> None:
+    rows = torch.cat([drawn(WEIGHT, MEAN, DEVIATION, 3000), torch.full((3000, 1), 1234.5)], 1)
+    exact, fast = (
+        fit_mixture(rows, SMALL.model_copy(update={"precision": precision}), seed=0)
+        for precision in ("float64", "float32")
+    )
+    assert not torch.equal(exact.mixture.mean_MC, fast.mixture.mean_MC)  # it is another path
+    assert fast.iterations == exact.iterations
+    assert fast.log_likelihood == pytest.approx(exact.log_likelihood, abs=1e-3)
+    torch.testing.assert_close(fast.mixture.mean_MC, exact.mixture.mean_MC, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(fast.mixture.variance_MC, exact.mixture.variance_MC, rtol=1e-3, atol=1e-8)
+
+
+def test_float32_is_not_used_where_it_is_not_safe() -> None:
+    """Two sharp components far apart in one channel: whatever is subtracted, one has terms of 1e12 nats."""
+    channel = torch.tensor([0.0, 1234.5]).repeat(200)[:, None]
+    rows = torch.cat([channel, torch.randn(400, 2, generator=generator(0))], 1)
+    exact, fast = (
+        fit_mixture(rows, MixtureSettings(components=2, start="clusters", precision=precision), seed=0).mixture
+        for precision in ("float64", "float32")
+    )
+    assert torch.equal(fast.variance_MC, exact.variance_MC)
+    # Rows of float64 may hold more than float32 tells apart.
+    far = drawn(WEIGHT, MEAN, DEVIATION, 300).double() + 1e9
+    exact, fast = (
+        fit_mixture(far, SMALL.model_copy(update={"precision": precision}), seed=0).mixture
+        for precision in ("float64", "float32")
+    )
+    assert torch.equal(fast.mean_MC, exact.mean_MC)
 
 
 def test_clusters_do_not_depend_on_the_scale() -> None:
