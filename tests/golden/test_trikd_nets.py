@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tests.golden.compare import assert_gradient, assert_values, tensor
 from tests.golden.conftest import Golden
+from tutelage.nets.attention import attention_logits
 from tutelage.nets.frequency import (
     Band,
     DualFrequencyDecoder,
@@ -22,7 +23,7 @@ from tutelage.nets.frequency import (
     gaussian_mask,
 )
 from tutelage.nets.settings import FrequencySettings
-from tutelage.nets.tokens import GlobalAttention, attend_globally, attention_logits, keep_no_biases, patch_levels
+from tutelage.nets.tokens import GlobalAttention, attend_globally, keep_no_biases, patch_levels
 
 from timm.models.tiny_vit import TinyVit  # isort: skip
 from timm.models.vision_transformer import VisionTransformer  # isort: skip

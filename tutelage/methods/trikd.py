@@ -36,9 +36,9 @@ from tutelage.losses.resize import over_image
 from tutelage.losses.views import AttentionResize, Grid, Mean, attention_loss, spatial_loss
 from tutelage.methods.distillation.projection import Projection
 from tutelage.methods.supervised import TaskLoss, TaskSettings, Weight
+from tutelage.nets.attention import AttentionTap, attention_tap
 from tutelage.nets.modes import keeping_statistics
 from tutelage.nets.segmentor import Prediction, Segmentor
-from tutelage.nets.tokens import AttentionTap, attention_tap
 from tutelage.settings import Settings
 
 VIEWS = ("student", "cnn", "vit")

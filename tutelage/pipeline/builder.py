@@ -25,7 +25,7 @@ from tutelage.nets.checkpoints import read_tensors
 from tutelage.nets.segmentor import Segmentor
 from tutelage.nets.storage import check_classes, load_segmentor, read_metadata
 from tutelage.nets.weights import fill
-from tutelage.pipeline import fitting
+from tutelage.pipeline import fits
 from tutelage.prototypes.storage import load_tensors
 from tutelage.recipe.reading import Read, method_settings
 from tutelage.recipe.references import WEIGHT_SUFFIXES, listed, nearest, roles
@@ -198,7 +198,7 @@ class Builder:
         stage = self.recipe.stages[reference]
         assert isinstance(stage, FitStage)
         path = self.artefacts[reference].fitted
-        tensors, about = load_tensors(path, fitting.FILE_KINDS[stage.what.kind])
+        tensors, about = load_tensors(path, fits.FILE_KINDS[stage.what.kind])
         classes = tuple(about.get("classes", ()))
         if classes != self.classes.names:
             raise TutelageError(
@@ -217,7 +217,7 @@ class Builder:
                     assert fit.net is not None
                     path = self.net_path(fit.net, True)
                     net = self._stand_in(fit.net) if path is None else self.trained_net(fit.net)
-                    result[role] = fitting.stand_in(fit.what, len(self.classes), net.embedding_channels)
+                    result[role] = fits.stand_in(fit.what, len(self.classes), net.embedding_channels)
                 else:
                     result[role] = self.fitted(reference)
         return result

@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from tutelage.annotate import entropies, transferability
 from tutelage.annotate.class_means import AnchorsFit, MeansFit, fit_means
 from tutelage.annotate.entropies import EntropiesFit, fit_entropies
 from tutelage.annotate.mixtures import MixturesFit, fit_class_mixtures
 from tutelage.annotate.stylised import stylise_dataset
 from tutelage.annotate.transferability import TransferabilityFit, fit_transferability
 from tutelage.data.copies import CopyFolder
+from tutelage.data.dataset import Dataset
 from tutelage.data.weights import WeightFolder
 from tutelage.engine import collectives
 from tutelage.errors import DataError
+from tutelage.nets.segmentor import Segmentor
+from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.display import Display
-from tutelage.prototypes import gaussians, means
 from tutelage.recipe.schema import FitStage, TransformStage
 from tutelage.runs.atomic import write_json
 from tutelage.runs.store import Artefact
-
-if TYPE_CHECKING:
-    from tutelage.data.dataset import Dataset
-    from tutelage.nets.segmentor import Segmentor
-    from tutelage.pipeline.builder import Builder
-
-FILE_KINDS = {
-    "means": means.KIND,
-    "anchors": means.KIND,
-    "mixtures": gaussians.KIND,
-    "transferability": transferability.KIND,
-    "entropies": entropies.KIND,
-}
-"""What a fit is called in its file."""
 
 
 def fit_stage(
@@ -104,25 +90,6 @@ def transform_stage(
     collectives.barrier()
     if collectives.rank() == 0:
         artefact.finish("transform", files, {"images": len(source) - len(left_out), "unreadable": left_out})
-
-
-def stand_in(what: Any, classes: int, channels: int) -> dict[str, Tensor]:
-    """Random tensors of the shapes that a fit would have, for a trial before there is one."""
-    random = torch.Generator().manual_seed(0)
-    if isinstance(what, MixturesFit):
-        shape = (classes, what.components, channels)
-        return {
-            "present": torch.ones(classes, dtype=torch.bool),
-            "weight": torch.full(shape[:2], 1 / what.components, dtype=torch.float64),
-            "mean": torch.randn(shape, generator=random, dtype=torch.float64),
-            "variance": torch.ones(shape, dtype=torch.float64),
-        }
-    if isinstance(what, EntropiesFit):
-        return {
-            "entropy": torch.rand(classes, generator=random, dtype=torch.float64),
-            "pixels": torch.ones(classes, dtype=torch.int64),
-        }
-    return {"prototypes": torch.randn(classes, channels, generator=random), "counts": torch.ones(classes)}
 
 
 def _net(builder: Builder, stage: FitStage, seed: int) -> Segmentor:
