@@ -19,6 +19,7 @@ from tutelage import api
 from tutelage.cli import main
 from tutelage.data.lists import read_entries
 from tutelage.errors import TutelageError
+from tutelage.pipeline import smoke
 
 COMMANDS = ["run", "plan", "ladder", "show", "check", "split", "init", "evaluate", "predict", "compare", "models"]
 COMMANDS += ["import-checkpoint", "doctor", "schema", "clean", "toycity"]
@@ -97,6 +98,21 @@ def test_plan_estimates_by_a_trial_that_leaves_nothing_behind(project: Project) 
     assert "MiB of memory" in ran.out
     assert "training in all: about" in ran.out
     assert sorted(project.root.rglob("*")) == files
+
+
+def test_a_script_without_a_guard_estimates_once(project: Project) -> None:
+    """multiprocessing would run the script again in its child, which then fails, and wait for it without end."""
+    Path("script.py").write_text("import tutelage\nprint(tutelage.estimate('recipe.yaml', 'student'))\n")
+    ran = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("Cost(")
+    assert len(ran.stdout.splitlines()) == 1
+
+
+def test_a_trial_that_dies_or_fails_is_a_reason_and_no_error(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "nosuch" in str(api.estimate("recipe.yaml", "student", ["nets.small.weights=nosuch.pth"]))
+    monkeypatch.setattr(smoke, "_CHILD", "import os; os.kill(os.getpid(), 9)")
+    assert api.estimate("recipe.yaml", "student") == "the trial process ended with status -9 (out of memory?)"
 
 
 # Data

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -45,33 +47,42 @@ class Cost:
     """For a method that can replay its teacher's answers: what a step takes either way, and which is cheaper."""
 
 
+# Not a process of multiprocessing, which runs the caller's script again: one without a guard would start over, or hang.
+_CHILD = (
+    "import pickle, sys; given = sys.stdin.buffer; sys.path[:] = pickle.load(given); "
+    "from tutelage.pipeline.smoke import answer; answer(*pickle.load(given))"
+)
+
+
 def smoke(read: Read, name: str, count: bool = False) -> Cost | str:
     """Train two steps of a stage in another process and extrapolate; a reason instead where that is not possible.
 
     With ``count``, one more step is taken, whose multiply-adds are counted.
     """
-    context = multiprocessing.get_context("spawn")
-    receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(read, name, count, send))
-    process.start()
-    send.close()
-    try:
-        result: Cost | str = receive.recv()
-    except EOFError:
-        result = f"the trial process ended with status {process.exitcode} (out of memory?)"
-    process.join()
+    given = pickle.dumps(sys.path) + pickle.dumps((read, name, count))
+    trial = subprocess.run([sys.executable, "-c", _CHILD], input=given, stdout=subprocess.PIPE, check=False)
+    if trial.returncode:
+        return f"the trial process ended with status {trial.returncode} (out of memory?)"
+    result: Cost | str = pickle.loads(trial.stdout)
     return result
 
 
-def _measure(read: Read, name: str, count: bool, answer: Connection) -> None:
+def answer(read: Read, name: str, count: bool) -> None:
+    """Write what the trial found to the standard output, pickled. What else is printed goes to the error output."""
+    with os.fdopen(os.dup(1), "wb") as out:
+        os.dup2(2, 1)
+        out.write(pickle.dumps(_found(read, name, count)))
+
+
+def _found(read: Read, name: str, count: bool) -> Cost | str:
     if read.recipe.run.threads is not None:
         torch.set_num_threads(read.recipe.run.threads)
     try:
-        answer.send(measure(read, name, count))
+        return measure(read, name, count)
     except TutelageError as error:
-        answer.send(str(error))
+        return str(error)
     except Exception as error:  # whatever it is, the plan goes on without an estimate
-        answer.send(f"{type(error).__name__}: {error}")
+        return f"{type(error).__name__}: {error}"
 
 
 def measure(read: Read, name: str, count: bool = False) -> Cost:
