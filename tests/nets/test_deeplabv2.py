@@ -50,6 +50,18 @@ def test_the_published_net_has_the_published_size() -> None:
     assert parameters(model) == 42_500_160 + 4 * (2048 * 9 * 19 + 19)
 
 
+@pytest.mark.parametrize("decoder", ["deeplabv2", "proda"])
+@pytest.mark.parametrize("encoder", ["resnet50", "simclrv2_r50_1x_sk0"])
+def test_all_blocks_of_a_dilated_stage_are_dilated(decoder: str, encoder: str) -> None:
+    with torch.device("meta"):
+        spec = build(NetSettings.model_validate({"encoder": encoder, "decoder": decoder}), 5, seed=0).encoder
+    for stage, dilation in (("layer1", 1), ("layer2", 1), ("layer3", 2), ("layer4", 4)):
+        found = {(block.conv2.dilation, block.conv2.padding) for block in spec.get_submodule(stage)}
+        assert found == {((dilation, dilation), (dilation, dilation))}, stage
+    other = build(NetSettings.model_validate({"encoder": encoder, "decoder": "lraspp", "output_stride": 8}), 5, seed=0)
+    assert other.encoder.get_submodule("layer4")[0].conv2.dilation == (2, 2), "as timm has it, whose weights it takes"
+
+
 def test_classifiers_start_small_and_each_branch_learns() -> None:
     model = net().train()
     model(torch.rand(2, 3, 64, 64)).logits.square().sum().backward()

@@ -31,6 +31,7 @@ def test_a_net_with_it(size: tuple[int, int]) -> None:
     assert (prediction.embedding < 0).any(), "signed"
     dropped = (prediction.embedding == 0).flatten(2)
     assert torch.equal(dropped.all(2), dropped.any(2)), "whole channels"
+    assert float(net.classifier.weight.detach().std()) == pytest.approx(0.01, rel=0.2)
     prediction.logits.square().mean().backward()
     assert all(torch.isfinite(p.grad).all() for p in net.decoder.parameters() if p.grad is not None)
 

@@ -95,14 +95,26 @@ def test_every_row_has_a_recipe_and_stands_in_the_table() -> None:
 def test_domains_classes_and_scores(file: str) -> None:
     recipe, data = recipe_of(file), file.partition("/")[2]
     assert set(recipe.data) == {"cityscapes", data}
-    assert recipe.classes is None if data == "gta5" else len(recipe.classes or ()) == 16
+    nineteen = data == "gta5" or file.startswith("fda")
+    assert recipe.classes is None if nineteen else len(recipe.classes or ()) == 16
     (score,) = (stage for stage in recipe.stages.values() if isinstance(stage, EvaluateStage))
     assert score.data == "cityscapes/val"
     assert set(score.named().values()) == set(trainings(file)), "every net is scored"
     if file.startswith("cbst"):
-        assert score.protocol.scales == (0.9, 1.0, 1.2)
+        assert (score.protocol.scales, score.protocol.flip, score.protocol.blend) == ((0.9, 1.0, 1.2), True, "logits")
     else:
-        assert score.protocol.size == (512, 1024)
+        assert score.protocol.size == ((576, 1344) if file.startswith("fda") else (512, 1024))
+    sizes = {"thirteen": 13} if data == "synthia" else {}
+    sizes |= {"sixteen": 16} if sizes and nineteen else {}
+    assert {name: len(of) for name, of in score.subsets.items()} == sizes
+    # The old codes enlarge with aligned corners, in training and for labels and scores.
+    assert {stage.protocol.resize for stage in (score, *labellings(file).values())} == {"corners"}
+    for name, stage in trainings(file).items():
+        settings = method_settings(stage).model_dump()
+        task = settings.get("task", settings)
+        assert task["resize"] == "corners", name
+        if file.partition("/")[0] in OLD:
+            assert task["auxiliary"] == 0.1, name
     head = (FOLDER / f"{file}.yaml").read_text(encoding="utf-8").partition("\ntutelage:")[0]
     for word in ("Published, not ours", "Not run here", "Differs:", "Source:"):
         assert word in head, word
@@ -143,9 +155,9 @@ def test_adversarial_and_entropy(file: str) -> None:
 def test_nets_are_the_published_ones(file: str) -> None:
     name = file.partition("/")[0]
     for net in recipe_of(file).nets.values():
-        assert (net.encoder, net.stride) == ("resnet101", 8)
+        assert (net.encoder, net.stride) == ("resnet101.tv_in1k", 8)
         assert net.decoder == ("deeplabv2_reduced" if name == "adaptsegnet" else "deeplabv2")
-        assert net.frozen_norm == (None if name == "cbst" else "affine")
+        assert net.frozen_norm == ("all" if name == "cbst" else "affine")
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.startswith("fda")])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import tutelage.torchvision_operators  # noqa: F401  (before segmentation_models_pytorch)
 from tutelage.nets.daformer import ContextFusion
-from tutelage.nets.deeplabv2 import DILATIONS, LastLevel
+from tutelage.nets.deeplabv2 import DILATIONS, LastLevel, dilate_first_blocks
 from tutelage.nets.encoders import EncoderSpec, stand_ins
 from tutelage.nets.frequency import NECK_SCALES, NECK_WIDTH, DualFrequencyDecoder, MultiLevelNeck
 from tutelage.nets.lraspp import LRASPP
@@ -39,6 +39,7 @@ _STRIDE = {"deeplabv3plus": 4, "fpn": 4, "upernet": 4, "segformer": 4, "unet": 1
 
 # Decoders of this package, which are put on a bare encoder.
 _FLAVOURS: dict[str, Flavour] = {"deeplabv3plus_pbal": "pbal", "deeplabv3plus_bismap": "bismap"}
+_WHOLLY_DILATED = {"proda", *DILATIONS}
 _OWN = {"lraspp", "dual_frequency", "daformer", "proda", *DILATIONS, *_FLAVOURS}
 
 # Decoders that drop values themselves; the others get a channel dropout at their end where one is asked for.
@@ -137,7 +138,10 @@ def make(settings: NetSettings, spec: EncoderSpec) -> tuple[nn.Module, AnyDecode
     if spec.kind == "published":
         return make_encoder(spec.name, settings.drop_path), make_head(settings, spec.channels)
     if spec.kind == "simclr":
-        return SimCLRResNet(spec.name, settings.stride), _own_decoder(settings, spec)
+        simclr = SimCLRResNet(spec.name, settings.stride)
+        if settings.decoder in _WHOLLY_DILATED:
+            dilate_first_blocks(simclr)
+        return simclr, _own_decoder(settings, spec)
     arguments: dict[str, Any] = dict(spec.arguments)
     if settings.drop_path and spec.kind != "mit":
         arguments["drop_path_rate"] = settings.drop_path
@@ -147,6 +151,8 @@ def make(settings: NetSettings, spec: EncoderSpec) -> tuple[nn.Module, AnyDecode
         else:
             encoder = smp.encoders.get_encoder(spec.smp_name, output_stride=settings.stride, **arguments)
         net = spec.unwrap(encoder, settings.drop_path)
+        if settings.decoder in _WHOLLY_DILATED:
+            dilate_first_blocks(net)
         return net, _own_decoder(settings, spec)
     model_class, own = _model(settings)
     if spec.kind == "timm" and "encoder_output_stride" not in own:

@@ -9,9 +9,23 @@ Dimensions: B batch, C channels, K classes, h w the grid.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 DILATIONS: dict[str, tuple[int, ...]] = {"deeplabv2": (6, 12, 18, 24), "deeplabv2_reduced": (6, 12)}
+
+
+def dilate_first_blocks(encoder: Any) -> None:
+    """Give the first block of each dilated stage of a ResNet of bottlenecks the dilation of the others, in place.
+
+    timm gives it that of the stage before; DeepLabV2's ResNet, which ProDA shares, does not. No tensor changes its name
+    or shape, and other encoders are left as they are.
+    """
+    for name in ("layer3", "layer4"):
+        first, *others = getattr(encoder, name, None) or [None]
+        if others and hasattr(others[-1], "conv3") and isinstance(others[-1].conv2, nn.Conv2d):
+            first.conv2.dilation = first.conv2.padding = others[-1].conv2.dilation
 
 
 class AtrousClassifier(nn.Module):

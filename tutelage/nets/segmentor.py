@@ -25,6 +25,7 @@ from tutelage.nets.deeplabv2 import DILATIONS, AtrousClassifier
 from tutelage.nets.load_report import LoadReport
 from tutelage.nets.modes import Modes, NormMode
 from tutelage.nets.multigrid_deeplab import MultigridDeepLab
+from tutelage.nets.pyramid_attention import PyramidAttention
 from tutelage.nets.settings import NetSettings
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -118,8 +119,12 @@ class Segmentor(nn.Module):
             return AtrousClassifier(channels, self.classes, DILATIONS[self.settings.decoder])
         classifier = nn.Conv2d(channels, self.classes, kernel_size=1)
         if self.spec.kind != "published":  # whose classifiers start as torch's do
-            drawn = isinstance(self.decoder, MultigridDeepLab)
-            (nn.init.kaiming_normal_ if drawn else nn.init.xavier_uniform_)(classifier.weight)
+            if isinstance(self.decoder, PyramidAttention):
+                nn.init.normal_(classifier.weight, std=0.01)
+            elif isinstance(self.decoder, MultigridDeepLab):
+                nn.init.kaiming_normal_(classifier.weight)
+            else:
+                nn.init.xavier_uniform_(classifier.weight)
             nn.init.zeros_(classifier.bias)  # type: ignore[arg-type]
         return classifier
 
