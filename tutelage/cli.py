@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _unforeseen(error: Exception) -> TutelageError:
     """What no other place put in words: the system's refusals, and faults of tutelage itself."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+        return TutelageError(f"the disk is full ({error.strerror})", "free some space and give the same command again")
     if isinstance(error, OSError) and error.filename is not None:
         reason = f"{error.filename} ({error.strerror})"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

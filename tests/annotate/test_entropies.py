@@ -11,7 +11,7 @@ import torch
 from tests.annotate.nets import CLASSES, COUNT, ColourNet, write_dataset
 from tutelage.annotate.entropies import KIND, fit_entropies
 from tutelage.data.dataset import Dataset
-from tutelage.errors import DataError
+from tutelage.errors import DataError, TutelageError
 from tutelage.evaluation.inference import predict_labels
 from tutelage.evaluation.protocol import Protocol
 from tutelage.losses.resize import resize_logits
@@ -49,6 +49,21 @@ def test_mean_entropies_of_predicted_pixels(dataset: Dataset, tmp_path: Path) ->
     torch.testing.assert_close(tensors["entropy"], total / number.clamp(min=1), atol=1e-6, rtol=1e-5)
     assert facts["without_samples"] == ["never"]
     assert facts["classes"]["never"] == {"pixels": 0, "entropy": None}
+
+
+@pytest.mark.parametrize("kind", ["whole", "sliding"])
+def test_a_net_that_answers_nan_is_refused(dataset: Dataset, tmp_path: Path, kind: str) -> None:
+    class Diverged(ColourNet):
+        def __call__(self, image: Any) -> Any:
+            said = super().__call__(image)
+            said.logits[..., 0, 0] = float("nan")
+            return said
+
+    protocol = Protocol.model_validate({"kind": kind, **({"window": (8, 8)} if kind == "sliding" else {})})
+    path = tmp_path / "f.safetensors"
+    with pytest.raises(TutelageError, match="what the net says is not finite"):
+        fit_entropies(Diverged(), dataset, path, tmp_path / "p", device=torch.device("cpu"), protocol=protocol)
+    assert not path.exists()
 
 
 def test_any_protocol_will_do(dataset: Dataset, tmp_path: Path) -> None:

@@ -112,6 +112,19 @@ def test_another_number_of_processes_goes_on(dataset: Dataset, tmp_path: Path, p
     assert finished(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("policy", [name for name in POLICIES if not POLICIES[name]().complete])
+def test_a_map_that_was_changed_is_made_again(dataset: Dataset, tmp_path: Path, policy: str) -> None:
+    """Also where no manifest vouches for it any more: the records of images know what was written."""
+    run(dataset, tmp_path, ColourNet(), policy=policy)
+    made = contents(tmp_path)
+    name = dataset.samples[1].name
+    path = PseudoLabelFolder(tmp_path).label(name)
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    assert contents(tmp_path) != made
+    run(dataset, tmp_path, ColourNet(), policy=policy)
+    assert contents(tmp_path) == made
+
+
 def test_a_line_that_was_cut_short_costs_its_image(dataset: Dataset, tmp_path: Path) -> None:
     out, last = tmp_path / "out", dataset.samples[-1].image
     content = last.read_bytes()

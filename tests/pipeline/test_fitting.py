@@ -429,6 +429,15 @@ def test_faults(what: str) -> None:
     assert message.splitlines()[0].endswith("has 1 fault:"), message
 
 
+def test_weights_of_images_that_a_copy_of_others_has_the_names_of() -> None:
+    """A copy stands for its originals, which are other images here."""
+    copy = "  other_looks: {kind: transform, data: city/val, target: city/train}\n"
+    message = faults(
+        ("  student:\n", f"{copy}  student:\n"), ("data: looks, weights: maps", "data: other_looks, weights: maps")
+    )
+    assert "stage 'maps' has weights for the images of looks, none for other_looks" in message
+
+
 def test_a_short_form_can_be_overridden() -> None:
     text = ADAPTATION.replace("what: {kind: means, min_pixels: 1}", "what: means")
     read = parse_recipe(text, Path("."), ["stages.means.what.min_pixels=3"])

@@ -80,10 +80,27 @@ def test_equal_content_gives_equal_manifests(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", '{"format": 1}', '{"format": 99, "files": {}}'])
-def test_a_manifest_that_is_none_means_unfinished(store: Store, content: str) -> None:
-    artefact = finished(store, "stage", KEY, {"a": "1"})
+def test_a_manifest_that_cannot_be_read_vouches_for_nothing(store: Store, content: str) -> None:
+    artefact = finished(store, "stage", KEY, {"a": "1", "labels/b.png": "2"})
     (artefact.folder / "artefact.json").write_text(content)
+    assert artefact.fault() == "artefact.json cannot be read"
+    with artefact.lock(print):
+        artefact.reopen()
+        assert sorted(path.name for path in artefact.folder.iterdir()) == ["lock"]
     assert artefact.fault() == "it is not finished"
+
+
+@pytest.mark.parametrize("name", ["../../victim.txt", "labels/../../../victim.txt", "{root}/victim.txt"])
+def test_a_manifest_that_leads_out_of_its_folder_removes_nothing_there(store: Store, name: str) -> None:
+    victim = store.out.parent / "victim.txt"
+    victim.write_text("mine")
+    artefact = finished(store, "stage", KEY, {"a": "1"})
+    content = json.loads((artefact.folder / "artefact.json").read_text())
+    content["files"][name.format(root=victim.parent)] = "0"
+    (artefact.folder / "artefact.json").write_text(json.dumps(content))
+    assert artefact.fault() == "artefact.json cannot be read"
+    artefact.reopen()
+    assert victim.read_text() == "mine"
 
 
 def test_a_file_that_was_changed_or_is_gone_is_named(store: Store) -> None:

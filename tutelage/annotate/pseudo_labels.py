@@ -43,7 +43,7 @@ from tutelage.errors import DataError, TutelageError
 from tutelage.evaluation.audit import count_maps
 from tutelage.evaluation.inference import Net
 from tutelage.evaluation.protocol import Protocol
-from tutelage.runs.atomic import write_json, write_text, writing
+from tutelage.runs.atomic import sha256, write_json, write_text, writing
 
 Progress = Callable[[int, int], None]
 _WRITERS, _QUEUE = 2, 4
@@ -251,9 +251,7 @@ def _survey(work: _Work) -> None:
 def _label(work: _Work, journal: _Journal, records: dict[str, Record], threshold_K: NDArray[np.float64]) -> None:
     """Write the maps of this process's images that are not there yet."""
     folder, mine = work.folder, work.mine
-    there = {index for index in mine if folder.has(work.name(index))}
-    # Where all pixels are kept the maps say everything; else what was said is known from the record alone.
-    done = {index for index in there if work.name(index) in records or work.policy.complete}
+    done = {index for index in mine if folder.has(work.name(index)) and _is_whole(work, records, work.name(index))}
     todo = [index for index in mine if index not in done]
     first = len(mine) if work.policy.surveys else 0
     with _writers(_WRITERS, _QUEUE) as submit:
@@ -269,6 +267,14 @@ def _label(work: _Work, journal: _Journal, records: dict[str, Record], threshold
     for index in todo:
         if index not in seen:
             journal.note(work.name(index), None)
+
+
+def _is_whole(work: _Work, records: dict[str, Record], name: str) -> bool:
+    """Whether maps are as they were written; without a record, taken as they are where all pixels are kept."""
+    record = records.get(name)
+    if record is None:
+        return work.policy.complete
+    return (sha256(work.folder.label(name)), sha256(work.folder.confidence(name))) == (record.label, record.confidence)
 
 
 def _write(work: _Work, journal: _Journal, name: str, said: Said) -> None:

@@ -96,7 +96,7 @@ def score_bands(
 @torch.no_grad()
 def _whole_bands(net: Net, view: View, protocol: Protocol, at_once: int = 1) -> Bands:
     """Bands of logits, at the size of the view, of a net that sees all of it."""
-    logits_BKhw = net(view.whole()).logits.float()
+    logits_BKhw = _answer(net, view.whole())
     source = (int(logits_BKhw.shape[2]), int(logits_BKhw.shape[3]))
     return stretched(
         lambda start, stop: logits_BKhw[:, :, start:stop],
@@ -139,10 +139,21 @@ def sliding_bands(net: Net, view: View, protocol: Protocol, at_once: int = 1) ->
         _move_up(total, done - start)
 
 
+def _answer(net: Net, image_B3HW: Tensor) -> Tensor:
+    """Logits (B, K, h, w) in float32. Raises :class:`TutelageError` where one is no number."""
+    logits_BKhw = net(image_B3HW).logits.float()
+    if not bool(logits_BKhw.isfinite().all()):
+        raise TutelageError(
+            "what the net says is not finite",
+            "look for a net that overflows in float16, or for a checkpoint of a run that diverged",
+        )
+    return logits_BKhw
+
+
 def _window_scores(net: Net, windows: list[Tensor], protocol: Protocol) -> Iterator[Tensor]:
     """Weighted scores (B, K, h, w) of windows (B, 3, h, w) of one size, from one call of the net."""
     height, width = windows[0].shape[-2:]
-    scores = resize_logits(net(torch.cat(windows)).logits.float(), (height, width), protocol.resize, net.stride)
+    scores = resize_logits(_answer(net, torch.cat(windows)), (height, width), protocol.resize, net.stride)
     if protocol.blend == "probabilities":
         scores = scores.softmax(dim=1)
     if protocol.weighting != "uniform":

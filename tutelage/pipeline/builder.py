@@ -85,9 +85,12 @@ class Builder:
                 )
             dataset = splits[split]
             mapping = self.recipe.data[name].bridge
-            for line in describe_bridge(dataset, self.classes, mapping):
-                self.say(line)
-            self._bridged[reference] = dataset.bridged(self.classes, mapping)
+            try:
+                for line in describe_bridge(dataset, self.classes, mapping):
+                    self.say(line)
+                self._bridged[reference] = dataset.bridged(self.classes, mapping)
+            except DataError as error:
+                raise DataError(f"data.{name}: {error.message}", named(error.remedy, name)) from error
         return self._bridged[reference]
 
     def data_key(self, reference: str) -> str:
@@ -269,14 +272,29 @@ class Builder:
         }
 
     def _datasets(self, settings: StreamSettings, stand_ins: bool) -> list[Dataset]:
-        """The data of a stream, with its weights."""
-        datasets = [self.dataset(reference) for reference in listed(settings.data)]
+        """The data of a stream, with its weights; with ``stand_ins`` originals for copies that are not there yet."""
+        find = self._present if stand_ins else self.dataset
+        datasets = [find(reference) for reference in listed(settings.data)]
         if settings.weights is None:
             return datasets
         folder = self.artefacts[settings.weights].folder
         if stand_ins and self.artefacts[settings.weights].manifest() is None:
             return datasets
         return [with_weights(dataset, folder) for dataset in datasets]
+
+    def _present(self, reference: str) -> Dataset:
+        """What there is of a data set: the originals of copies that are not made yet.
+
+        Raises :class:`RecipeError` for pseudo labels that are not: nothing else is like them.
+        """
+        stage = self.recipe.stages.get(reference)
+        if isinstance(stage, AnnotateStage | TransformStage) and self.artefacts[reference].manifest() is None:
+            if isinstance(stage, AnnotateStage):
+                raise RecipeError(
+                    f"it reads the labels of {reference!r}, which are not made yet", "run that stage first"
+                )
+            return self._present(stage.data)
+        return self.dataset(reference)
 
     def method(
         self,

@@ -113,7 +113,7 @@ class Work:
         with artefact.lock(display.say):
             if collectives.world() == 1 and artefact.fault() is None:
                 return  # another process finished it in the meantime
-            if artefact.manifest() is not None:
+            if artefact.declared:
                 display.say(f"{name}: {fault}; it is made again")
             display.say(f"{name}: {self.builder.recipe.stages[name].kind} → {artefact.folder}")
             artefact.reopen()

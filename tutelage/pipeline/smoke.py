@@ -94,6 +94,9 @@ def measure(read: Read, name: str, count: bool = False) -> Cost:
     assign_artefacts(builder, Store(Path(read.recipe.out_folder())))
     seed = seed_of(builder, stage)
     nets, streams = builder.nets(stage, seed, stand_ins=True), builder.streams(stage, seed, stand_ins=True)
+    for stream in streams.values():
+        for dataset in stream.datasets if stream.labels else ():
+            dataset.require_labels(f"stream {stream.name!r}, data {dataset.name}")
     method = builder.method(stage, nets, streams, stand_ins=True)
     # The counter sees nothing inside compiled code.
     changes = {"steps": max(stage.steps, _WARM + _MEASURED), "log_every": 1, "compile": stage.compile and not count}

@@ -157,7 +157,7 @@ def ready(artefact: Artefact, settings: dict[str, Any], asker: Asker, stream: St
         _make(asker, samples, paths, stream, display)
     elif fault:
         with artefact.lock(display.say):
-            if artefact.manifest() is not None:
+            if artefact.declared:
                 display.say(f"teacher cache: {fault}; what is damaged is made again")
             artefact.reopen()
             artefact.begin(json.dumps(settings, indent=2) + "\n")

@@ -243,8 +243,10 @@ def _weights(
     yield from _fitted(settings.weights, place, known, ("transferability",), "weights")
     fit = known.fits.get(settings.weights)
     if fit is not None and fit.what.kind == "transferability":
-        others = [it for it in listed(settings.data) if not _same_images(recipe, it, fit.data)]
-        if others and others[0].partition("/")[0] not in known.copied:
+        # A copy with a split is a fault by itself.
+        whole = [it for it in listed(settings.data) if it.partition("/")[0] not in known.copied or "/" not in it]
+        others = [it for it in whole if not _same_images(recipe, it, fit.data)]
+        if others:
             yield place, f"stage {settings.weights!r} has weights for the images of {fit.data}, none for {others[0]}"
     if stage.method.name in METHODS:
         needs = find_method(stage.method.name).streams.get(stream)

@@ -23,7 +23,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tutelage.errors import RunError
@@ -41,6 +41,7 @@ from tutelage.runs.checkpoints import Checkpoints
 from tutelage.runs.lock import locked
 
 KEY_LENGTH = 12
+_LOCK = "lock"
 FORMAT = 1
 
 
@@ -180,7 +181,7 @@ class Artefact:
 
     def lock(self, say: Callable[[str], None]) -> AbstractContextManager[None]:
         """Hold this artefact's lock; raises :class:`RunError` when another process works on it."""
-        return locked(self.folder / "lock", say)
+        return locked(self.folder / _LOCK, say)
 
     def begin(self, settings: str) -> None:
         """Make the folder and say in it what it will hold."""
@@ -207,9 +208,15 @@ class Artefact:
             not isinstance(content, dict)
             or content.get("format") != FORMAT
             or not isinstance(content.get("files"), dict)
+            or not all(_within(name) for name in content["files"])
         ):
             return None
         return content
+
+    @property
+    def declared(self) -> bool:
+        """Whether there is a manifest, be it one that cannot be read."""
+        return (self.folder / "artefact.json").is_file()
 
     def facts(self) -> dict[str, Any]:
         """The facts that :meth:`finish` noted. Raises :class:`RunError` for an unfinished artefact."""
@@ -222,7 +229,7 @@ class Artefact:
         """Why a finished artefact cannot be used (a file is gone or was changed), or ``None``."""
         manifest = self.manifest()
         if manifest is None:
-            return "it is not finished"
+            return "artefact.json cannot be read" if self.declared else "it is not finished"
         for name, expected in manifest["files"].items():
             path = self.folder / name
             if not path.is_file():
@@ -236,13 +243,32 @@ class Artefact:
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
     def reopen(self) -> None:
-        """Take back that the artefact is finished; files of it that were changed are removed, not built upon."""
+        """Take back that the artefact is finished; files of it that were changed are removed, not built upon.
+
+        So are all where the manifest cannot be read: nothing says any more which of them are whole.
+        """
         manifest = self.manifest()
+        if manifest is None and self.declared:
+            self._clear()
         for name, expected in ({} if manifest is None else manifest["files"]).items():
             path = self.folder / name
             if path.is_file() and sha256(path) != expected:
                 path.unlink()
         (self.folder / "artefact.json").unlink(missing_ok=True)
+
+    def _clear(self) -> None:
+        """Remove everything but the lock, which is held."""
+        for path in self.folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != _LOCK:
+                path.unlink()
+
+
+def _within(name: str) -> bool:
+    """Whether a manifest's name stays in its folder; a manifest that somebody else wrote may say anything."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 class Store:
