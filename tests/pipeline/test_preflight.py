@@ -55,6 +55,15 @@ def test_classes_that_no_labelled_image_shows_are_named(semi: Project) -> None:
     assert "cannot be learnt" in line
 
 
+def test_a_score_on_pseudo_labels_is_said_to_be_none(project: Project) -> None:
+    project.edit(("score: {", "labels: {kind: annotate, net: student, data: city/val}\n  score: {"))
+    plain = project.tutelage("run", "recipe.yaml")
+    assert "no truth" not in plain.out
+    ran = project.tutelage("run", "recipe.yaml", "stages.score.data=labels")
+    (line,) = (line for line in ran.out.splitlines() if line.startswith("warning: "))
+    assert line.startswith("warning: stage 'score': labels has pseudo labels, which are no truth")
+
+
 def test_an_overlap_of_the_lists_is_named(semi: Project) -> None:
     write_list(semi.data / "more.txt", [2, 1, 0])
     (line,) = warnings(semi)

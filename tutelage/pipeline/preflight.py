@@ -109,6 +109,9 @@ def _warnings(builder: Builder, stages: Iterable[str]) -> list[str]:
             labeled, unlabeled = _trained_on(builder, stage)
             for what in (*_unseen_classes(builder, labeled), *_overlaps(builder, labeled, unlabeled)):
                 users.setdefault(what, []).append(name)
+        elif isinstance(stage, EvaluateStage) and _original(builder, stage.data) in builder.recipe.stages:
+            what = f"<stages>: {stage.data} has pseudo labels, which are no truth: a score says how far nets agree"
+            users.setdefault(what, []).append(name)
     return [what.replace("<stages>", _stages(names)) for what, names in users.items()]
 
 
