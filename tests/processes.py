@@ -72,10 +72,13 @@ def write_half(countdown: Countdown) -> Callable[[dict[str, torch.Tensor], Path]
 
 
 def kill_until_done(function: Callable[..., Any], folder: Path, seconds: Callable[[], float]) -> int:
-    """Start ``function(folder)`` again and again, killed after ``seconds()`` each time, until it ends; the kills."""
+    """Start ``function(folder)`` again and again, killed after ``seconds()`` each time, until it ends; the kills.
+
+    The time grows with each, so that a busy machine gets there, too.
+    """
     for kills in itertools.count():
         process = start(function, folder)
-        process.join(seconds())
+        process.join(seconds() * 1.05**kills)
         process.kill()
         process.join()
         if process.exitcode == 0:

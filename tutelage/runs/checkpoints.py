@@ -46,6 +46,10 @@ class Checkpoints:
             write_tensors(partial)
         checksums = {"sha256": sha256(tensors), "state_sha256": _digest(state)}
         write_json(self._state(step), {"step": step, "state": state, **checksums})
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        """Leave the ``keep`` newest; what a kill left of others goes, too."""
         steps = self.steps()
         for old in steps[: -self.keep]:
             self._state(old).unlink(missing_ok=True)  # first: without it the tensors are nothing
@@ -59,6 +63,7 @@ class Checkpoints:
         if not self.folder.is_dir():
             return None
         remove_partials(self.folder)
+        self._remove_old()
         steps = self.steps()
         for number, step in enumerate(reversed(steps), 1):
             try:
