@@ -52,12 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _unforeseen(error: Exception) -> TutelageError:
     """What no other place put in words: the system's refusals, and faults of tutelage itself."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
-        return TutelageError(f"the disk is full ({error.strerror})", "free some space and give the same command again")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = "" if error.filename is None else f": {error.filename}"
+        return TutelageError(
+            f"the disk is full{place} ({error.strerror})", "free some space and give the same command again"
+        )
     if isinstance(error, OSError) and error.filename is not None:
         reason = f"{error.filename} ({error.strerror})"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return TutelageError(f"the disk is full: {reason}", "free some space and give the same command again")
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return TutelageError(f"the system refuses: {reason}", "change its permissions, or name another place")
         if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):

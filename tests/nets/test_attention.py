@@ -8,22 +8,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.nets.test_tokens import images, net_of
+from tests.nets.test_tokens import hybrid, images, net_of, vit
 from tutelage.errors import TutelageError
 from tutelage.nets.attention import AttentionTap, attention_logits, attention_tap
 from tutelage.nets.build import build
 from tutelage.nets.segmentor import Segmentor
 from tutelage.nets.settings import NetSettings
 
-
-@pytest.fixture(scope="module")
-def hybrid() -> Segmentor:
-    return net_of("tiny_vit_5m_224")
-
-
-@pytest.fixture(scope="module")
-def vit() -> Segmentor:
-    return net_of("deit_tiny_distilled_patch16_224")
+__all__ = ["hybrid", "vit"]
 
 
 def tap_of(net: Segmentor) -> AttentionTap:

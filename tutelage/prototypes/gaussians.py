@@ -3,8 +3,9 @@
 Expectation and maximisation read the rows once an iteration, in blocks: with y = x - shift, a block [y, y^2] times the
 parameters gives log-densities, responsibilities times the same block give both moments. No tensor of rows x components
 x channels exists. All of it is float64 by default: a variance of 1e-6 beside a mean of 3 is lost in float32, which
-takes half the time. It is safe where each channel is shifted to the mean of its sharpest component and no component
-lies too many of its own deviations from there; `precision: float32` looks before each iteration whether that is so.
+takes little more than half the time. It is safe where each channel is shifted to the mean of its sharpest component and
+no component lies too many of its own deviations from there; `precision: float32` looks before each iteration whether
+that is so.
 
 Legend: K classes, M components, N rows, n rows of a block, C channels.
 """
@@ -70,7 +71,7 @@ class MixtureSettings(Settings):
     drawn towards 0, which widens channels whose mean is large, and a component without rows goes to 0."""
 
     precision: Precision = "float64"
-    """``float32`` reads rows of at most that precision in half the time, in the iterations where it is safe."""
+    """``float32`` reads rows of at most that precision in less time, in the iterations where it is safe."""
 
     restarts: Annotated[int, Field(ge=0)] = 3
     """How often another draw is tried where the likelihood is not finite."""
