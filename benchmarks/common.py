@@ -19,7 +19,7 @@ import torch
 
 from tutelage.data.dataset import Dataset
 from tutelage.data.folder import FolderSettings, open_folder
-from tutelage.data.opening import ToycitySettings, open_data
+from tutelage.data.sources import ToycitySettings, open_data
 from tutelage.engine.meter import peak_memory
 
 ROOT = Path(__file__).parents[1]

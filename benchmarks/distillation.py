@@ -10,10 +10,10 @@ import torch
 
 from benchmarks.common import in_turns, street_data
 from tutelage.data.augmentation import AugmentSettings
+from tutelage.data.batch import Batch
 from tutelage.data.stream import Stream, ViewSettings
-from tutelage.data.views import Batch
 from tutelage.engine.allocator import keep_freed_memory
-from tutelage.engine.contract import Facts, Method, Tick
+from tutelage.engine.contract import Method, StepContext, TaskInfo
 from tutelage.methods.cirkd import CIRKD, CIRKDV2
 from tutelage.methods.distillation.distill import Distill
 from tutelage.methods.pixel_kd import PixelKD
@@ -39,8 +39,8 @@ def stepper(kind: type[Any], settings: dict[str, Any], batches: dict[str, Batch]
         "teacher": NetSettings(encoder="tf_efficientnet_lite2", decoder="deeplabv3", output_stride=stride, width=256),
     }
     built = {role: build(own, CLASSES, seed=0) for role, own in nets.items()}
-    facts = Facts(CLASSES, size=lambda: (CROP, CROP))
-    return stepper_of(kind(built, kind.Settings.model_validate(settings), facts), batches)
+    info = TaskInfo(CLASSES, size=lambda: (CROP, CROP))
+    return stepper_of(kind(built, kind.Settings.model_validate(settings), info), batches)
 
 
 def stepper_of(method: Method, batches: dict[str, Batch]) -> Callable[[], None]:
@@ -55,7 +55,7 @@ def stepper_of(method: Method, batches: dict[str, Batch]) -> Callable[[], None]:
 
     def step() -> None:
         totals = {name: count.float() for name, count in method.counts(batches).items()}
-        terms = method(batches, "train", Tick(0, 10, 0, CPU, "train", totals=totals))
+        terms = method(batches, "train", StepContext(0, 10, 0, CPU, "train", totals=totals))
         torch.stack(list(terms.values())).sum().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

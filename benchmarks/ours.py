@@ -13,8 +13,8 @@ from benchmarks.common import street_data
 from tutelage.data.augmentation import AugmentSettings
 from tutelage.data.colour import ColourSettings
 from tutelage.data.stream import LoaderSettings, Stream, ViewSettings
-from tutelage.engine.contract import Facts
-from tutelage.engine.loop import FitSettings, Hooks, fit
+from tutelage.engine.contract import TaskInfo
+from tutelage.engine.loop import Callbacks, FitSettings, fit
 from tutelage.engine.meter import peak_memory
 from tutelage.engine.optimizers import OptimizerSettings
 from tutelage.methods.supervised import Supervised, SupervisedSettings
@@ -47,7 +47,7 @@ def main() -> None:
     )
     weights = "packaged" if "lite" in given.encoder else None
     net = build(NetSettings(encoder=given.encoder, decoder="deeplabv3plus", weights=weights), 11, seed=0)
-    method = Supervised({"student": net}, SupervisedSettings(), Facts(11))
+    method = Supervised({"student": net}, SupervisedSettings(), TaskInfo(11))
     settings = FitSettings(
         steps=given.steps,
         precision=given.precision,
@@ -55,9 +55,9 @@ def main() -> None:
         log_every=1,
     )
     marks: list[tuple[float, dict[str, Any]]] = []
-    hooks = Hooks(log=lambda record: marks.append((time.perf_counter(), record)))
+    callbacks = Callbacks(log_line=lambda record: marks.append((time.perf_counter(), record)))
     device = torch.device("cpu")
-    fit(method, {"labeled": stream}, settings, seed=0, device=device, hooks=hooks)
+    fit(method, {"labeled": stream}, settings, seed=0, device=device, callbacks=callbacks)
     timed = marks[given.warm_up :]
     spent = timed[-1][0] - marks[given.warm_up - 1][0]
     wait = sum(record["data_wait"] * record["spent_s"] for _, record in timed) / spent

@@ -7,8 +7,8 @@ import torch
 from benchmarks.common import HEADER, in_turns, ratio_line, street_data
 from benchmarks.plain import MEAN_STD, make_net, score
 from tutelage.data.dataset import Dataset
+from tutelage.evaluation.evaluate import evaluate
 from tutelage.evaluation.protocol import Protocol
-from tutelage.evaluation.scoring import evaluate
 from tutelage.nets.build import build
 from tutelage.nets.settings import NetSettings
 

@@ -17,13 +17,13 @@ from torch import Tensor
 from benchmarks.common import in_turns, street_data
 from benchmarks.distillation import CPU, stepper_of
 from tutelage.data.augmentation import AugmentSettings, Geometry, take_image
+from tutelage.data.batch import Batch, Geometries, View, warp
 from tutelage.data.colour import ColourSettings
 from tutelage.data.dataset import Dataset
 from tutelage.data.draws import generator
 from tutelage.data.stream import Stream, ViewSettings, sample_name
-from tutelage.data.views import Batch, Geometries, View, warp
 from tutelage.engine.allocator import keep_freed_memory
-from tutelage.engine.contract import Facts
+from tutelage.engine.contract import TaskInfo
 from tutelage.methods.distillation.cache import TeacherCache, compress, error_bound
 from tutelage.methods.pixel_kd import PixelKD
 from tutelage.nets.build import build
@@ -65,7 +65,7 @@ def steps(dataset: Dataset, rounds: int) -> None:
             "student": build(STUDENT, len(dataset.classes), seed=0),
             "teacher": build(TEACHER, len(dataset.classes), seed=1),
         }
-        method = PixelKD(nets, PixelKD.Settings(), Facts(len(dataset.classes), size=lambda: CROP))
+        method = PixelKD(nets, PixelKD.Settings(), TaskInfo(len(dataset.classes), size=lambda: CROP))
         ways[name] = stepper_of(method, {"labeled": batch})
         if name == "cached":
             records = {it: compress(asked(method.teacher, dataset, numbers[it]), 4) for it in batch.samples}
@@ -103,8 +103,8 @@ def compression(teacher: Segmentor, dataset: Dataset, images: int) -> None:
             cache = TeacherCache({"it": records}.__getitem__, len(it), 1.0)
             grid = (it.shape[1], it.shape[2])
             whole = Geometries.stack([Geometry.crop(grid, grid, (0, 0), grid, False)])
-            replayed = cache.logits(["it"], whole, grid)[0]
-            wrong.append((replayed.softmax(0) - it.softmax(0)).abs().sum(0))
+            cached_teacher = cache.logits(["it"], whole, grid)[0]
+            wrong.append((cached_teacher.softmax(0) - it.softmax(0)).abs().sum(0))
             bounds.append(torch.from_numpy(error_bound(records, len(it))))
         error, bound = torch.stack(wrong), torch.stack(bounds)
         worst = error.flatten().argmax()
@@ -159,7 +159,7 @@ def compared(
     """
     live = teacher(view.image).logits
     grid = (live.shape[2], live.shape[3])
-    replayed, calm = cache.logits(samples, view.geometry, grid), teacher(plain.image).logits
+    cached_teacher, calm = cache.logits(samples, view.geometry, grid), teacher(plain.image).logits
     inside = warp(torch.ones(len(live), 1, 1), view.geometry, grid) > 0
 
     def divergence(other: Tensor) -> float:
@@ -168,9 +168,9 @@ def compared(
 
     label = torch.nn.functional.interpolate(view.label[:, None].float(), grid, mode="nearest-exact")[:, 0].long()
     labelled = label != 255
-    said, recalled = live.argmax(1), replayed.argmax(1)
+    said, recalled = live.argmax(1), cached_teacher.argmax(1)
     return (
-        divergence(replayed),
+        divergence(cached_teacher),
         divergence(calm),
         float((said == recalled)[inside].float().mean()),
         float((said == label)[labelled].float().mean()),
@@ -207,12 +207,12 @@ def origins(teacher: Segmentor, dataset: Dataset, images: int, top: int = 4) -> 
                 live = teacher(seen.contiguous(memory_format=torch.channels_last)).logits
             records = compress(asked(teacher, dataset, index), top)
             cache = TeacherCache({"it": records}.__getitem__, len(dataset.classes), 1.0)
-            replayed = cache.logits(["it"], Geometries.stack([geometry]), (live.shape[2], live.shape[3]))
-            log_p, log_q = live.log_softmax(1), replayed.log_softmax(1)
+            cached_teacher = cache.logits(["it"], Geometries.stack([geometry]), (live.shape[2], live.shape[3]))
+            log_p, log_q = live.log_softmax(1), cached_teacher.log_softmax(1)
             found.append(
                 (
                     float((log_p.exp() * (log_p - log_q)).sum(1).mean()),
-                    float((live.argmax(1) == replayed.argmax(1)).float().mean()),
+                    float((live.argmax(1) == cached_teacher.argmax(1)).float().mean()),
                 )
             )
         divergence, same = torch.tensor(found).mean(0).tolist()

@@ -15,9 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.common import in_process, ratio_line
 from tutelage.data.augmentation import Geometry
-from tutelage.data.views import Batch, Geometries, View
+from tutelage.data.batch import Batch, Geometries, View
 from tutelage.engine.allocator import keep_freed_memory
-from tutelage.engine.contract import Carry, Facts, Tick
+from tutelage.engine.contract import Carry, StepContext, TaskInfo
 from tutelage.engine.meter import peak_memory
 from tutelage.methods.trikd import STREAMS, VIEWS, TriKD, TriKDSettings
 from tutelage.nets.build import build
@@ -39,7 +39,7 @@ def made(kind: str, way: str) -> TriKD:
     settings = [NetSettings.model_validate({"encoder": name, "decoder": decoder}) for name in NETS[kind]]
     nets = {view: build(settings[number], CLASSES, seed=number) for number, view in enumerate(VIEWS)}
     torch.manual_seed(0)  # the projections
-    method = TriKD(nets, TriKDSettings(view_wise=way == "view_wise"), Facts(CLASSES))
+    method = TriKD(nets, TriKDSettings(view_wise=way == "view_wise"), TaskInfo(CLASSES))
     return method.to(memory_format=torch.channels_last).train()
 
 
@@ -95,8 +95,8 @@ def losses(method: TriKD, given: dict[str, Batch]) -> Iterator[Tensor]:
     totals = {name: value.float() for name, value in method.counts(given).items()}
     carry = Carry()
     for each in method.passes(0):
-        tick = Tick(0, 100, 0, CPU, each.name, carry=carry, totals=totals)
-        yield torch.stack(list(method(given, each.name, tick).values())).sum()
+        context = StepContext(0, 100, 0, CPU, each.name, carry=carry, totals=totals)
+        yield torch.stack(list(method(given, each.name, context).values())).sum()
 
 
 def step(method: TriKD, given: dict[str, Batch]) -> float:

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 from benchmarks.common import HEADER, in_turns, ratio_line, street_data
 from tutelage.data.augmentation import AugmentSettings
+from tutelage.data.batch import Batch
 from tutelage.data.colour import ColourSettings
 from tutelage.data.stream import Stream, ViewSettings
-from tutelage.data.views import Batch
 from tutelage.engine.allocator import keep_freed_memory
-from tutelage.engine.contract import Facts, Tick
+from tutelage.engine.contract import StepContext, TaskInfo
 from tutelage.methods.unimatch_v2 import UniMatchV2, UniMatchV2Settings
 from tutelage.nets.build import build
 from tutelage.nets.segmentor import Features, Segmentor
@@ -156,14 +156,14 @@ def main(rounds: int = 9) -> None:
     batches, name = views()
     weak, strong = (batches["unlabeled"][view] for view in ("weak", "strong"))
     settings = UniMatchV2Settings(threshold=THRESHOLD, decay=DECAY)
-    ours = UniMatchV2({"student": net()}, settings, Facts(CLASSES))
+    ours = UniMatchV2({"student": net()}, settings, TaskInfo(CLASSES))
     ours.train()
     plain = Plain(net())
     totals = {key: count.float() for key, count in ours.counts(batches).items()}
     steps = iter(range(10**9))
 
-    def tick() -> Tick:
-        return Tick(next(steps), 10**9, 0, CPU, "train", totals=totals)
+    def context() -> StepContext:
+        return StepContext(next(steps), 10**9, 0, CPU, "train", totals=totals)
 
     logits = ours.judged(ours.ema, weak), plain.labels(weak.image)
     ignored = torch.where(weak.valid, 0, 255)
@@ -172,15 +172,15 @@ def main(rounds: int = 9) -> None:
             stepper(plain.student, lambda: plain.terms(batches), plain.follow),
             stepper(
                 ours.student,
-                lambda: torch.stack(list(ours(batches, "train", tick()).values())).sum(),
-                lambda: ours.after_step(tick()),
+                lambda: torch.stack(list(ours(batches, "train", context()).values())).sum(),
+                lambda: ours.after_step(context()),
             ),
         ),
         "boxes and pasting, one strong view": (
             lambda: plain.pasted(strong.image, *logits[1], ignored),
-            lambda: ours.mixed(batches["unlabeled"], "strong", logits[0], logits[0], tick()),
+            lambda: ours.mixed(batches["unlabeled"], "strong", logits[0], logits[0], context()),
         ),
-        "moving average": (plain.follow, lambda: ours.after_step(tick())),
+        "moving average": (plain.follow, lambda: ours.after_step(context())),
     }
     print(
         f"\n## A step of UniMatch V2 ({name}, batch {BATCH} + {BATCH}, {CROP}x{CROP}, EfficientNet-Lite0 DeepLabV3+, "

@@ -68,11 +68,11 @@ def method_reference(name: str) -> str:
     if method.teachers:
         needed = ", ".join(f"`{role}`" for role in method.teachers)
         lines += ["", f"Trained nets that it consults, under `inputs`: {needed}."]
-    if method.fits:
-        needed = ", ".join(f"`{role}`" for role in method.fits)
+    if method.fitted_inputs:
+        needed = ", ".join(f"`{role}`" for role in method.fitted_inputs)
         lines += ["", f"`fit` stages that it starts from, under `inputs`: {needed}."]
-    if method.fits:
-        needed = ", ".join(f"`{role}`" for role in method.fits)
+    if method.fitted_inputs:
+        needed = ", ".join(f"`{role}`" for role in method.fitted_inputs)
         lines += ["", f"What `fit` stages made, under `inputs` as well: {needed}."]
     return "\n".join([*lines, "", _table(method.Settings)])
 

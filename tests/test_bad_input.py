@@ -769,9 +769,9 @@ def test_a_loss_that_is_not_finite_names_term_step_and_images_and_keeps_the_batc
 ) -> None:
     forward = Supervised.forward
 
-    def poisoned(self: Supervised, batches: Any, pass_name: str, tick: Any) -> dict[str, torch.Tensor]:
-        factor = float("nan") if tick.step == 1 else 1.0
-        return {name: factor * term for name, term in forward(self, batches, pass_name, tick).items()}
+    def poisoned(self: Supervised, batches: Any, pass_name: str, context: Any) -> dict[str, torch.Tensor]:
+        factor = float("nan") if context.step == 1 else 1.0
+        return {name: factor * term for name, term in forward(self, batches, pass_name, context).items()}
 
     def plant(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Supervised, "forward", poisoned)

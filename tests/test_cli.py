@@ -105,7 +105,7 @@ def test_a_script_without_a_guard_estimates_once(project: Project) -> None:
     Path("script.py").write_text("import tutelage\nprint(tutelage.estimate('recipe.yaml', 'student'))\n")
     ran = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.startswith("Cost(")
+    assert ran.stdout.startswith("TrainingCost(")
     assert len(ran.stdout.splitlines()) == 1
 
 

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from tutelage.deploy.predict import PredictReport
     from tutelage.evaluation.comparison import Comparison
     from tutelage.evaluation.protocol import Protocol
-    from tutelage.nets.catalogue import Row
-    from tutelage.nets.published.importing import Imported
-    from tutelage.pipeline.laddering import Outcome as Ladder
+    from tutelage.nets.catalogue import CatalogueRow
+    from tutelage.nets.published.cirkd_checkpoint import Imported
+    from tutelage.pipeline.laddering import LadderResult as Ladder
     from tutelage.pipeline.laddering import PlannedRung
-    from tutelage.pipeline.running import Outcome, Planned
-    from tutelage.pipeline.smoke import Cost
-    from tutelage.recipe.reading import Read
+    from tutelage.pipeline.running import Planned, RunResult
+    from tutelage.pipeline.smoke import TrainingCost
+    from tutelage.recipe.reading import LoadedRecipe
 
 PathLike = str | Path
 
 
-def run(recipe: PathLike, overrides: Sequence[str] = (), *, only: Sequence[str] = (), quiet: bool = True) -> Outcome:
+def run(recipe: PathLike, overrides: Sequence[str] = (), *, only: Sequence[str] = (), quiet: bool = True) -> RunResult:
     """Run a recipe, or the stages ``only``; finished stages are skipped, interrupted ones go on."""
     from tutelage.pipeline import running
 
@@ -45,7 +45,7 @@ def plan(recipe: PathLike, overrides: Sequence[str] = ()) -> list[Planned]:
     return running.plan(_read(recipe, overrides))
 
 
-def estimate(recipe: PathLike, stage: str, overrides: Sequence[str] = ()) -> Cost | str:
+def estimate(recipe: PathLike, stage: str, overrides: Sequence[str] = ()) -> TrainingCost | str:
     """Hours, memory and disk of one training stage, from a few steps of it; a reason where that cannot be had."""
     from tutelage.pipeline.smoke import smoke
 
@@ -252,7 +252,7 @@ def init(
     )
 
 
-def models(size: tuple[int, int] = (512, 1024), classes: int = 19) -> list[Row]:
+def models(size: tuple[int, int] = (512, 1024), classes: int = 19) -> list[CatalogueRow]:
     """Nets worth starting from, with parameters and multiply-adds at an input (height, width)."""
     from tutelage.nets.catalogue import rows
 
@@ -274,7 +274,7 @@ def import_checkpoint(
     refuses a file that does not hold the whole net.
     """
     from tutelage.errors import RunError
-    from tutelage.nets.published import importing
+    from tutelage.nets.published import cirkd_checkpoint
     from tutelage.nets.storage import save_segmentor
     from tutelage.pipeline.builder import Builder
 
@@ -285,9 +285,9 @@ def import_checkpoint(
         raise RunError(f"{target} exists", "give --force to replace it, or another --out")
     if (classes is None) == (like is None):
         raise RunError("the classes of the net are not known", "give either --classes or --like")
-    importing.settings_of(net)  # before any data is opened
+    cirkd_checkpoint.settings_of(net)  # before any data is opened
     task = _named_classes(str(classes)) if like is None else Builder(_read(like, ())).classes
-    imported, report = importing.import_checkpoint(Path(file), net, len(task))
+    imported, report = cirkd_checkpoint.import_checkpoint(Path(file), net, len(task))
     facts = {"imported": {"file": Path(file).name, "net": net}}
     save_segmentor(imported, target, classes=task.names, palette=task.palette, extra=facts)
     return report
@@ -331,7 +331,7 @@ def toycity(
     seed: int = 0,
 ) -> None:
     """Paint a procedural street-scene data set into ``out``."""
-    from tutelage.data.opening import ToycitySettings, open_data
+    from tutelage.data.sources import ToycitySettings, open_data
 
     settings = ToycitySettings.model_validate(
         {"kind": "toycity", "root": str(out), "splits": splits, "size": size, "domain": domain, "seed": seed}
@@ -351,7 +351,7 @@ def _named_classes(text: str) -> Classes:
     return Classes(free.names, tuple(map(given.colours.get, free.names, free.palette)))
 
 
-def _read(recipe: PathLike, overrides: Sequence[str]) -> Read:
+def _read(recipe: PathLike, overrides: Sequence[str]) -> LoadedRecipe:
     from tutelage.recipe.reading import read_recipe
 
     return read_recipe(Path(recipe), overrides)

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tutelage.nets.catalogue import Row
-    from tutelage.pipeline.laddering import Outcome as Ladder
+    from tutelage.nets.catalogue import CatalogueRow
+    from tutelage.pipeline.laddering import LadderResult as Ladder
     from tutelage.pipeline.laddering import PlannedRung
     from tutelage.pipeline.running import Planned
-    from tutelage.pipeline.smoke import Cost
+    from tutelage.pipeline.smoke import TrainingCost
 
 
-def plan_table(rows: Sequence[Planned], estimate: Callable[[str], Cost | str] | None) -> str:
+def plan_table(rows: Sequence[Planned], estimate: Callable[[str], TrainingCost | str] | None) -> str:
     """What would run and why; with ``estimate``, what each training stage would cost."""
     wide = max(len(row.stage) for row in rows)
     lines, hours = [], 0.0
@@ -112,7 +112,7 @@ def _percent(share: float | None) -> str:
     return "absent" if share is None else f"{100 * share:.2f}"
 
 
-def model_table(rows: Sequence[Row], size: tuple[int, int], classes: int) -> str:
+def model_table(rows: Sequence[CatalogueRow], size: tuple[int, int], classes: int) -> str:
     """Nets worth starting from."""
     from tutelage.nets.catalogue import CATALOGUE
 

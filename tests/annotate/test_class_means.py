@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from tests.annotate.nets import CLASSES, COUNT, ColourNet, maps, write_dataset
 from tests.processes import Countdown, count_disk_calls, in_child, start
-from tutelage.annotate import parts
+from tutelage.annotate import chunks
 from tutelage.annotate.class_means import AnchorsFit, MeansFit, fit_means
 from tutelage.data.dataset import Dataset
 from tutelage.engine import collectives
@@ -112,14 +112,14 @@ def test_images_that_cannot_be_read_end_it_or_are_named(dataset: Dataset, tmp_pa
 def _killed(dataset: Dataset, out: Path, number: int) -> None:
     countdown = Countdown(number)
     count_disk_calls(countdown)
-    parts.in_parts.__defaults__ = (*parts.in_parts.__defaults__[:-1], 2)  # type: ignore[misc]
+    chunks.in_parts.__defaults__ = (*chunks.in_parts.__defaults__[:-1], 2)  # type: ignore[misc]
     run(dataset, out)
 
 
 def test_killed_anywhere_it_ends_with_the_same_bytes(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts.in_parts, "__defaults__", (*parts.in_parts.__defaults__[:-1], 2))  # type: ignore[index]
+    monkeypatch.setattr(chunks.in_parts, "__defaults__", (*chunks.in_parts.__defaults__[:-1], 2))  # type: ignore[index]
     run(dataset, tmp_path / "whole")
     assert in_child(_killed, dataset, tmp_path / "out", 7) != 0
     assert len(list((tmp_path / "out" / "p").glob("means-*.safetensors"))) == 2
@@ -141,7 +141,7 @@ def test_a_damaged_part_is_made_again(dataset: Dataset, tmp_path: Path) -> None:
 
 def _rank(rank: int, dataset: Dataset, out: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{out / 'store'}", rank=rank, world_size=2)
-    parts.in_parts.__defaults__ = (*parts.in_parts.__defaults__[:-1], 2)  # type: ignore[misc]
+    chunks.in_parts.__defaults__ = (*chunks.in_parts.__defaults__[:-1], 2)  # type: ignore[misc]
     net = ColourNet()
     run(dataset, out, net=net)
     collectives.leave()

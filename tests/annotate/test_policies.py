@@ -33,7 +33,7 @@ from tutelage.data.pseudo_labels import PseudoLabelFolder
 from tutelage.errors import TutelageError
 from tutelage.evaluation.protocol import Protocol
 from tutelage.prototypes.gaussians import Mixture, Mixtures
-from tutelage.prototypes.scoring import Scorer, best_class, keep_likely, quantile_thresholds
+from tutelage.prototypes.likelihood import Scorer, best_class, keep_likely, quantile_thresholds
 
 CPU = torch.device("cpu")
 CLASSES = 4

@@ -20,7 +20,7 @@ from tutelage.data.dataset import Dataset
 from tutelage.data.weights import WeightFolder, with_weights
 from tutelage.engine import collectives
 from tutelage.errors import DataError, TutelageError
-from tutelage.evaluation.views import View
+from tutelage.evaluation.image_view import ImageView
 from tutelage.prototypes.storage import load_tensors
 
 SETTINGS: dict[str, Any] = {"size": (8, 12), "pool": (1, 2), "centres": 4}
@@ -58,7 +58,7 @@ def read(path: Path) -> np.ndarray:
 
 def features(dataset: Dataset, index: int) -> torch.Tensor:
     """(h, w, C) of one image."""
-    said = ColourNet()(View(dataset.image(index), SETTINGS["size"]).whole()).embedding
+    said = ColourNet()(ImageView(dataset.image(index), SETTINGS["size"]).whole()).embedding
     return F.avg_pool2d(said, SETTINGS["pool"])[0].permute(1, 2, 0)
 
 

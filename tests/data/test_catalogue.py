@@ -28,7 +28,7 @@ from tutelage.data.catalogue import (
     variants,
 )
 from tutelage.data.catalogue.facts import fact
-from tutelage.data.catalogue.opening import Kind
+from tutelage.data.catalogue.source import Kind
 from tutelage.data.dataset import Dataset, plain
 from tutelage.data.images import IMAGE_SUFFIXES
 from tutelage.data.labels import unpack

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from tests.data.test_stream import CROP, assert_equal, make, stream, take
 from tutelage.data.augmentation import AugmentSettings, Geometry, take_image, take_map, take_valid
+from tutelage.data.batch import Geometries, between, warp, warp_label
 from tutelage.data.randaugment import (
     OPERATIONS,
     Alteration,
@@ -28,7 +29,6 @@ from tutelage.data.randaugment import (
     draw_alteration,
 )
 from tutelage.data.stream import LoaderSettings, ViewSettings
-from tutelage.data.views import Geometries, between, warp, warp_label
 
 GEOMETRIC = {"rotate", "shear_x", "shear_y", "translate_x", "translate_y"}
 STRONG = ViewSettings(

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tutelage.data import statistics
 from tutelage.data.dataset import Classes, Dataset, Sample
-from tutelage.data.gathering import cache_folder, gather
+from tutelage.data.fact_cache import cache_folder, gather
 from tutelage.data.labels import LabelMap, identity, pack
 from tutelage.data.statistics import read_statistics, row_runs
 

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from tutelage.data.augmentation import AugmentSettings
+from tutelage.data.batch import Batch, warp_label
 from tutelage.data.colour import ColourSettings
 from tutelage.data.dataset import Classes, Dataset, Sample
 from tutelage.data.labels import identity
 from tutelage.data.stream import SHARED, LoaderSettings, Stream, ViewSettings
-from tutelage.data.views import Batch, warp_label
 from tutelage.errors import DataError
 
 CPU = torch.device("cpu")

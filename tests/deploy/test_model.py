@@ -13,9 +13,9 @@ from PIL import Image
 from tests.deploy.nets import CLASSES, PALETTE, model
 from tutelage.data.images import read_image
 from tutelage.deploy import large
+from tutelage.deploy.decoded_image import DecodedImage, allowing
 from tutelage.deploy.large import WHOLE_PIXELS, WINDOWED, column_blocks, label_image
 from tutelage.deploy.model import load_model
-from tutelage.deploy.picture import Picture, allowing
 from tutelage.errors import DataError, RunError, TutelageError
 from tutelage.evaluation.inference import predict_labels
 from tutelage.evaluation.protocol import Protocol
@@ -117,7 +117,7 @@ def test_windows_of_a_picture_are_those_of_the_image(mode: str, tmp_path: Path) 
         image = colours.convert(mode)
     path = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr", "F", "I") else "a.png")
     image.save(path)
-    expected, read = read_image(path), Picture.read(path)
+    expected, read = read_image(path), DecodedImage.read(path)
     assert read.shape == expected.shape
     assert read.size == expected.size
     np.testing.assert_array_equal(read[:, :], expected)
@@ -177,9 +177,9 @@ def test_pillows_limit_is_lifted_and_put_back(tmp_path: Path, monkeypatch: pytes
     assert model()[0].predict(tmp_path / "a.png").labels.shape == (20, 30)
     assert Image.MAX_IMAGE_PIXELS == 50
     with allowing(590), pytest.raises(DataError, match="too large"):
-        Picture.read(tmp_path / "a.png")
+        DecodedImage.read(tmp_path / "a.png")
     with allowing(100), allowing(600), allowing(200):
-        Picture.read(tmp_path / "a.png")
+        DecodedImage.read(tmp_path / "a.png")
     assert Image.MAX_IMAGE_PIXELS == 50
 
 
@@ -247,7 +247,7 @@ def test_blocks_of_columns_leave_no_trace(
     assert blocks[0].first == 0
     assert blocks[-1].last == size[1]
     assert all(before.last == after.first for before, after in itertools.pairwise(blocks))
-    for given in (image, Picture(Image.fromarray(image))):
+    for given in (image, DecodedImage(Image.fromarray(image))):
         labels, sure = label_image(used.net, given, protocol, used.device, 3, confidence=True)
         np.testing.assert_array_equal(labels, expected[0])
         np.testing.assert_array_equal(sure, expected[1])

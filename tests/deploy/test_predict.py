@@ -19,10 +19,10 @@ from tests.deploy.nets import CLASSES, PALETTE, model
 from tests.deploy.test_model import SLIDING, picture
 from tutelage.data.images import read_image
 from tutelage.deploy import flow, predict
+from tutelage.deploy.decoded_image import DecodedImage
 from tutelage.deploy.flow import Room, decoded
 from tutelage.deploy.model import Model
 from tutelage.deploy.outputs import Job, find_jobs
-from tutelage.deploy.picture import Picture
 from tutelage.deploy.predict import predict_files
 from tutelage.errors import DataError, RunError, TutelageError
 from tutelage.evaluation.protocol import Protocol
@@ -252,7 +252,7 @@ def test_memory_that_ends_is_a_matter_of_one_image(tmp_path: Path, monkeypatch: 
     used, _ = model()
     original = Model.predict_decoded
 
-    def limited(self: Model, images: list[Picture], *rest: object) -> object:
+    def limited(self: Model, images: list[DecodedImage], *rest: object) -> object:
         if images[0].shape[0] > 30 or len(images) > 1:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...")
         return original(self, images, *rest)  # type: ignore[arg-type]
@@ -282,14 +282,14 @@ def test_large_images_go_through_the_net_in_windows(tmp_path: Path, monkeypatch:
         monkeypatch.setattr(f"tutelage.deploy.{module}.WHOLE_PIXELS", 3000)
     monkeypatch.setattr("tutelage.deploy.model.WINDOWED", SLIDING)
     taken: list[int] = []
-    original = Picture.__getitem__
+    original = DecodedImage.__getitem__
 
-    def noted(self: Picture, window: tuple[slice, slice]) -> np.ndarray:
+    def noted(self: DecodedImage, window: tuple[slice, slice]) -> np.ndarray:
         part = original(self, window)
         taken.append(part.size)
         return part
 
-    monkeypatch.setattr(Picture, "__getitem__", noted)
+    monkeypatch.setattr(DecodedImage, "__getitem__", noted)
     for name in ("a.png", "b.jpg"):
         Image.fromarray(picture(301, 407)).save(tmp_path / name)
     used, net = model()
@@ -382,15 +382,15 @@ def test_who_stops_half_way_leaves_nothing_running(many: Path) -> None:
 
 
 def test_a_decoder_that_raises_anything(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Picture.read
+    original = DecodedImage.read
     faults = {"003": KeyError("no table"), "017": MemoryError(), "059": DataError("bad luck")}
 
-    def read(path: Path, admit: object) -> Picture:
+    def read(path: Path, admit: object) -> DecodedImage:
         if path.stem in faults:
             raise faults[path.stem]
         return original(path, admit)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Picture, "read", staticmethod(read))
+    monkeypatch.setattr(DecodedImage, "read", staticmethod(read))
     report = predict_files(model()[0], [many], tmp_path / "out", batch=4)
     assert report.done == 57
     reasons = {path.stem: reason for path, reason in report.failed}

@@ -12,7 +12,7 @@ from tests.engine.test_loop import CPU, Line, Numbers, settings
 from tests.engine.toy import Toy, ToyStream
 from tutelage.engine import checkpoint
 from tutelage.engine.contract import Method
-from tutelage.engine.loop import FitSettings, Hooks, fit
+from tutelage.engine.loop import Callbacks, FitSettings, fit
 from tutelage.engine.optimizers import OptimizerSettings, build_optimizer
 from tutelage.errors import RunError
 from tutelage.runs.atomic import write_json
@@ -116,8 +116,16 @@ def resumed(folder: Path, change: dict[str, object]) -> tuple[list[str], dict[st
     store.save(2, lambda path: path.write_bytes(found.tensors.read_bytes()) and None, found.state)
     said: list[str] = []
     toy = Toy()
-    hooks = Hooks(say=said.append)
-    fit(toy, {"labeled": ToyStream()}, settings(), seed=3, device=CPU, checkpoints=Checkpoints(folder), hooks=hooks)
+    callbacks = Callbacks(message=said.append)
+    fit(
+        toy,
+        {"labeled": ToyStream()},
+        settings(),
+        seed=3,
+        device=CPU,
+        checkpoints=Checkpoints(folder),
+        callbacks=callbacks,
+    )
     return said, toy.state_dict()
 
 
@@ -178,10 +186,12 @@ def test_patience_goes_on_where_it_was(tmp_path: Path) -> None:
         return scores[step]
 
     def run(stop_at: int | None = None) -> int:
-        hooks = Hooks(evaluate=score, evaluate_every=1)
+        callbacks = Callbacks(on_evaluate=score, evaluate_every=1)
         patient = settings(steps=5, patience=3, checkpoint_every=1)
         numbers, store = {"labeled": Numbers()}, Checkpoints(tmp_path)
-        return fit(Line(), numbers, patient, seed=1, device=CPU, checkpoints=store, hooks=hooks, stop_at=stop_at).step
+        return fit(
+            Line(), numbers, patient, seed=1, device=CPU, checkpoints=store, callbacks=callbacks, stop_at=stop_at
+        ).step
 
     assert run(stop_at=3) == 3
     assert run() == 4

@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.engine.toy import CLASSES, Toy, ToyStream, make_batch
-from tutelage.data.views import warp_label
+from tutelage.data.batch import warp_label
 from tutelage.engine import collectives
-from tutelage.engine.contract import Tick
+from tutelage.engine.contract import StepContext
 from tutelage.engine.loop import FitSettings, fit
 from tutelage.engine.optimizers import OptimizerSettings
 from tutelage.runs.checkpoints import Checkpoints
@@ -56,7 +56,7 @@ def by_hand() -> dict[str, torch.Tensor]:
     for step in range(STEPS):
         view = make_batch(range(step * 8, step * 8 + 8))["weak"]
         share = (view.label != 255).sum().float()
-        torch.manual_seed(Tick(step, STEPS, 3, CPU, "segment", 0, 1).global_seed)
+        torch.manual_seed(StepContext(step, STEPS, 3, CPU, "segment", 0, 1).global_seed)
         logits, embedding = toy.student(view.image)
         with torch.no_grad():
             taught, _ = toy.teacher(view.image)
@@ -80,7 +80,9 @@ def by_hand() -> dict[str, torch.Tensor]:
         )
         if step >= toy.gate:
             rows = toy.projector(embedding.detach().mean((2, 3)))
-            rows = rows + 0.1 * torch.randn(rows.shape, generator=Tick(step, STEPS, 3, CPU, "align", 0, 1).generator)
+            rows = rows + 0.1 * torch.randn(
+                rows.shape, generator=StepContext(step, STEPS, 3, CPU, "align", 0, 1).generator
+            )
             F.mse_loss(rows, toy.queue.rows.mean(0).expand_as(rows)).backward()
         factor = (1 - step / STEPS) ** 0.9
         main.param_groups[0]["lr"], main.param_groups[1]["lr"] = 0.1 * factor, 0.05 * factor
@@ -91,7 +93,7 @@ def by_hand() -> dict[str, torch.Tensor]:
             for mine, theirs in zip(toy.teacher.parameters(), toy.student.parameters(), strict=True):
                 mine.lerp_(theirs, 0.1)
             rows = embedding.detach().mean((2, 3))
-            order = torch.randperm(8, generator=Tick(step, STEPS, 3, CPU, "after").shared_generator)
+            order = torch.randperm(8, generator=StepContext(step, STEPS, 3, CPU, "after").shared_generator)
             toy.queue.push(rows[order])
     return toy.state_dict()
 
@@ -120,9 +122,9 @@ def test_passes_train_only_what_they_name() -> None:
     seen: list[tuple[str, set[str]]] = []
     original = toy.forward
 
-    def spy(batches, pass_name, tick):  # type: ignore[no-untyped-def]
+    def spy(batches, pass_name, context):  # type: ignore[no-untyped-def]
         seen.append((pass_name, {n for n, c in toy.named_children() if any(p.requires_grad for p in c.parameters())}))
-        return original(batches, pass_name, tick)
+        return original(batches, pass_name, context)
 
     toy.forward = spy  # type: ignore[method-assign]
     trained(toy, steps=3)
@@ -179,19 +181,19 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from tests.engine.test_contract import CPU, Toy, ToyStream, settings, fit, Checkpoints
-from tutelage.engine.loop import Hooks
+from tutelage.engine.loop import Callbacks
 folder, die_at, how = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 toy = Toy(dropout=0.2, noise=0.1)
 if die_at >= 0:
     original = toy.after_step
-    def after_step(tick):
-        original(tick)
-        if tick.step == die_at:
+    def after_step(context):
+        original(context)
+        if context.step == die_at:
             os.kill(os.getpid(), getattr(signal, how))
     toy.after_step = after_step
-hooks = Hooks(evaluate=lambda step: float(toy.student.classifier.weight.abs().sum()), evaluate_every=2)
+callbacks = Callbacks(on_evaluate=lambda step: float(toy.student.classifier.weight.abs().sum()), evaluate_every=2)
 streams, store = {"labeled": ToyStream()}, Checkpoints(folder, 2)
-progress = fit(toy, streams, settings(), seed=3, device=CPU, checkpoints=store, hooks=hooks)
+progress = fit(toy, streams, settings(), seed=3, device=CPU, checkpoints=store, callbacks=callbacks)
 torch.save({**toy.state_dict(), "best": torch.tensor([progress.best_score, progress.best_step])}, folder / "final.pt")
 """
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.engine.toy import Toy, ToyStream
-from tutelage.data.views import Batch
-from tutelage.engine.contract import Carry, Method, Needs, Optimization, Pass, Tick
-from tutelage.engine.loop import FitSettings, Hooks, Progress, fit
+from tutelage.data.batch import Batch
+from tutelage.engine.contract import Carry, Method, OptimizerSpec, Pass, StepContext, StreamSpec
+from tutelage.engine.loop import Callbacks, FitSettings, Progress, fit
 from tutelage.engine.optimizers import OptimizerSettings, ScheduleSettings
 from tutelage.errors import RunError
 from tutelage.runs.checkpoints import Checkpoints
@@ -40,7 +40,7 @@ class Point(nn.Module):
 class Line(Method):
     """The loss is slope x the sum of the student's numbers, and of the critic's; all is noted."""
 
-    streams = {"labeled": Needs(labels=True, views=("weak",))}
+    streams = {"labeled": StreamSpec(labels=True, views=("weak",))}
     teachers = ("teacher",)
 
     def __init__(self) -> None:
@@ -48,30 +48,30 @@ class Line(Method):
         self.student, self.critic, self.teacher = Point(1.0), Point(2.0), Point(3.0)
         self.slope = 1.0
         self.notes: list[str] = []
-        self.ticks: list[Tick] = []
+        self.ticks: list[StepContext] = []
 
     def passes(self, step: int) -> tuple[Pass, ...]:
         return (Pass("first", {"student"}), Pass("second", {"critic"}))
 
-    def optimizers(self) -> Mapping[str, Optimization]:
-        return {"main": Optimization(("student",)), "critic": Optimization(("critic",), schedule=FLAT)}
+    def optimizers(self) -> Mapping[str, OptimizerSpec]:
+        return {"main": OptimizerSpec(("student",)), "critic": OptimizerSpec(("critic",), schedule=FLAT)}
 
     def counts(self, batches: Mapping[str, Batch]) -> Mapping[str, Tensor]:
         return {"images": batches["labeled"].positions.sum()}
 
-    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         positions = batches["labeled"].positions.tolist()
-        self.notes.append(f"{pass_name} {tick.step} {positions}")
-        self.ticks.append(tick)
+        self.notes.append(f"{pass_name} {context.step} {positions}")
+        self.ticks.append(context)
         if pass_name == "first":
-            tick.carry["student"] = self.student.sum
+            context.carry["student"] = self.student.sum
             return {"down": self.slope * self.student.sum, "other": 0.0 * self.critic.sum}
-        assert not tick.carry["student"].requires_grad
-        return {"critic": self.critic.sum * tick.carry["student"].sign()}
+        assert not context.carry["student"].requires_grad
+        return {"critic": self.critic.sum * context.carry["student"].sign()}
 
-    def after_step(self, tick: Tick) -> None:
-        self.notes.append(f"after {tick.step} {len(tick.carries)}")
-        self.ticks.append(tick)
+    def after_step(self, context: StepContext) -> None:
+        self.notes.append(f"after {context.step} {len(context.carries)}")
+        self.ticks.append(context)
 
 
 @dataclass
@@ -99,10 +99,16 @@ def settings(**changes: object) -> FitSettings:
 
 
 def run(
-    line: Line | None = None, hooks: Hooks | None = None, stop_at: int | None = None, **changes: object
+    line: Line | None = None, callbacks: Callbacks | None = None, stop_at: int | None = None, **changes: object
 ) -> Progress:
     return fit(
-        line or Line(), {"labeled": Numbers()}, settings(**changes), seed=1, device=CPU, hooks=hooks, stop_at=stop_at
+        line or Line(),
+        {"labeled": Numbers()},
+        settings(**changes),
+        seed=1,
+        device=CPU,
+        callbacks=callbacks,
+        stop_at=stop_at,
     )
 
 
@@ -121,9 +127,9 @@ def test_ticks_say_where_the_run_stands() -> None:
     first, _, third, _, after = line.ticks[5:]
     assert (first.step, first.total, first.seed, first.pass_name) == (1, 2, 1, "first")
     assert first.progress == 0.5
-    assert [(tick.slice, tick.slices) for tick in (first, third)] == [(0, 2), (1, 2)]
+    assert [(context.slice, context.slices) for context in (first, third)] == [(0, 2), (1, 2)]
     assert first.totals["images"] == 4 + 5 + 6 + 7, "of the whole step, known in its first part"
-    assert first.share("images") == 11
+    assert first.normalizer("images") == 11
     assert after.totals == first.totals
     assert first.carry is not third.carry
     assert after.carries == (first.carry, third.carry)
@@ -134,7 +140,7 @@ def test_all_backwards_come_before_all_steps() -> None:
     """The second pass sees the student of the first: no optimizer steps in between."""
     line = Line()
     run(line, steps=1, accumulate=2)
-    assert [tick.carry["student"].item() for tick in line.ticks[:-1]] == [5.0] * 4
+    assert [context.carry["student"].item() for context in line.ticks[:-1]] == [5.0] * 4
 
 
 def test_rates_follow_their_schedules_and_the_encoder_its_ratio() -> None:
@@ -174,9 +180,9 @@ def test_a_pass_reaches_only_what_it_trains_and_gives_back_what_it_held() -> Non
     seen: list[list[bool]] = []
     original = line.forward
 
-    def spy(batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+    def spy(batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         seen.append([p.requires_grad for p in line.parameters()])
-        return original(batches, pass_name, tick)
+        return original(batches, pass_name, context)
 
     line.forward = spy  # type: ignore[method-assign]
     run(line, steps=1)
@@ -190,7 +196,7 @@ def test_a_pass_reaches_only_what_it_trains_and_gives_back_what_it_held() -> Non
 def test_what_a_pass_held_is_given_back_after_an_error() -> None:
     line = Line()
 
-    def fail(batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+    def fail(batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         raise ZeroDivisionError
 
     line.forward = fail  # type: ignore[method-assign]
@@ -203,8 +209,8 @@ def test_what_a_pass_held_is_given_back_after_an_error() -> None:
 def test_teachers_stay_in_evaluation_mode() -> None:
     line = Line()
     modes: list[tuple[bool, bool]] = []
-    hooks = Hooks(evaluate=lambda step: modes.append((line.student.training, line.teacher.training)) or 0.0)  # type: ignore[func-returns-value]
-    run(line, hooks)
+    callbacks = Callbacks(on_evaluate=lambda step: modes.append((line.student.training, line.teacher.training)) or 0.0)  # type: ignore[func-returns-value]
+    run(line, callbacks)
     assert modes == [(False, False)]
     assert (line.training, line.student.training, line.teacher.training) == (True, True, False)
 
@@ -212,7 +218,7 @@ def test_teachers_stay_in_evaluation_mode() -> None:
 def test_training_is_deterministic_and_leaves_the_switches_as_they_were() -> None:
     line = Line()
     seen: list[bool] = []
-    line.after_step = lambda tick: seen.append(torch.are_deterministic_algorithms_enabled())  # type: ignore[method-assign]
+    line.after_step = lambda context: seen.append(torch.are_deterministic_algorithms_enabled())  # type: ignore[method-assign]
     run(line, steps=1)
     assert seen == [True]
     assert not torch.are_deterministic_algorithms_enabled()
@@ -249,8 +255,8 @@ class Scores:
         self.begun: list[int] = []
         self.logged: list[dict] = []
 
-    def hooks(self, every: int = 1) -> Hooks:
-        return Hooks(self._score, every, self.kept.append, self.begun.append, self.logged.append)
+    def callbacks(self, every: int = 1) -> Callbacks:
+        return Callbacks(self._score, every, self.kept.append, self.begun.append, self.logged.append)
 
     def _score(self, step: int) -> float:
         self.evaluated.append(step)
@@ -259,7 +265,7 @@ class Scores:
 
 def test_the_best_is_kept_and_an_equal_score_is_not_better() -> None:
     scores = Scores(0.2, 0.5, 0.5, 0.4)
-    progress = run(hooks=scores.hooks())
+    progress = run(callbacks=scores.callbacks())
     assert scores.evaluated == [1, 2, 3, 4]
     assert scores.kept == [1, 2]
     assert progress == Progress(4, 0.5, 2, 2)
@@ -267,7 +273,7 @@ def test_the_best_is_kept_and_an_equal_score_is_not_better() -> None:
 
 def test_a_score_of_nothing_is_worse_than_any() -> None:
     scores = Scores(math.nan, 0.1, math.nan, 0.0)
-    progress = run(hooks=scores.hooks())
+    progress = run(callbacks=scores.callbacks())
     assert scores.kept == [1, 2]
     assert (progress.best_score, progress.evaluations_since_best) == (0.1, 2)
 
@@ -275,13 +281,13 @@ def test_a_score_of_nothing_is_worse_than_any() -> None:
 @pytest.mark.parametrize(("every", "steps"), [(0, [4]), (2, [2, 4]), (3, [3, 4]), (9, [4])])
 def test_the_end_is_always_evaluated(every: int, steps: list[int]) -> None:
     scores = Scores(*[0.0] * 4)
-    run(hooks=scores.hooks(every))
+    run(callbacks=scores.callbacks(every))
     assert scores.evaluated == steps
 
 
 def test_patience() -> None:
     scores = Scores(0.5, 0.4, 0.6, 0.5, 0.6, 0.9)
-    progress = run(hooks=scores.hooks(), steps=6, patience=2)
+    progress = run(callbacks=scores.callbacks(), steps=6, patience=2)
     assert scores.evaluated == [1, 2, 3, 4, 5]
     assert progress == Progress(5, 0.6, 3, 2)
 
@@ -295,7 +301,7 @@ def test_audits_come_in_a_rhythm_of_their_own_and_leave_the_method_training(ever
         audited.append((step, len(scores.evaluated)))
         return False
 
-    progress = run(method, hooks=replace(scores.hooks(), audit=audit, audit_every=every))
+    progress = run(method, callbacks=replace(scores.callbacks(), on_audit=audit, audit_every=every))
     assert audited == [(step, step) for step in steps], "after the evaluation of the step"
     assert method.training
     assert not progress.stopped
@@ -310,9 +316,9 @@ def test_an_audit_may_end_the_training_and_a_resumed_run_stays_ended(tmp_path: P
 
     def trained() -> Progress:
         given = settings(steps=6, checkpoint_every=1)
-        hooks = Hooks(audit=audit, audit_every=1)
+        callbacks = Callbacks(on_audit=audit, audit_every=1)
         streams = {"labeled": Numbers()}
-        return fit(Line(), streams, given, seed=1, device=CPU, hooks=hooks, checkpoints=Checkpoints(tmp_path))
+        return fit(Line(), streams, given, seed=1, device=CPU, callbacks=callbacks, checkpoints=Checkpoints(tmp_path))
 
     progress = trained()
     assert (progress.step, progress.stopped) == (2, True)
@@ -326,9 +332,11 @@ def test_checkpoints_come_in_rhythm_and_at_the_end(tmp_path: Path) -> None:
     fit(Line(), {"labeled": Numbers()}, settings(steps=7, checkpoint_every=3), seed=1, device=CPU, checkpoints=store)
     assert store.steps() == [3, 6, 7]
     scores = Scores()
-    hooks = Hooks(begin=scores.begun.append, say=lambda text: said.append(text))  # type: ignore[arg-type]
+    callbacks = Callbacks(on_begin=scores.begun.append, message=lambda text: said.append(text))  # type: ignore[arg-type]
     again = Line()
-    progress = fit(again, {"labeled": Numbers()}, settings(steps=7), seed=1, device=CPU, checkpoints=store, hooks=hooks)
+    progress = fit(
+        again, {"labeled": Numbers()}, settings(steps=7), seed=1, device=CPU, checkpoints=store, callbacks=callbacks
+    )
     assert (progress.step, again.notes, scores.begun) == (7, [], [7]), "a finished stage is not trained again"
     assert said == ["resuming after step 7"]
     assert torch.allclose(again.student.head[0], torch.tensor(1 - 0.7))
@@ -343,7 +351,7 @@ def test_how_often_checkpoints_come_unasked(steps: int, rhythm: int) -> None:
 def test_a_smoke_run_stops_early_on_the_schedule_of_the_whole(tmp_path: Path) -> None:
     line, scores = Line(), Scores(*[0.0] * 9)
     poly = ScheduleSettings(kind="poly", power=1.0)
-    progress = run(line, scores.hooks(3), stop_at=2, steps=10, schedule=poly)
+    progress = run(line, scores.callbacks(3), stop_at=2, steps=10, schedule=poly)
     assert progress.step == 2
     assert scores.evaluated == []
     assert torch.allclose(line.student.head[0], torch.tensor(1 - 0.1 * (1 + 0.9)))
@@ -353,7 +361,7 @@ def test_a_smoke_run_stops_early_on_the_schedule_of_the_whole(tmp_path: Path) ->
 def test_log_records(tmp_path: Path) -> None:
     scores = Scores()
     optimizer = PLAIN.model_copy(update={"lr": 1.0})
-    run(hooks=Hooks(log=scores.logged.append), steps=5, log_every=2, optimizer=optimizer)
+    run(callbacks=Callbacks(log_line=scores.logged.append), steps=5, log_every=2, optimizer=optimizer)
     assert [record["step"] for record in scores.logged] == [2, 4, 5]
     first = scores.logged[0]
     assert first["steps"] == 5
@@ -369,27 +377,27 @@ def draw(generator: torch.Generator) -> list[float]:
     return torch.rand(4, generator=generator).tolist()
 
 
-def tick(**changes: object) -> Tick:
-    return Tick(
+def context(**changes: object) -> StepContext:
+    return StepContext(
         **{"step": 1, "total": 9, "seed": 3, "device": CPU, "pass_name": "a", "slice": 0, "slices": 2, **changes}
     )
 
 
 def test_random_numbers_are_a_function_of_the_position() -> None:
-    base = tick()
-    assert draw(base.generator) == draw(tick().generator)
-    assert draw(base.generator) != draw(tick().generator), "one generator goes on"
+    base = context()
+    assert draw(base.generator) == draw(context().generator)
+    assert draw(base.generator) != draw(context().generator), "one generator goes on"
     for change in ({"step": 2}, {"seed": 4}, {"pass_name": "b"}, {"slice": 1}):
-        assert draw(tick(**change).generator) != draw(tick().generator)
-        assert tick(**change).global_seed != base.global_seed
-    assert draw(tick(slice=1).shared_generator) == draw(tick().shared_generator)
-    assert draw(tick().shared_generator) != draw(tick().generator)
-    assert draw(tick(step=2).shared_generator) != draw(tick().shared_generator)
+        assert draw(context(**change).generator) != draw(context().generator)
+        assert context(**change).global_seed != base.global_seed
+    assert draw(context(slice=1).shared_generator) == draw(context().shared_generator)
+    assert draw(context().shared_generator) != draw(context().generator)
+    assert draw(context(step=2).shared_generator) != draw(context().shared_generator)
 
 
 def test_a_share_is_at_least_one_label_of_the_step() -> None:
-    assert tick(totals={"n": torch.tensor(6.0)}).share("n") == 3.0
-    assert tick(totals={"n": torch.tensor(0.0)}).share("n") == 0.5
+    assert context(totals={"n": torch.tensor(6.0)}).normalizer("n") == 3.0
+    assert context(totals={"n": torch.tensor(0.0)}).normalizer("n") == 0.5
 
 
 def test_what_is_carried_is_detached_whichever_way_it_comes_in() -> None:

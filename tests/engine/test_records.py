@@ -16,9 +16,9 @@ from torch import Tensor
 
 from tests.engine.test_loop import CPU, settings
 from tests.engine.toy import Toy, ToyStream, make_batch
-from tutelage.data.views import Batch
+from tutelage.data.batch import Batch
 from tutelage.engine import trackers
-from tutelage.engine.contract import Tick
+from tutelage.engine.contract import StepContext
 from tutelage.engine.log import TrainingLog, flat, read_log
 from tutelage.engine.loop import fit
 from tutelage.engine.meter import Meter, peak_memory
@@ -82,9 +82,9 @@ def test_without_a_folder_or_names_it_says_what_it_knows() -> None:
 class Poisoned(Toy):
     """Its critic's loss is not finite in the fourth step."""
 
-    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
-        terms = super().forward(batches, pass_name, tick)
-        return {name: term / (tick.step != 3) if name == "critic" else term for name, term in terms.items()}
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
+        terms = super().forward(batches, pass_name, context)
+        return {name: term / (context.step != 3) if name == "critic" else term for name, term in terms.items()}
 
 
 def test_a_run_ends_before_anything_is_learned_from_it(tmp_path: Path) -> None:

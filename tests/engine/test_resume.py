@@ -125,9 +125,9 @@ class Asked(Toy):
 
     ask_after = 2
 
-    def after_step(self, tick: Any) -> None:
-        super().after_step(tick)
-        if tick.step + 1 == self.ask_after:
+    def after_step(self, context: Any) -> None:
+        super().after_step(context)
+        if context.step + 1 == self.ask_after:
             signal.raise_signal(signal.SIGTERM)
 
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tutelage.data.augmentation import Geometry
+from tutelage.data.batch import Batch, Geometries, View, warp_label
 from tutelage.data.draws import generator
-from tutelage.data.views import Batch, Geometries, View, warp_label
 from tutelage.engine import collectives
-from tutelage.engine.contract import Method, Needs, Optimization, Pass, Tick
+from tutelage.engine.contract import Method, OptimizerSpec, Pass, StepContext, StreamSpec
 from tutelage.engine.optimizers import OptimizerSettings, ScheduleSettings
 
 CLASSES, WIDTH, SOURCE, SIZE = 3, 8, (12, 14), (8, 8)
@@ -52,7 +52,7 @@ class Queue(nn.Module):
 class Toy(Method):
     """See the module."""
 
-    streams = {"labeled": Needs(labels=True, views=("weak",))}
+    streams = {"labeled": StreamSpec(labels=True, views=("weak",))}
 
     def __init__(self, norm: str = "batch", dropout: float = 0.0, noise: float = 0.0, gate: int = 2) -> None:
         super().__init__()
@@ -70,17 +70,17 @@ class Toy(Method):
         always = (Pass("segment", {"student"}), Pass("discriminate", {"critic"}))
         return (*always, Pass("align", {"projector"})) if step >= self.gate else always
 
-    def optimizers(self) -> Mapping[str, Optimization]:
+    def optimizers(self) -> Mapping[str, OptimizerSpec]:
         critic = OptimizerSettings(kind="adam", lr=1e-3, weight_decay=0.0)
         return {
-            "main": Optimization(("student", "projector")),
-            "critic": Optimization(("critic",), critic, ScheduleSettings(kind="constant")),
+            "main": OptimizerSpec(("student", "projector")),
+            "critic": OptimizerSpec(("critic",), critic, ScheduleSettings(kind="constant")),
         }
 
     def counts(self, batches: Mapping[str, Batch]) -> Mapping[str, Tensor]:
         return {"labeled": (batches["labeled"]["weak"].label != 255).sum()}
 
-    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         view = batches["labeled"]["weak"]
         if pass_name == "segment":
             logits, embedding = self.student(view.image)
@@ -89,10 +89,12 @@ class Toy(Method):
                 taught, _ = self.teacher(view.image)
             # A map that was made for the whole source image follows the view's geometry.
             replayed = warp_label(view.maps["source_map"], view.geometry)
-            tick.carry["probability"] = logits.softmax(1)
-            tick.carry["embedding"] = embedding.mean((2, 3))
+            context.carry["probability"] = logits.softmax(1)
+            context.carry["embedding"] = embedding.mean((2, 3))
             seen = F.cross_entropy(logits, replayed, ignore_index=255, reduction="sum")
-            supervised = F.cross_entropy(logits, view.label, ignore_index=255, reduction="sum") / tick.share("labeled")
+            supervised = F.cross_entropy(logits, view.label, ignore_index=255, reduction="sum") / context.normalizer(
+                "labeled"
+            )
             return {
                 "supervised": supervised,
                 "replayed": 0.1 * seen / replayed.numel(),
@@ -103,17 +105,17 @@ class Toy(Method):
             real = F.one_hot(view.label.clamp(max=CLASSES - 1), CLASSES).permute(0, 3, 1, 2).float()
             return {
                 "critic": F.softplus(-self.critic(real)).mean()
-                + F.softplus(self.critic(tick.carry["probability"])).mean()
+                + F.softplus(self.critic(context.carry["probability"])).mean()
             }
-        rows = self.projector(tick.carry["embedding"])
-        rows = rows + self.noise * torch.randn(rows.shape, generator=tick.generator)
+        rows = self.projector(context.carry["embedding"])
+        rows = rows + self.noise * torch.randn(rows.shape, generator=context.generator)
         return {"align": F.mse_loss(rows, self.queue.rows.mean(0).expand_as(rows))}
 
-    def after_step(self, tick: Tick) -> None:
+    def after_step(self, context: StepContext) -> None:
         for mine, theirs in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
             mine.lerp_(theirs, 0.1)
-        rows = torch.cat([collectives.gather_rows(carry["embedding"]) for carry in tick.carries])
-        self.queue.push(rows[torch.randperm(len(rows), generator=tick.shared_generator)])
+        rows = torch.cat([collectives.gather_rows(carry["embedding"]) for carry in context.carries])
+        self.queue.push(rows[torch.randperm(len(rows), generator=context.shared_generator)])
 
 
 @dataclass

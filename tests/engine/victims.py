@@ -13,7 +13,7 @@ from tests.engine.toy import Toy, ToyStream
 from tests.processes import Countdown, count_disk_calls, write_half
 from tutelage.engine import checkpoint
 from tutelage.engine.log import TrainingLog
-from tutelage.engine.loop import FitSettings, Hooks, fit
+from tutelage.engine.loop import Callbacks, FitSettings, fit
 from tutelage.engine.optimizers import OptimizerSettings
 from tutelage.runs.atomic import remove_partials, write_bytes, writing
 from tutelage.runs.checkpoints import Checkpoints
@@ -55,7 +55,7 @@ def train(folder: Path, where: str = "", number: int = 0) -> None:
             seed=3,
             device=torch.device("cpu"),
             checkpoints=Checkpoints(folder / "checkpoints", 2),
-            hooks=Hooks(evaluated, 1, save_best, log.begin, log.record),
+            callbacks=Callbacks(evaluated, 1, save_best, log.begin, log.record),
         )
     with writing(folder / "final.safetensors") as partial:
         save_file({name: value.contiguous().clone() for name, value in toy.state_dict().items()}, partial)
@@ -77,9 +77,9 @@ def _saver(toy: Toy, folder: Path):  # type: ignore[no-untyped-def]
 def _signal_after_step(toy: Toy, name: str, number: int) -> None:
     original = toy.after_step
 
-    def after_step(tick):  # type: ignore[no-untyped-def]
-        original(tick)
-        if tick.step + 1 == number:
+    def after_step(context):  # type: ignore[no-untyped-def]
+        original(context)
+        if context.step + 1 == number:
             for _ in range(name.count("SIG")):
                 os.kill(os.getpid(), getattr(signal, name.split()[0]))
 

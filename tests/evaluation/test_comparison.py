@@ -16,9 +16,9 @@ from tutelage.data.labels import identity
 from tutelage.errors import RunError, TutelageError
 from tutelage.evaluation.comparison import compare, read_scored
 from tutelage.evaluation.confusion import Confusion
+from tutelage.evaluation.evaluate import Evaluation, summary, write_evaluation
 from tutelage.evaluation.intervals import paired_bootstrap
 from tutelage.evaluation.protocol import Protocol
-from tutelage.evaluation.scoring import Evaluation, summary, write_evaluation
 from tutelage.runs.store import Artefact
 
 NAMES = ("road", "car", "sky", "tree")

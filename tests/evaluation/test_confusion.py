@@ -28,7 +28,7 @@ from tutelage.evaluation.confusion import (
     scores_of,
     subset_mean,
 )
-from tutelage.evaluation.counting import histogram, histogram_on_device
+from tutelage.evaluation.histogram import histogram, histogram_on_device
 
 INTEGERS = [torch.uint8, torch.int16, torch.int32, torch.int64]
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tutelage.errors import TutelageError
 from tutelage.evaluation import bands
+from tutelage.evaluation.image_view import ImageView
 from tutelage.evaluation.inference import predict_labels, predict_logits, score_bands
 from tutelage.evaluation.protocol import Protocol
-from tutelage.evaluation.views import View
 from tutelage.evaluation.windows import spans, taper
 from tutelage.losses.resize import resize_logits
 
@@ -171,7 +171,7 @@ def test_views_are_resized_as_a_whole(size: tuple[int, int], antialias: bool, fl
     image = picture(64, 48)
     expected = F.interpolate(as_floats(image), size, mode="bilinear", align_corners=False, antialias=antialias)
     expected = expected.flip(-1) if flip else expected
-    view = View(image, size, flip, antialias, fill=(1.0, 0.0, 0.5))
+    view = ImageView(image, size, flip, antialias, fill=(1.0, 0.0, 0.5))
     torch.testing.assert_close(view.whole(), expected, rtol=1e-4, atol=1e-5)
     height, width = size
     window = view.crop(height // 3, -2, height, width)

@@ -19,8 +19,8 @@ from tests.golden.compare import assert_gradient, assert_values, labels, tensor
 from tests.golden.conftest import Golden
 from tutelage.data import randaugment
 from tutelage.data.augmentation import Geometry, take_map
+from tutelage.data.batch import Geometries, warp
 from tutelage.data.randaugment import CutoutSettings, alter, draw_alteration
-from tutelage.data.views import Geometries, warp
 from tutelage.engine.optimizers import ScheduleSettings
 from tutelage.evaluation.confusion import Confusion, scores_of, subset_mean
 from tutelage.losses.consistency import masked_divergence, ramp_up

@@ -16,8 +16,8 @@ from tutelage.losses.regions import shrink_labels
 from tutelage.prototypes.blocks import summary
 from tutelage.prototypes.gaussians import Mixture, Mixtures, component_log_density, em
 from tutelage.prototypes.kmeans import draw_costs, lloyd
+from tutelage.prototypes.likelihood import ABSENT, Scorer, best_class, keep_likely
 from tutelage.prototypes.means import class_rows, correct_labels
-from tutelage.prototypes.scoring import ABSENT, Scorer, best_class, keep_likely
 from tutelage.prototypes.transferability import (
     as_bytes,
     cell_distances,

@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.golden.compare import assert_values, tensor
 from tests.golden.conftest import Golden
 from tutelage.nets.build import build
-from tutelage.nets.published.importing import import_checkpoint
+from tutelage.nets.published.cirkd_checkpoint import import_checkpoint
 from tutelage.nets.published.nets import NETS, published_name
 from tutelage.nets.segmentor import Segmentor
 

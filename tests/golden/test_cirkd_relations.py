@@ -19,7 +19,7 @@ from tutelage.losses.resize import resize_logits
 from tutelage.losses.segmentation import cross_entropy
 from tutelage.methods.distillation.cirkd import Memory, MemorySettings, minibatch_pixel
 from tutelage.methods.distillation.cirkd_v2 import Channel, ChannelSettings, ContextBlock
-from tutelage.methods.distillation.term import Maps, Pair, Seen, Side
+from tutelage.methods.distillation.term import Maps, NetShape, Pair, TermInputs
 
 File = Mapping[str, NDArray]
 
@@ -77,13 +77,13 @@ def fill_projection(projection: nn.Module, file: File, prefix: str) -> None:
             target.copy_(tensor(file[f"{prefix}{name}"]))
 
 
-def seen(student: Tensor, teacher: Tensor, label: Tensor) -> Seen:
+def seen(student: Tensor, teacher: Tensor, label: Tensor) -> TermInputs:
     nothing = torch.empty(0)
-    return Seen(Maps(nothing, student, None), Maps(nothing, teacher, None), label)
+    return TermInputs(Maps(nothing, student, None), Maps(nothing, teacher, None), label)
 
 
 def pair(student: int, teacher: int, grid: tuple[int, int], classes: int = 1) -> Pair:
-    return Pair(classes, Side(student, False), Side(teacher, False), grid, grid)
+    return Pair(classes, NetShape(student, False), NetShape(teacher, False), grid, grid)
 
 
 @pytest.mark.parametrize("name", ["minibatch_pixel", "minibatch_pixel_pool2", "minibatch_pixel_pool4"])

@@ -15,9 +15,9 @@ from tests.golden.compare import assert_gradient, assert_values, labels, tensor
 from tests.golden.conftest import Golden
 from tests.golden.test_proda_prototypes import weak_view
 from tutelage.data.augmentation import Geometry
+from tutelage.data.batch import Batch, Geometries, View
 from tutelage.data.strong_map import StrongRecord, replay, strong_cells
-from tutelage.data.views import Batch, Geometries, View
-from tutelage.engine.contract import Carry, Facts, Method, Tick
+from tutelage.engine.contract import Carry, Method, StepContext, TaskInfo
 from tutelage.losses.resize import resize_logits
 from tutelage.losses.segmentation import IGNORE, cross_entropy
 from tutelage.losses.symmetric import confidence_regularizer, reverse_cross_entropy, symmetric_cross_entropy
@@ -132,14 +132,14 @@ def shown(size: tuple[int, int], count: int, label: Tensor | None = None) -> Vie
     return View(torch.zeros(count, 3, *size), torch.ones(count, *size, dtype=torch.bool), maps, geometry)
 
 
-def step(method: Method, batches: Mapping[str, Batch]) -> tuple[dict[str, dict[str, Tensor]], Tick]:
-    """The terms of all passes, and the tick of what follows them."""
+def step(method: Method, batches: Mapping[str, Batch]) -> tuple[dict[str, dict[str, Tensor]], StepContext]:
+    """The terms of all passes, and the context of what follows them."""
     carry, found = Carry(), {}
     totals = {name: value.float() for name, value in method.counts(batches).items()}
     shared: dict[str, Any] = {"step": 0, "total": 10, "seed": 0, "device": torch.device("cpu"), "totals": totals}
     for each in method.passes(0):
-        found[each.name] = method(batches, each.name, Tick(**shared, pass_name=each.name, carry=carry))
-    return found, Tick(**shared, carries=(carry,))
+        found[each.name] = method(batches, each.name, StepContext(**shared, pass_name=each.name, carry=carry))
+    return found, StepContext(**shared, carries=(carry,))
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:
@@ -186,8 +186,8 @@ def test_stage1_step(golden: Golden, name: str) -> None:
     )
     before = tensor(file["prototypes_before"])
     fitted = {"prototypes": {"prototypes": before, "counts": torch.full(before.shape[:1], 3.0)}}
-    facts = Facts(int(file["num_classes"]), fitted=fitted)
-    method = Replayed({"student": student, "labeller": labeller}, settings, facts)  # type: ignore[dict-item]
+    info = TaskInfo(int(file["num_classes"]), fitted_inputs=fitted)
+    method = Replayed({"student": student, "labeller": labeller}, settings, info)  # type: ignore[dict-item]
     method.file = file
     full, crop = (tuple(int(side) for side in file[key]) for key in ("full_hw", "crop_hw"))
     method.ema.outputs = [(tensor(file["ema_logits_full"]), tensor(file["ema_feat_full"]))]
@@ -245,7 +245,7 @@ def test_distill_step(golden: Golden, name: str, form: str) -> None:
     weight = float(file["distillation_weight"])
     settings = SelfDistill.Settings(kd=weight, form=form, task=CORNERS)
     nets: Any = {"student": student, "teacher": teacher}
-    method = ReplayedLabels(nets, settings, Facts(int(file["num_classes"])))
+    method = ReplayedLabels(nets, settings, TaskInfo(int(file["num_classes"])))
     method.file = file
     ignore = int(file["ignore_index"])
     label, pseudo = labels(file["source_label"], ignore), labels(file["pseudo_label"], ignore)
@@ -288,7 +288,7 @@ def test_warmup_adversarial(golden: Golden, name: str, kind: str, loss: Any) -> 
         task=CORNERS,
     )
     classes = int(file["num_classes"])
-    method = AdvEnt({"student": student}, settings, Facts(classes))
+    method = AdvEnt({"student": student}, settings, TaskInfo(classes))
     assert isinstance(method.critics["main"], ProDADiscriminator)
     critic = ProDADiscriminator(classes, int(file["d_planes"]))
     convolutions = [layer for layer in critic.modules() if isinstance(layer, nn.Conv2d)]

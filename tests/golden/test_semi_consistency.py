@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from tests.golden.compare import assert_gradient, assert_values, labels, tensor
 from tests.golden.conftest import Golden
-from tests.methods.cases import CPU, tick
+from tests.methods.cases import CPU, context
 from tutelage.data.augmentation import AugmentSettings, Geometry, draw_geometry
+from tutelage.data.batch import Batch, Geometries, View
 from tutelage.data.mixing.cutmix import AREA, ASPECT, NOWHERE, Box, box_masks, box_size
-from tutelage.data.views import Batch, Geometries, View
-from tutelage.engine.contract import Facts
+from tutelage.engine.contract import TaskInfo
 from tutelage.methods import strong_views
 from tutelage.methods.fixmatch import FixMatch
 from tutelage.methods.strong_views import StrongViewMethod
@@ -81,8 +81,8 @@ def batches(file: File, strong: dict[str, str]) -> dict[str, Batch]:
 
 
 def method(kind: Any, file: File, **settings: Any) -> Any:
-    facts = Facts(file["logits_l"].shape[1])
-    return kind({"student": Answers()}, kind.Settings(threshold=float(file["conf_thresh"]), **settings), facts)
+    info = TaskInfo(file["logits_l"].shape[1])
+    return kind({"student": Answers()}, kind.Settings(threshold=float(file["conf_thresh"]), **settings), info)
 
 
 def with_draws(patch: pytest.MonkeyPatch, file: File, boxes: Sequence[str], mixes: Sequence[str] = ()) -> None:
@@ -103,7 +103,7 @@ def with_draws(patch: pytest.MonkeyPatch, file: File, boxes: Sequence[str], mixe
 
 def checked_step(made: StrongViewMethod, file: File, given: dict[str, Batch], leaves: Leaves) -> dict[str, Tensor]:
     """The terms, after total loss and gradients were compared."""
-    terms = made(given, "train", tick(made, given))
+    terms = made(given, "train", context(made, given))
     assert_values(2 * terms["cross_entropy"], file["loss_sup"], absolute=1e-4)
     total = torch.stack(list(terms.values())).sum()
     assert_values(total, file["loss_total"], absolute=1e-4)

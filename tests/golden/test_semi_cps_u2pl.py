@@ -15,16 +15,16 @@ from tests.golden.compare import assert_gradient, assert_values, labels, tensor
 from tests.golden.conftest import Golden
 from tests.methods.cases import terms
 from tutelage.data.augmentation import Geometry
+from tutelage.data.batch import Batch, Geometries, View
 from tutelage.data.mixing import partners, paste
 from tutelage.data.mixing.boxes import boxes_of, toggled
 from tutelage.data.mixing.inside_batch import around, class_halves, hole_height
-from tutelage.data.views import Batch, Geometries, View
-from tutelage.engine.contract import Facts
+from tutelage.engine.contract import TaskInfo
 from tutelage.losses import contrast
 from tutelage.losses.consistency import masked_consistency, pseudo_label
 from tutelage.losses.segmentation import IGNORE
 from tutelage.methods import cps
-from tutelage.methods.u2pl import Memory
+from tutelage.methods.u2pl import NegativeQueue
 from tutelage.nets.segmentor import Prediction
 
 File = dict[str, NDArray]
@@ -50,8 +50,8 @@ class Replay(nn.Module):
 
 def replayed(monkeypatch: pytest.MonkeyPatch, mine: list[Tensor], hers: list[Tensor], **settings: Any) -> cps.CPS:
     monkeypatch.setattr(cps, "sibling", lambda net: Replay(hers))
-    facts = Facts(mine[0].shape[1])
-    return cps.CPS({"student": Replay(mine)}, cps.CPSSettings(**settings), facts)  # type: ignore[dict-item]
+    info = TaskInfo(mine[0].shape[1])
+    return cps.CPS({"student": Replay(mine)}, cps.CPSSettings(**settings), info)  # type: ignore[dict-item]
 
 
 def as_batch(image: Tensor, label: Tensor | None = None) -> Batch:
@@ -276,7 +276,7 @@ def rows(map_BChw: Tensor) -> Tensor:
     return map_BChw.movedim(1, -1).flatten(0, 2)
 
 
-def append(memory: Memory, k: int, keys: Tensor) -> None:
+def append(memory: NegativeQueue, k: int, keys: Tensor) -> None:
     """Remember the keys of one class, as many at once as the memory takes."""
     for part in torch.split(keys, memory.smallest):
         everyone = torch.zeros(len(memory.number_K), len(part), keys.shape[1])
@@ -285,7 +285,7 @@ def append(memory: Memory, k: int, keys: Tensor) -> None:
         memory.append(everyone, number)
 
 
-def oldest_first(memory: Memory, k: int) -> Tensor:
+def oldest_first(memory: NegativeQueue, k: int) -> Tensor:
     first, number = int(memory.first_K[k]), int(memory.number_K[k])
     held = memory.rows_RC[first : first + number]
     return held.roll(-int(memory.pointer_K[k]), 0) if number == int(memory.capacity_K[k]) else held
@@ -295,7 +295,7 @@ def oldest_first(memory: Memory, k: int) -> Tensor:
 @pytest.mark.parametrize("name", ["u2pl_contrastive"])
 def test_u2pl_contrastive_memory(golden: Golden, name: str, prefix: str) -> None:
     case = Contrast(golden(f"semi_baselines/{name}"), prefix)
-    memory = Memory(case["queue_capacity"].tolist(), case.teacher.shape[1], "fp32")
+    memory = NegativeQueue(case["queue_capacity"].tolist(), case.teacher.shape[1], "fp32")
     for k, before in enumerate(case.bank("before")):
         append(memory, k, before)
         append(memory, k, case.teacher[case.chosen.negative[k]])
@@ -339,7 +339,7 @@ def test_u2pl_contrastive(golden: Golden, name: str, prefix: str, indexing: cont
 def test_u2pl_queue(golden: Golden, name: str) -> None:
     file = golden(f"semi_baselines/{name}")
     before = tensor(file["queue_before"])
-    memory = Memory([int(file["capacity"])], before.shape[1], "fp32")
+    memory = NegativeQueue([int(file["capacity"])], before.shape[1], "fp32")
     append(memory, 0, before)
     assert int(memory.number_K) == int(file["pointer_before"])
     steps = sum(key.startswith("keys") for key in file)

@@ -11,8 +11,8 @@ from tests.golden.compare import assert_gradient, assert_values, labels, tensor
 from tests.golden.conftest import Golden
 from tutelage.engine.optimizers import ScheduleSettings
 from tutelage.losses.consistency import cross_pseudo_supervision, pseudo_label
+from tutelage.losses.cross_architecture import attention_loss, spatial_loss
 from tutelage.losses.segmentation import cross_entropy, ohem_cross_entropy
-from tutelage.losses.views import attention_loss, spatial_loss
 from tutelage.methods.trikd import published_epoch
 
 VIEWS = ("hybrid", "cnn", "vit")

@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 from tests.golden.compare import assert_gradient, assert_values, labels, tensor
 from tests.golden.conftest import Golden
-from tests.methods.cases import tick
+from tests.methods.cases import context
 from tutelage.data.augmentation import Geometry
+from tutelage.data.batch import Batch, Geometries, View
 from tutelage.data.colour import ColourSettings
 from tutelage.data.mixing.blocks import block_masks, grid_of, hidden
 from tutelage.data.mixing.classmix import class_masks
-from tutelage.data.views import Batch, Geometries, View
-from tutelage.engine.contract import Facts
+from tutelage.engine.contract import TaskInfo
 from tutelage.losses.feature_distance import feature_distance, majority_label, things_mask
 from tutelage.methods import mixed_self_training
 from tutelage.methods.dacs import DACS
@@ -82,7 +82,7 @@ def test_a_mixed_step(golden: Golden, name: str, margins: bool, monkeypatch: pyt
         margins={"of": "crop", "top": int(file["ignore_top"]), "bottom": int(file["ignore_bottom"])} if margins else {},
     )
     logits = made.student.logits
-    counted = tick(made, given)
+    counted = context(made, given)
     confident = counted.totals["sure"] / counted.totals["shown"]
     assert_values(confident, file["confident_fraction"])
     pseudo = made._remembered(given["target"])
@@ -104,7 +104,7 @@ def test_a_mixed_step(golden: Golden, name: str, margins: bool, monkeypatch: pyt
 def test_sure_pixels_alone(golden: Golden, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file = golden(f"uda_baselines/{name}")
     made, given, seen = mixed_step(file, monkeypatch, weighting="pixel")
-    made(given, "mixed", tick(made, given))
+    made(given, "mixed", context(made, given))
     mask, target = file["mix_mask"], file["threshold_mode_weight"]
     assert_values(seen[-1][1], mask + (1 - mask) * target)
 
@@ -113,17 +113,17 @@ def mixed_step(file: File, patch: pytest.MonkeyPatch, **settings: Any) -> tuple[
     """DACS with the file's logits and draws, its batches, and what its loss is asked to compare with."""
     classes = file["teacher_logits"].shape[1]
     student = Answer(tensor(file["student_logits"]).requires_grad_())
-    facts, plain = Facts(classes), ColourSettings()
+    info, plain = TaskInfo(classes), ColourSettings()
     told = DACS.Settings(threshold=float(file["threshold"]), colour=plain, **settings)
     with patch.context() as without:
         without.setattr(mixed_self_training, "twin", lambda net: Answer(tensor(file["teacher_logits"])))
-        made = DACS({"student": student}, told, facts)  # type: ignore[dict-item]
+        made = DACS({"student": student}, told, info)  # type: ignore[dict-item]
     patch.setattr(mixed_self_training, "draw_scores", lambda *given: chosen_scores(file, classes))
     seen: list[Any] = []
-    original = made.towards
-    made.towards = lambda image, label, weight, tick: (  # type: ignore[method-assign]
+    original = made.pseudo_label_loss
+    made.pseudo_label_loss = lambda image, label, weight, context: (  # type: ignore[method-assign]
         seen.append((label, weight)),  # type: ignore[func-returns-value]
-        original(image, label, weight, tick),
+        original(image, label, weight, context),
     )[1]
     given = {"source": batch(file["source_image"], file["source_label"]), "target": batch(file["target_image"])}
     return made, given, seen

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tutelage.data.augmentation import Geometry
+from tutelage.data.batch import Batch, Geometries, View
 from tutelage.data.draws import generator
-from tutelage.data.views import Batch, Geometries, View
-from tutelage.engine.contract import Facts, Method, Tick
+from tutelage.engine.contract import Method, StepContext, TaskInfo
 from tutelage.engine.loop import FitSettings, Progress, fit
 from tutelage.engine.optimizers import OptimizerSettings, ScheduleSettings
 from tutelage.nets.build import build
@@ -24,7 +24,7 @@ from tutelage.runs.checkpoints import Checkpoints
 
 CPU = torch.device("cpu")
 CLASSES = 3
-FACTS = Facts(CLASSES, lambda: (600, 300, 100), size=lambda: (64, 64))
+FACTS = TaskInfo(CLASSES, lambda: (600, 300, 100), size=lambda: (64, 64))
 SGD = OptimizerSettings(kind="sgd", lr=0.05, momentum=0.0, weight_decay=0.0)
 
 
@@ -103,15 +103,15 @@ def part(whole: Batch, chosen: slice) -> Batch:
     return Batch(cut, whole.positions[chosen], whole.samples[chosen])
 
 
-def tick(method: Method, batches: Mapping[str, Batch], **changes: Any) -> Tick:
-    """The tick of a step that consists of these batches alone."""
+def context(method: Method, batches: Mapping[str, Batch], **changes: Any) -> StepContext:
+    """The context of a step that consists of these batches alone."""
     totals = {name: value.float() for name, value in method.counts(batches).items()}
-    return Tick(**{"step": 0, "total": 10, "seed": 1, "device": CPU, "totals": totals, **changes})
+    return StepContext(**{"step": 0, "total": 10, "seed": 1, "device": CPU, "totals": totals, **changes})
 
 
 def terms(method: Method, batches: Mapping[str, Batch], name: str = "train", **changes: Any) -> dict[str, Tensor]:
     """The loss terms of one pass."""
-    return method(batches, name, tick(method, batches, **changes))
+    return method(batches, name, context(method, batches, **changes))
 
 
 @dataclass

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.methods.cases import FACTS, Stub, batch, tick
+from tests.methods.cases import FACTS, Stub, batch, context
+from tutelage.data.batch import Batch
 from tutelage.data.colour import ColourSettings
-from tutelage.data.views import Batch
 
 PLAIN = ColourSettings()
 
@@ -54,7 +54,7 @@ def passes(method: Any, given: Mapping[str, Batch], **changes: Any) -> dict[str,
     """The terms of each pass of a step."""
     at = {"step": 0, **changes}
     return {
-        each.name: method(given, each.name, tick(method, given, **at, pass_name=each.name))
+        each.name: method(given, each.name, context(method, given, **at, pass_name=each.name))
         for each in method.passes(at["step"])
     }
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.methods.cases import CLASSES, batch
-from tutelage.data.views import Batch
+from tutelage.data.batch import Batch
 from tutelage.nets.segmentor import Features, Prediction
 
 VIEWS = ("weak", "strong", "strong2")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.methods.cases import FACTS, SGD, Stub, batch, changed, copied, terms, tick, tiny, train
+from tests.methods.cases import FACTS, SGD, Stub, batch, changed, context, copied, terms, tiny, train
 from tutelage.engine.contract import Carry
 from tutelage.errors import TutelageError
 from tutelage.methods.advent import AdaptSegNet, AdvEnt, MinEnt
@@ -137,7 +137,7 @@ def test_who_learns_from_which_pass() -> None:
     twin = copy.deepcopy(advent)
     twin.train()
     given = {"source": next(iter(train_batches(0))), "target": next(iter(train_batches(1)))}
-    torch.manual_seed(tick(advent, given, seed=5, total=1, pass_name="segment").global_seed)
+    torch.manual_seed(context(advent, given, seed=5, total=1, pass_name="segment").global_seed)
     carry = Carry()
     segment = terms(twin, given, "segment", carry=carry)
     student = list(twin.student.parameters())

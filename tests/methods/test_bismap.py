@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.methods.cases import FACTS, Stream, Stub, batch, changed, copied, terms, tick, tiny, train
-from tutelage.data.views import Batch
+from tests.methods.cases import FACTS, Stream, Stub, batch, changed, context, copied, terms, tiny, train
+from tutelage.data.batch import Batch
 from tutelage.errors import RecipeError
 from tutelage.methods.bismap import MASKED_VIEW, BiSMAP, BiSMAPWarmUp
 from tutelage.recipe.schema import METHODS
@@ -231,5 +231,5 @@ def test_what_is_kept() -> None:
     before = copied(teacher.ema)
     with torch.no_grad():
         teacher.student.classifier.weight.add_(1.0)
-    teacher.after_step(tick(teacher, given()))
+    teacher.after_step(context(teacher, given()))
     assert changed(teacher.ema, before)

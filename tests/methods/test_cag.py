@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.methods.cases import CLASSES, FACTS, Stub, batch, changed, copied, terms, train
-from tutelage.data.views import Batch
+from tutelage.data.batch import Batch
 from tutelage.errors import RecipeError
 from tutelage.methods.cag import CAG
 
@@ -20,8 +20,8 @@ ANCHORS = torch.tensor([[0.2, 0.1, 0.3], [0.5, 0.6, 0.4], [0.9, 0.8, 0.7]])
 def method(**settings: Any) -> CAG:
     nets: Any = {"student": Stub(0), "labeller": Stub(5)}
     nets["student"].embedding_channels = nets["labeller"].embedding_channels = 3
-    facts = replace(FACTS, fitted={"anchors": {"prototypes": ANCHORS, "counts": torch.ones(CLASSES)}})
-    return CAG(nets, CAG.Settings(**{"margin": 0.1, "threshold": 0.5, "min_pixels": 2, **settings}), facts)
+    info = replace(FACTS, fitted_inputs={"anchors": {"prototypes": ANCHORS, "counts": torch.ones(CLASSES)}})
+    return CAG(nets, CAG.Settings(**{"margin": 0.1, "threshold": 0.5, "min_pixels": 2, **settings}), info)
 
 
 def domains(padding: int = 0) -> dict[str, Batch]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.methods.cases import FACTS, Stub, batch, changed, copied, terms, tiny, train
-from tutelage.data.views import Batch
+from tutelage.data.batch import Batch
 from tutelage.errors import RecipeError
 from tutelage.methods.cbst import CBST
 

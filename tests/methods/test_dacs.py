@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.methods.cases import Stream, batch, copied, gradients, tick, train
+from tests.methods.cases import Stream, batch, context, copied, gradients, train
 from tests.methods.domains import PLAIN, Shown, domains, full, made, passes
 from tutelage.data.augmentation import Geometry
+from tutelage.data.batch import Geometries
 from tutelage.data.mixing.classmix import class_masks, draw_scores
-from tutelage.data.views import Geometries
 from tutelage.errors import RecipeError
 from tutelage.methods.dacs import DACS
 from tutelage.methods.ema import decay_at
@@ -73,7 +73,7 @@ def test_each_pass_trains_the_student_alone() -> None:
 
 def test_the_average_labels_each_batch_once_a_step() -> None:
     method, given = made(DACS), domains()
-    counted = tick(method, given)
+    counted = context(method, given)
     assert len(method.ema.seen) == 1
     method(given, "mixed", counted)
     method(given, "mixed", counted)
@@ -118,7 +118,7 @@ def test_what_is_drawn_belongs_to_positions_and_the_seed() -> None:
     method, given = made(DACS, threshold=0.0), domains()
 
     def shown(**changes: Any) -> Tensor:
-        method(given, "mixed", tick(method, given, **changes))
+        method(given, "mixed", context(method, given, **changes))
         image: Tensor = method.student.seen[-1]
         return image
 
@@ -126,7 +126,7 @@ def test_what_is_drawn_belongs_to_positions_and_the_seed() -> None:
     assert torch.equal(first, shown(slice=3))
     assert not torch.equal(first, shown(seed=2))
     plain = made(DACS, colour=PLAIN)
-    plain(given, "mixed", tick(plain, given))
+    plain(given, "mixed", context(plain, given))
     weak = {name: given[name]["weak"].image for name in ("source", "target")}
     image = plain.student.seen[-1]
     assert ((image == weak["source"]) | (image == weak["target"])).all(), "without colours every pixel is of one"
@@ -137,7 +137,7 @@ def test_the_average_is_a_copy_after_the_first_step_and_has_statistics_of_its_ow
     expected = {name: value.clone() for name, value in method.ema.named_parameters()}
     students: list[dict[str, Tensor]] = []
     original = method.after_step
-    method.after_step = lambda tick: (students.append(copied(method.student)), original(tick))[-1]
+    method.after_step = lambda context: (students.append(copied(method.student)), original(context))[-1]
     train(method, steps=4)
     for step, student in enumerate(students):
         decay = decay_at(step, 0.6, ramp=True)
@@ -155,7 +155,7 @@ def test_batches_that_cannot_be_mixed_are_refused() -> None:
         given = {"source": batch(1, count=2), "target": other}
         method = made(DACS)
         with pytest.raises(RecipeError, match="cannot be mixed") as caught:
-            method(given, "mixed", tick(method, given))
+            method(given, "mixed", context(method, given))
         assert "augment.crop" in str(caught.value.remedy)
 
 

@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.methods.cases import CLASSES, FACTS, copied, tick, tiny, train
+from tests.methods.cases import CLASSES, FACTS, context, copied, tiny, train
 from tests.methods.domains import domains, passes
 from tutelage.data.mixing.classmix import class_masks
-from tutelage.engine.contract import Facts
+from tutelage.engine.contract import TaskInfo
 from tutelage.errors import RecipeError
 from tutelage.losses.feature_distance import majority_label
 from tutelage.methods.daformer import DAFormer
 from tutelage.methods.ema import decay_at
 
 
-def method(facts: Facts = FACTS, distance: Any = None, **settings: Any) -> DAFormer:
+def method(info: TaskInfo = FACTS, distance: Any = None, **settings: Any) -> DAFormer:
     given = {**settings, **({} if distance is None else {"feature_distance": distance})}
-    return DAFormer({"student": tiny()}, DAFormer.Settings(**given), facts)
+    return DAFormer({"student": tiny()}, DAFormer.Settings(**given), info)
 
 
 def moved(made: DAFormer) -> DAFormer:
@@ -45,13 +45,13 @@ def plain_domains() -> dict[str, Any]:
     ("things", "cells"), [(None, (0, 1, 2, 3)), ([0], (0, 1)), (["car", 2], (2, 3)), ([1], (2,)), ([], ())]
 )
 def test_the_distance_by_hand(things: Any, cells: tuple[int, ...]) -> None:
-    facts = Facts(CLASSES, names=("road", "car", "bus"))
-    made = method(facts, {"weight": 0.5, "things": things}).train()
+    info = TaskInfo(CLASSES, names=("road", "car", "bus"))
+    made = method(info, {"weight": 0.5, "things": things}).train()
     start = tiny().eval()
     moved(made)
     made.student.eval()
     given = plain_domains()
-    found = made(given, "source", tick(made, given, pass_name="source"))["feature_distance"]
+    found = made(given, "source", context(made, given, pass_name="source"))["feature_distance"]
     image = given["source"]["weak"].image
     with torch.no_grad():
         now, before = (net(image).features[-1] for net in (made.student, start))
@@ -69,7 +69,7 @@ def test_the_distance_by_hand(things: Any, cells: tuple[int, ...]) -> None:
 def test_at_the_start_the_distance_is_exactly_zero_and_so_is_its_gradient() -> None:
     made, given = method(), plain_domains()
     made.student.mode(norm="running", dropout=False)
-    found = made(given, "source", tick(made, given))["feature_distance"]
+    found = made(given, "source", context(made, given))["feature_distance"]
     assert found.item() == 0
     found.backward()
     assert not any(p.grad is not None and p.grad.any() for p in made.student.parameters())
@@ -91,7 +91,7 @@ def test_the_first_encoder_stays_and_is_not_handed_on() -> None:
 @pytest.mark.parametrize("wrong", ["lorry", 3, -1])
 def test_things_that_are_no_classes_are_refused(wrong: int | str) -> None:
     with pytest.raises(RecipeError, match="no class") as caught:
-        method(Facts(CLASSES, names=("road", "car", "bus")), {"things": [wrong]})
+        method(TaskInfo(CLASSES, names=("road", "car", "bus")), {"things": [wrong]})
     assert "road, car, bus" in str(caught.value.remedy)
     with pytest.raises(RecipeError) as caught:
         method(distance={"things": [wrong]})
@@ -103,7 +103,7 @@ def test_the_average_is_a_mean_of_two_after_the_first_step() -> None:
     expected = {name: value.clone() for name, value in made.ema.named_parameters()}
     students: list[dict[str, Tensor]] = []
     original = made.after_step
-    made.after_step = lambda tick: (students.append(copied(made.student)), original(tick))[-1]  # type: ignore[method-assign, func-returns-value, assignment]
+    made.after_step = lambda context: (students.append(copied(made.student)), original(context))[-1]  # type: ignore[method-assign, func-returns-value, assignment]
     train(made, steps=3)
     for step, student in enumerate(students):
         decay = decay_at(step + 1, 0.6, ramp=True)

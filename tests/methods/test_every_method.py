@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.methods.cases import CLASSES, FACTS, Stream, changed, copied, tiny, train
-from tutelage.engine.contract import Facts, Method
+from tutelage.engine.contract import Method, TaskInfo
 from tutelage.methods.advent import AdaptSegNet, AdvEnt, MinEnt
 from tutelage.methods.bismap import BiSMAP, BiSMAPWarmUp
 from tutelage.methods.cag import CAG
@@ -78,20 +78,24 @@ KINDS: dict[str, tuple[type[Any], dict[str, Any]]] = {
 ADAM = {"kind": "adamw", "lr": 1e-3}
 
 
-def facts(kind: type[Any], nets: dict[str, Any]) -> Facts:
+def info(kind: type[Any], nets: dict[str, Any]) -> TaskInfo:
     """What is known of the task, with class means where a method starts from them."""
     width = next(iter(nets.values())).embedding_channels
     means = torch.rand(CLASSES, width, generator=torch.Generator().manual_seed(3))
-    return replace(FACTS, fitted={role: {"prototypes": means, "counts": torch.ones(CLASSES)} for role in kind.fits})
+    return replace(
+        FACTS, fitted_inputs={role: {"prototypes": means, "counts": torch.ones(CLASSES)} for role in kind.fitted_inputs}
+    )
 
 
 def make(name: str, decoder: str = "lraspp", auxiliary: bool = False, seed: int = 0, **changes: Any) -> Method:
     kind, settings = KINDS[name]
-    nets = {role: tiny(decoder, auxiliary, seed + number) for number, role in enumerate(kind.roles)}
+    nets = {role: tiny(decoder, auxiliary, seed + number) for number, role in enumerate(kind.trained_nets)}
     for role in kind.teachers:
-        nets[role] = tiny(decoder if "anchors" in kind.fits else "deeplabv3plus", seed=1)  # whose features they are
+        nets[role] = tiny(
+            decoder if "anchors" in kind.fitted_inputs else "deeplabv3plus", seed=1
+        )  # whose features they are
     torch.manual_seed(seed)
-    made: Method = kind(nets, kind.Settings(**{**settings, **changes}), facts(kind, nets))
+    made: Method = kind(nets, kind.Settings(**{**settings, **changes}), info(kind, nets))
     return made
 
 

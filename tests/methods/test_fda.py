@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from tests.methods.cases import FACTS, Stub, batch, changed, copied, terms, tiny, train
+from tutelage.data.batch import Batch
 from tutelage.data.stylise import StyleSettings, stylise
-from tutelage.data.views import Batch
 from tutelage.losses.self_training import robust_entropy
 from tutelage.methods.fda import FDA, FDASelfTraining
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.methods.cases import FACTS, Stream, batch, copied, gradients, terms, tick, tiny, train
+from tests.methods.cases import FACTS, Stream, batch, context, copied, gradients, terms, tiny, train
 from tests.methods.pyramid import Pyramid, few_and_many, full
+from tutelage.data.batch import Batch
 from tutelage.data.mixing.cutmix import box_masks, draw_boxes
-from tutelage.data.views import Batch
 from tutelage.errors import RecipeError
 from tutelage.losses.consistency import masked_consistency
 from tutelage.methods.ema import decay_at
@@ -145,7 +145,7 @@ def test_the_average_copies_first_and_follows_in_statistics_too() -> None:
     expected = copied(made.ema)
     students: list[dict[str, Tensor]] = []
     original = made.after_step
-    made.after_step = lambda tick: (students.append(copied(made.student)), original(tick))[-1]  # type: ignore[method-assign, func-returns-value, assignment]
+    made.after_step = lambda context: (students.append(copied(made.student)), original(context))[-1]  # type: ignore[method-assign, func-returns-value, assignment]
     train(made, steps=4)
     for step, student in enumerate(students):
         decay = decay_at(step, 0.6, ramp=True)
@@ -165,7 +165,7 @@ def test_what_is_exported_and_kept() -> None:
     assert list(averaged.exported()) == ["student", "ema"]
     assert {name.partition(".")[0] for name in plain.learned_state()} == {"student"}
     assert {name.partition(".")[0] for name in averaged.learned_state()} == {"student", "ema"}
-    assert FixMatch.roles == ("student",)
+    assert FixMatch.trained_nets == ("student",)
 
 
 def test_a_strong_view_of_another_crop_is_refused() -> None:
@@ -186,10 +186,10 @@ def test_boxes_belong_to_positions_not_to_slices() -> None:
     masks = box_masks(draw_boxes(1, "strong", range(4), (32, 32)), (32, 32))
     assert masks.any()
     pseudo = made.judged(made.student, whole["weak"])
-    ours, _ = made.mixed(whole, "strong", pseudo, pseudo, tick(made, given))
-    again, _ = made.mixed(whole, "strong", pseudo, pseudo, tick(made, given, slice=3, step=9))
+    ours, _ = made.mixed(whole, "strong", pseudo, pseudo, context(made, given))
+    again, _ = made.mixed(whole, "strong", pseudo, pseudo, context(made, given, slice=3, step=9))
     assert torch.equal(ours, again)
-    assert not torch.equal(ours, made.mixed(whole, "strong", pseudo, pseudo, tick(made, given, seed=2))[0])
+    assert not torch.equal(ours, made.mixed(whole, "strong", pseudo, pseudo, context(made, given, seed=2))[0])
     torch.testing.assert_close(ours, torch.where(masks[:, None], whole["strong"].image.roll(-1, 0), ours))
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.methods.cases import CPU, FACTS, tick, tiny, train
+from tests.methods.cases import CPU, FACTS, context, tiny, train
 from tests.methods.domains import PLAIN, domains
-from tutelage.engine.contract import Tick
+from tutelage.engine.contract import StepContext
 from tutelage.errors import RecipeError
 from tutelage.methods import hrda
 from tutelage.methods.hrda import HRDA
-from tutelage.nets.multi_resolution import Box, MultiResolution
+from tutelage.nets.multi_resolution import MultiResolution, Window
 from tutelage.nets.storage import load_segmentor, save_segmentor
 
 
@@ -29,11 +29,11 @@ def over(logits: torch.Tensor) -> torch.Tensor:
     return F.interpolate(logits, scale_factor=8, mode="bilinear")
 
 
-def box_at(found: list[Box], patch: pytest.MonkeyPatch) -> None:
+def box_at(found: list[Window], patch: pytest.MonkeyPatch) -> None:
     """Note where the net looks."""
     original = MultiResolution.look
 
-    def look(net: MultiResolution, image: torch.Tensor, box: Box) -> Any:
+    def look(net: MultiResolution, image: torch.Tensor, box: Window) -> Any:
         found.append(box)
         return original(net, image, box)
 
@@ -43,10 +43,10 @@ def box_at(found: list[Box], patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("reduction", ["valid", "all"])
 def test_the_terms_by_hand(reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made, given = method(detail_weight=0.3, threshold=0.0, reduction=reduction), domains(size=(64, 96))
-    boxes: list[Box] = []
+    boxes: list[Window] = []
     box_at(boxes, monkeypatch)
     source = given["source"]["weak"]
-    counted = tick(made, given, pass_name="source")
+    counted = context(made, given, pass_name="source")
     found = made(given, "source", counted)
     (top, left, height, width), net = boxes[0], made.student
     assert (height, width) == (32, 48)
@@ -62,9 +62,9 @@ def test_the_terms_by_hand(reduction: str, monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(found["detail"], 0.3 * compared(look.detail, part))
 
     seen: list[tuple[torch.Tensor, ...]] = []
-    towards = made.towards
-    monkeypatch.setattr(made, "towards", lambda *given: (seen.append(given), towards(*given))[-1])
-    mixed = made(given, "mixed", tick(made, given, pass_name="mixed"))["mixed"]
+    pseudo_label_loss = made.pseudo_label_loss
+    monkeypatch.setattr(made, "pseudo_label_loss", lambda *given: (seen.append(given), pseudo_label_loss(*given))[-1])
+    mixed = made(given, "mixed", context(made, given, pass_name="mixed"))["mixed"]
     image, label, weight, _ = seen[0]
     box = boxes[-1]
     rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
@@ -81,14 +81,14 @@ def test_the_terms_by_hand(reduction: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_windows_move_with_step_pass_and_slice_and_lie_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     made, given = method(), domains(size=(64, 128))
-    boxes: list[Box] = []
+    boxes: list[Window] = []
     monkeypatch.setattr(MultiResolution, "look", lambda net, image, box: boxes.append(box))
     image = given["source"]["weak"].image
     for step in range(6):
         for pass_name in ("source", "mixed"):
             for part in (0, 1):
                 for _ in range(2):
-                    made._look(image, Tick(step, 10, 1, CPU, pass_name, part))
+                    made._forward_with_window(image, StepContext(step, 10, 1, CPU, pass_name, part))
     assert boxes[::2] == boxes[1::2], "a function of where the run stands"
     assert len(set(boxes)) > 5
     for box in boxes:
@@ -109,7 +109,7 @@ def test_a_given_window_and_a_net_that_has_its_own() -> None:
 def test_crops_that_do_not_fit_are_refused() -> None:
     made, given = method(), domains(size=(60, 64))
     with pytest.raises(RecipeError, match="multiples of 16, not 60 x 64") as caught:
-        made(given, "source", tick(made, given))
+        made(given, "source", context(made, given))
     assert "[64, 64]" in str(caught.value.remedy)
 
 
@@ -120,7 +120,7 @@ def test_the_distance_is_that_of_the_half_scale_image() -> None:
             parameter.mul_(1.3)
     given = domains(count=1, size=(64, 64), ignored=0.0)
     given["source"]["weak"].label.fill_(1)
-    found = made(given, "source", tick(made, given))["feature_distance"]
+    found = made(given, "source", context(made, given))["feature_distance"]
     half = F.interpolate(given["source"]["weak"].image, scale_factor=0.5, mode="bilinear")
     with torch.no_grad():
         now = made.student.encode(half).levels[-1]
@@ -149,4 +149,4 @@ def test_the_average_labels_with_windows_all_over_the_image() -> None:
     made.ema.mode(norm="running", dropout=False)
     expected = over(made.ema(given["target"]["weak"].image).logits).argmax(1)
     assert torch.equal(made._remembered(given["target"]).label_BHW, expected)
-    assert hrda.HRDA.roles == ("student",)
+    assert hrda.HRDA.trained_nets == ("student",)

@@ -17,10 +17,10 @@ from tests.methods.cases import (
     Stub,
     batch,
     changed,
+    context,
     copied,
     gradients,
     terms,
-    tick,
     tiny,
     train,
 )  # fmt: skip
@@ -102,7 +102,7 @@ def test_the_average_follows_after_every_step(ramp_decay: bool) -> None:
     expected = copied(teacher.ema)
     students: list[dict[str, torch.Tensor]] = []
     original = teacher.after_step
-    teacher.after_step = lambda tick: (students.append(copied(teacher.student)), original(tick))[-1]  # type: ignore[method-assign, func-returns-value, assignment]
+    teacher.after_step = lambda context: (students.append(copied(teacher.student)), original(context))[-1]  # type: ignore[method-assign, func-returns-value, assignment]
     train(teacher, steps=3)
     for step, student in enumerate(students):
         decay = decay_at(step + 1, 0.9, ramp_decay)
@@ -163,4 +163,4 @@ def test_what_is_kept_and_what_is_exported() -> None:
     assert list(teacher.exported()) == ["student", "ema"]
     assert teacher.exported()["ema"] is teacher.ema
     assert teacher.counts({"labeled": batch(1)})["labeled"] == (batch(1)["weak"].label != 255).sum()
-    teacher.after_step(tick(teacher, {"labeled": batch(1)}))
+    teacher.after_step(context(teacher, {"labeled": batch(1)}))

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
-from tests.methods.cases import FACTS, tick, tiny
+from tests.methods.cases import FACTS, context, tiny
 from tests.methods.domains import PLAIN, Shown, domains, full, made, passes
 from tutelage.data.mixing.blocks import block_masks, draw_grids
 from tutelage.methods.hrda import HRDA
@@ -59,7 +59,7 @@ def test_hidden_blocks_are_squares_of_the_mean_colour_and_the_rest_is_recoloured
 @pytest.mark.parametrize(("ratio", "kept"), [(0.0, True), (1.0, False)])
 def test_the_ends_of_the_ratio(ratio: float, kept: bool) -> None:
     method, given = mic(ratio=ratio), domains()
-    method(given, "masked", tick(method, given))
+    method(given, "masked", context(method, given))
     shown, image = method.student.seen[-1], given["target"]["weak"].image
     assert torch.equal(shown, image if kept else method.student.mean.expand_as(image))
 
@@ -67,7 +67,7 @@ def test_the_ends_of_the_ratio(ratio: float, kept: bool) -> None:
 def test_masks_belong_to_positions() -> None:
     method, given = mic(), domains()
     for changes in ({}, {"slice": 2}, {"seed": 2}):
-        method(given, "masked", tick(method, given, **changes))
+        method(given, "masked", context(method, given, **changes))
     first, again, other = method.student.seen[-3:]
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -77,7 +77,7 @@ def test_without_a_sure_label_the_term_is_exactly_zero() -> None:
     method, given = mic({"threshold": 1.0}), domains()
     with torch.no_grad():
         method.ema.classifier.weight.mul_(0.01)
-    found = method(given, "masked", tick(method, given))["masked"]
+    found = method(given, "masked", context(method, given))["masked"]
     assert found.item() == 0
     found.backward()
     assert not any(parameter.grad.any() for parameter in method.student.parameters())

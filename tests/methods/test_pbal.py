@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tests.methods.cases import FACTS, SGD, Stream, Stub, batch, changed, copied, part, terms, tiny, train
 from tests.processes import start
-from tutelage.data.views import Batch, View
+from tutelage.data.batch import Batch, View
 from tutelage.engine.contract import Carry, Method
 from tutelage.losses.transport import cosine_cost, pixel_to_prototype
 from tutelage.methods.pbal import COLOURED, PBALBidirectional, PBALSelfTraining

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.methods.cases import CLASSES, FACTS, Stream, Stub, batch, changed, copied, terms, tick, train, view
+from tests.methods.cases import CLASSES, FACTS, Stream, Stub, batch, changed, context, copied, terms, train, view
 from tutelage.data.augmentation import Geometry
-from tutelage.data.views import Batch, Geometries, View
-from tutelage.engine.contract import Carry, Facts
+from tutelage.data.batch import Batch, Geometries, View
+from tutelage.engine.contract import Carry, TaskInfo
 from tutelage.errors import RecipeError
 from tutelage.losses.symmetric import symmetric_cross_entropy
 from tutelage.methods.distillation.cache import TeacherCache, compress
@@ -31,13 +31,13 @@ def stub(seed: int = 0, norm: bool = False) -> Stub:
     return net
 
 
-def known(means: Tensor = MEANS) -> Facts:
-    return replace(FACTS, fitted={"prototypes": {"prototypes": means, "counts": torch.full((len(means),), 7.0)}})
+def known(means: Tensor = MEANS) -> TaskInfo:
+    return replace(FACTS, fitted_inputs={"prototypes": {"prototypes": means, "counts": torch.full((len(means),), 7.0)}})
 
 
-def method(net: Any = None, facts: Facts | None = None, **settings: Any) -> ProDA:
+def method(net: Any = None, info: TaskInfo | None = None, **settings: Any) -> ProDA:
     nets: Any = {"student": net or stub(), "labeller": stub(5)}
-    made = ProDA(nets, ProDA.Settings(**{**WIDE, **settings}), facts or known())
+    made = ProDA(nets, ProDA.Settings(**{**WIDE, **settings}), info or known())
     with torch.no_grad():
         for parameter in made.ema.parameters():
             parameter.mul_(0.7)
@@ -164,9 +164,9 @@ def test_prototypes_move_image_by_image() -> None:
             seen = logits[image].argmax(0) == class_
             if seen.any():
                 expected[class_] = 0.75 * expected[class_] + 0.25 * features[image, :, seen].mean(1)
-    made.after_step(tick(made, batches, carries=(carry,)))
+    made.after_step(context(made, batches, carries=(carry,)))
     torch.testing.assert_close(made.prototypes.prototypes, expected)
-    assert torch.equal(MEANS, known().fitted["prototypes"]["prototypes"]), "a copy moves"
+    assert torch.equal(MEANS, known().fitted_inputs["prototypes"]["prototypes"]), "a copy moves"
 
 
 def test_micro_batches_are_one_batch() -> None:
@@ -207,9 +207,9 @@ def test_nothing_but_padding() -> None:
 
 def test_prototypes_that_lack_or_do_not_fit() -> None:
     with pytest.raises(RecipeError, match="starts from prototypes"):
-        method(facts=FACTS)
+        method(info=FACTS)
     with pytest.raises(RecipeError, match="3 of 5 channels"):
-        method(facts=known(torch.zeros(3, 5)))
+        method(info=known(torch.zeros(3, 5)))
 
 
 def test_what_the_warm_up_said_of_whole_images_takes_the_place_of_asking_it() -> None:
@@ -219,7 +219,7 @@ def test_what_the_warm_up_said_of_whole_images_takes_the_place_of_asking_it() ->
     said = made.labeller(target["weak"].image).logits.detach()
     records = {name: compress(logits, top=1) for name, logits in zip(target.samples, said, strict=True)}
     made.cache = TeacherCache(records.__getitem__, CLASSES, 1.0)
-    kept = torch.stack([replayed(records[name]) for name in target.samples])
+    kept = torch.stack([cached_teacher(records[name]) for name in target.samples])
     assert (kept - said.softmax(1)).abs().max() > 0.01
 
     made.labeller = Answers(kept.log())  # type: ignore[assignment]
@@ -249,7 +249,7 @@ class Answers(torch.nn.Module):
         return Prediction(self.logits, self.logits, (), None, {})
 
 
-def replayed(records: Any) -> Tensor:
+def cached_teacher(records: Any) -> Tensor:
     """Probabilities (K, h, w) by the definition: what is kept, and an equal share of the rest for all others."""
     mass = torch.from_numpy(records["mass"].astype("int64")).double() / 2**16
     rest = (1 - mass.sum(-1, keepdim=True)) / (CLASSES - mass.shape[-1])

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.methods.cases import FACTS, Stream, Stub, batch, changed, copied, terms, train
-from tutelage.data.views import Batch
+from tutelage.data.batch import Batch
 from tutelage.losses.symmetric import symmetric_cross_entropy
 from tutelage.methods.self_distill import SelfDistill
 

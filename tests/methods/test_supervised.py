@@ -10,14 +10,14 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 
 from tests.methods.cases import CLASSES, FACTS, Stub, batch, copied, part, terms, tiny, train
-from tutelage.engine.contract import Facts
+from tutelage.engine.contract import TaskInfo
 from tutelage.errors import RecipeError
 from tutelage.losses.segmentation import dice_loss, ohem_cross_entropy
 from tutelage.methods.supervised import Supervised
 
 
-def method(net: Any = None, facts: Facts = FACTS, **settings: Any) -> Supervised:
-    return Supervised({"student": net or Stub()}, Supervised.Settings(**settings), facts)
+def method(net: Any = None, info: TaskInfo = FACTS, **settings: Any) -> Supervised:
+    return Supervised({"student": net or Stub()}, Supervised.Settings(**settings), info)
 
 
 def upsampled(logits: torch.Tensor, factor: int, size: tuple[int, int]) -> torch.Tensor:
@@ -115,15 +115,15 @@ def test_micro_batches_make_one_batch(accumulate: int) -> None:
 # Class weights
 
 
-def weights(facts: Facts = FACTS, **settings: Any) -> list[float]:
-    found = method(facts=facts, **settings).task.class_weight_K
+def weights(info: TaskInfo = FACTS, **settings: Any) -> list[float]:
+    found = method(info=info, **settings).task.class_weight_K
     assert found is not None
     return found.tolist()
 
 
 def test_balanced_weights_by_hand() -> None:
     assert weights(class_weights="balanced") == pytest.approx([300 / 600, 1.0, 300 / 100])
-    absent = Facts(4, lambda: (100, 50, 0, 10))
+    absent = TaskInfo(4, lambda: (100, 50, 0, 10))
     assert weights(absent, class_weights="balanced") == pytest.approx([0.5, 1, 1, 5]), "a class that never occurs: 1"
 
 
@@ -131,14 +131,14 @@ def test_masks_are_counted_only_where_weights_need_it() -> None:
     def count() -> list[int]:
         raise AssertionError("reads every mask")
 
-    assert method(facts=Facts(CLASSES, count)).task.class_weight_K is None
-    assert weights(Facts(CLASSES, count), class_weights=[1, 2, 3]) == [1, 2, 3]
+    assert method(info=TaskInfo(CLASSES, count)).task.class_weight_K is None
+    assert weights(TaskInfo(CLASSES, count), class_weights=[1, 2, 3]) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("counts", [(0, 0, 0), ()])
 def test_balanced_weights_of_nothing_are_refused(counts: tuple[int, ...]) -> None:
     with pytest.raises(RecipeError, match="no labelled pixel"):
-        method(facts=Facts(CLASSES, lambda: counts), class_weights="balanced")
+        method(info=TaskInfo(CLASSES, lambda: counts), class_weights="balanced")
 
 
 def test_a_weight_for_each_class() -> None:

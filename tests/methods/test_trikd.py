@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.methods.cases import FACTS, SGD, Stream, batch, changed, copied, gradients, terms, tiny, train
-from tutelage.data.views import Batch
-from tutelage.engine.contract import Carry, Facts
+from tutelage.data.batch import Batch
+from tutelage.engine.contract import Carry, TaskInfo
 from tutelage.engine.optimizers import OptimizerSettings, ScheduleSettings
 from tutelage.errors import RecipeError
+from tutelage.losses.cross_architecture import attention_loss
 from tutelage.losses.resize import over_image
 from tutelage.losses.segmentation import cross_entropy
-from tutelage.losses.views import attention_loss
 from tutelage.methods.trikd import VIEWS, TriKD, TriKDSettings
 from tutelage.nets.build import build
 from tutelage.nets.modes import keeping_statistics
@@ -51,9 +51,9 @@ def attentive() -> dict[str, Segmentor]:
     }
 
 
-def made(nets: Mapping[str, Segmentor] | None = None, facts: Facts = FACTS, **settings: Any) -> TriKD:
+def made(nets: Mapping[str, Segmentor] | None = None, info: TaskInfo = FACTS, **settings: Any) -> TriKD:
     torch.manual_seed(0)
-    return TriKD(nets or convolutional(), TriKDSettings(**settings), facts)
+    return TriKD(nets or convolutional(), TriKDSettings(**settings), info)
 
 
 def batches(size: tuple[int, int] = (64, 64), other: tuple[int, int] | None = None, **more: Any) -> dict[str, Batch]:
@@ -203,7 +203,7 @@ def test_what_is_projected_where_is_reported() -> None:
     report = made(view_wise=True).extra_report()["views"]
     assert "student 8 channels at stride 4 (16x16)" in report
     assert "one net after the other" in report
-    assert "(16x16)" not in made(facts=Facts(FACTS.classes)).extra_report()["views"]
+    assert "(16x16)" not in made(info=TaskInfo(FACTS.classes)).extra_report()["views"]
 
 
 @pytest.mark.parametrize("resize", ["published", "spatial", "pool"])

@@ -12,13 +12,13 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.methods.cases import CLASSES, FACTS, Stream, batch, changed, copied, gradients, terms, tick, tiny, train
+from tests.methods.cases import CLASSES, FACTS, Stream, batch, changed, context, copied, gradients, terms, tiny, train
 from tests.processes import start
-from tutelage.data.views import Batch
-from tutelage.engine.contract import Facts
+from tutelage.data.batch import Batch
+from tutelage.engine.contract import TaskInfo
 from tutelage.errors import TutelageError
 from tutelage.losses import contrast
-from tutelage.methods.u2pl import U2PL, Memory, U2PLSettings
+from tutelage.methods.u2pl import U2PL, NegativeQueue, U2PLSettings
 
 SMALL: dict[str, Any] = {
     "low_rank": 1,
@@ -136,7 +136,7 @@ def test_mixing_changes_images_and_pseudo_labels_alike(mixing: str) -> None:
     pseudo = torch.arange(3 * 64 * 64).view(3, 64, 64) % CLASSES
     valid = torch.ones(3, 64, 64, dtype=torch.bool)
     valid[0, :10] = False
-    now = tick(given, pair())
+    now = context(given, pair())
     image, mixed, whole = given._mixed(view, pseudo, valid, now)
     own = (image == view.image).all(1)
     assert 0.2 < own.float().mean() < 0.8
@@ -155,16 +155,16 @@ def test_mixing_changes_images_and_pseudo_labels_alike(mixing: str) -> None:
 def test_half_of_the_steps_are_mixed() -> None:
     given, view = method(mixing_probability=0.5), batch(2, labels=False)["weak"]
     maps = torch.zeros(2, 32, 32, dtype=torch.int64), torch.ones(2, 32, 32, dtype=torch.bool)
-    mixed = [given._mixed(view, *maps, tick(given, pair(), step=step))[0] is not view.image for step in range(60)]
+    mixed = [given._mixed(view, *maps, context(given, pair(), step=step))[0] is not view.image for step in range(60)]
     assert 15 < sum(mixed) < 45
 
 
 # The memory
 
 
-def filled(capacities: list[int], keys: list[list[int]]) -> Memory:
+def filled(capacities: list[int], keys: list[list[int]]) -> NegativeQueue:
     """A memory of numbers; each entry is what one step adds to each class."""
-    memory = Memory(capacities, 1, "fp32")
+    memory = NegativeQueue(capacities, 1, "fp32")
     for counts in keys:
         most = max(counts)
         rows = 1 + memory.rows_RC.max() + torch.arange(len(counts) * most)
@@ -192,7 +192,7 @@ def test_no_key_is_taken_twice_and_all_parts_of_the_images_give_some(keys: int |
     mask = torch.zeros(CLASSES, 400, dtype=torch.bool)
     mask[0, ::2] = True
     mask[1, 7:9] = True
-    given._remember(teacher, mask, tick(given, pair()))
+    given._remember(teacher, mask, context(given, pair()))
     limit = min(keys or 30, 30)
     assert given.memory.number_K.tolist() == [limit, 2, 0]
     angle = torch.atan2(given.memory.rows_RC[:, 1], given.memory.rows_RC[:, 0]) * 200
@@ -210,7 +210,7 @@ def test_the_memory_is_kept_in_checkpoints_and_reported() -> None:
     assert {"memory.rows_RC", "memory.pointer_K", "memory.number_K"} <= kept.keys()
     assert kept["memory.number_K"].sum() > 0
     assert "3 classes x 50 negatives" in given.extra_report()["memory of negatives"]
-    large = U2PL({"student": tiny()}, U2PLSettings(low_rank=1), Facts(2)).extra_report()["memory of negatives"]
+    large = U2PL({"student": tiny()}, U2PLSettings(low_rank=1), TaskInfo(2)).extra_report()["memory of negatives"]
     assert "29 MiB" in large
 
 
@@ -260,7 +260,7 @@ def test_the_average_follows_parameters_alone() -> None:
     with torch.no_grad():
         given.student.classifier.weight.add_(1.0)
     for step, decay in ((1, 0.5), (5, 0.6)):
-        given.after_step(tick(given, pair(), step=step))
+        given.after_step(context(given, pair(), step=step))
         expected = decay * teacher["classifier.weight"] + (1 - decay) * given.student.classifier.weight
         torch.testing.assert_close(given.ema.classifier.weight, expected)
         assert {n for n in changed(given.ema, teacher) if "running" in n or "num_batches" in n} == set()
@@ -286,7 +286,7 @@ def test_labels_alone_at_first_then_the_teacher_becomes_the_student() -> None:
 
 def test_a_rank_that_no_class_has() -> None:
     with pytest.raises(TutelageError, match="1 for two classes"):
-        U2PL({"student": tiny()}, U2PLSettings(), Facts(3))
+        U2PL({"student": tiny()}, U2PLSettings(), TaskInfo(3))
     with pytest.raises(ValidationError, match="no rank lies between"):
         U2PLSettings(low_rank=5, high_rank=5)
 

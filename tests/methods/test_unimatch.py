@@ -14,7 +14,7 @@ from tests.methods.pyramid import Pyramid, few_and_many, full
 from tests.methods.test_fixmatch import by_hand, moved
 from tutelage.data.augmentation import AugmentSettings
 from tutelage.data.colour import ColourSettings
-from tutelage.data.opening import ToycitySettings, open_data
+from tutelage.data.sources import ToycitySettings, open_data
 from tutelage.data.stream import Stream, ViewSettings
 from tutelage.losses.consistency import masked_consistency
 from tutelage.methods import unimatch

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from tests.methods.cases import FACTS, Stream, changed, copied, gradients, terms, tick, tiny, train
+from tests.methods.cases import FACTS, Stream, changed, context, copied, gradients, terms, tiny, train
 from tests.methods.pyramid import VIEWS, Pyramid, few_and_many, full
 from tests.methods.test_fixmatch import by_hand, moved
 from tutelage.methods.unimatch_v2 import UniMatchV2, complementary_dropout
@@ -49,7 +49,7 @@ def test_dropout_stands_between_encoder_and_decoder() -> None:
     found = terms(made, batches)
     unlabeled = batches["unlabeled"]
     features = made.student.encode(torch.cat((unlabeled["strong"].image, unlabeled["strong2"].image)))
-    levels = complementary_dropout(features.levels, tick(made, batches).generator)
+    levels = complementary_dropout(features.levels, context(made, batches).generator)
     logits = F.interpolate(
         made.student.decode(features._replace(levels=levels)).logits, scale_factor=4, mode="bilinear"
     )

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
-from tutelage.engine.contract import Facts
+from tutelage.engine.contract import TaskInfo
 from tutelage.errors import RecipeError
 from tutelage.methods.pbal import PBALBidirectional, PBALSelfTraining
 from tutelage.nets.build import build
@@ -89,4 +89,4 @@ def test_it_has_no_width() -> None:
 @pytest.mark.parametrize("method", [PBALBidirectional, PBALSelfTraining])
 def test_pbal_wants_a_classifier_whose_rows_are_prototypes(method: type) -> None:
     with pytest.raises(RecipeError, match="dilated convolutions"):
-        method({"student": net()}, method.Settings(), Facts(classes=5))  # type: ignore[attr-defined]
+        method({"student": net()}, method.Settings(), TaskInfo(classes=5))  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tutelage.nets.build import build
 from tutelage.nets.daformer import ContextFusion
-from tutelage.nets.multi_resolution import Box, MultiResolution, _starts, fuse, in_two_resolutions
+from tutelage.nets.multi_resolution import MultiResolution, Window, _starts, fuse, in_two_resolutions
 from tutelage.nets.segmentor import Segmentor
 from tutelage.nets.settings import MultiResolutionSettings, NetSettings
 from tutelage.nets.storage import load_segmentor, save_segmentor
@@ -56,7 +56,7 @@ def test_a_window_as_large_as_the_image_is_the_whole_detail() -> None:
     image = images(64, 96)
     assert net.window_of((64, 96)) == (64, 96)
     with torch.no_grad():
-        look = net.look(image, Box(0, 0, 64, 96))
+        look = net.look(image, Window(0, 0, 64, 96))
         torch.testing.assert_close(look.logits, net(image).logits)
         alone = build(PLAIN, 4, seed=0).eval()
         alone.load_state_dict({name: net.state_dict()[name] for name in alone.state_dict()})
@@ -68,7 +68,7 @@ def test_a_window_as_large_as_the_image_is_the_whole_detail() -> None:
 def test_beside_the_window_the_context_speaks_alone() -> None:
     net, image = net_of(), images(64, 64)
     with torch.no_grad():
-        look = net.look(image, Box(32, 0, 32, 32))
+        look = net.look(image, Window(32, 0, 32, 32))
         context = F.interpolate(look.context.logits, scale_factor=2, mode="bilinear")
     # One cell beyond the window is touched by the enlarged attention.
     torch.testing.assert_close(look.logits[..., :3, :], context[..., :3, :])

@@ -16,7 +16,7 @@ from tests.projects import Project
 from tutelage.errors import RecipeError, TutelageError
 from tutelage.nets.build import build
 from tutelage.nets.cost import flops, parameters
-from tutelage.nets.published.importing import import_checkpoint
+from tutelage.nets.published.cirkd_checkpoint import import_checkpoint
 from tutelage.nets.published.nets import NETS, published_name
 from tutelage.nets.segmentor import Segmentor
 from tutelage.nets.settings import PUBLISHED, NetSettings

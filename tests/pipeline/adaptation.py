@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from tests.projects import DATA, write_project
-from tutelage.engine.contract import Facts
+from tutelage.engine.contract import TaskInfo
 from tutelage.methods.supervised import Supervised, SupervisedSettings
 from tutelage.nets.segmentor import Segmentor
 from tutelage.recipe.schema import METHODS
@@ -64,12 +64,12 @@ class Prototyped(Supervised):
     """As supervised, but starts from prototypes; they show in a buffer."""
 
     Settings = SupervisedSettings
-    fits = ("prototypes",)
+    fitted_inputs = ("prototypes",)
 
-    def __init__(self, nets: Mapping[str, Segmentor], settings: SupervisedSettings, facts: Facts) -> None:
+    def __init__(self, nets: Mapping[str, Segmentor], settings: SupervisedSettings, facts: TaskInfo) -> None:
         super().__init__(nets, settings, facts)
         self.names = facts.names
-        self.register_buffer("prototypes", facts.fitted["prototypes"]["prototypes"].clone())
+        self.register_buffer("prototypes", facts.fitted_inputs["prototypes"]["prototypes"].clone())
 
     prototypes: Tensor
 

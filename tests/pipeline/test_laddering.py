@@ -481,8 +481,8 @@ def test_a_plan_counts_all_trainings_of_a_chain_once(fresh: Project) -> None:
     fresh.recipe.write_text(LADDER + CHAINS, encoding="utf-8")
     rows = {row.name: row for row in api.plan_ladder("recipe.yaml", only=["chain", "other"], seeds=[0])}
     chain, other = rows["chain"].cost, rows["other"].cost
-    assert isinstance(chain, smoke.Cost)
-    assert isinstance(other, smoke.Cost)
+    assert isinstance(chain, smoke.TrainingCost)
+    assert isinstance(other, smoke.TrainingCost)
     assert rows["chain"].hours == pytest.approx(3 * chain.step_seconds / 3600)
     assert rows["other"].hours < 2 * other.step_seconds / 3600  # the first net is counted already
     assert "labels, fits and copies of images are not in it" in rows["chain"].note
@@ -558,7 +558,7 @@ def test_a_plan_says_what_is_missing_and_how_long_it_takes(fresh: Project) -> No
     rows = {row.name: row for row in api.plan_ladder("recipe.yaml", [TUNE])}
     assert [(row.done, row.missing, row.trials) for row in rows.values()] == [(0, 2, 2)] * 3
     for row in rows.values():
-        assert isinstance(row.cost, smoke.Cost)
+        assert isinstance(row.cost, smoke.TrainingCost)
         assert row.hours == pytest.approx((2 * 3 + 2 * 2) * row.cost.step_seconds / 3600)
     assert not (fresh.root / "runs").exists()
     told = fresh.tutelage("ladder", "recipe.yaml", "--plan")

@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 
 from tutelage.data.augmentation import Geometry
-from tutelage.data.views import Geometries
-from tutelage.engine.contract import Needs
+from tutelage.data.batch import Geometries
+from tutelage.engine.contract import StreamSpec
 from tutelage.errors import DataError, RunError
-from tutelage.pipeline import sheet, showing
+from tutelage.pipeline import contact_sheet, showing
 from tutelage.pipeline.builder import Builder
+from tutelage.pipeline.contact_sheet import SampleBlock, SheetCell
 from tutelage.pipeline.keys import seed_of, stage_content
-from tutelage.pipeline.sheet import Block, Cell
 from tutelage.pipeline.showing import describe_geometry, show
-from tutelage.recipe.reading import Read, parse_recipe
+from tutelage.recipe.reading import LoadedRecipe, parse_recipe
 from tutelage.recipe.schema import METHODS, TrainStage
 from tutelage.runs.store import Store, content_key
 from tutelage.settings import Settings
@@ -59,17 +59,17 @@ class Consistency:
         """None."""
 
     version: ClassVar[int] = 1
-    roles: ClassVar[tuple[str, ...]] = ("student",)
+    trained_nets: ClassVar[tuple[str, ...]] = ("student",)
     teachers: ClassVar[tuple[str, ...]] = ()
-    fits: ClassVar[tuple[str, ...]] = ()
-    streams: ClassVar[dict[str, Needs]] = {
-        "labeled": Needs(labels=True, views=("weak",)),
-        "unlabeled": Needs(labels=True, views=("weak", "strong", "small")),
+    fitted_inputs: ClassVar[tuple[str, ...]] = ()
+    streams: ClassVar[dict[str, StreamSpec]] = {
+        "labeled": StreamSpec(labels=True, views=("weak",)),
+        "unlabeled": StreamSpec(labels=True, views=("weak", "strong", "small")),
     }
 
 
 @pytest.fixture
-def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
+def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedRecipe:
     monkeypatch.setitem(METHODS, "consistency", f"{__name__}:Consistency")
     root = tmp_path / "city"
     draw = np.random.default_rng(0)
@@ -88,7 +88,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
     return parse_recipe(text, tmp_path)
 
 
-def annotated(read: Read) -> None:
+def annotated(read: LoadedRecipe) -> None:
     """Make the artefact of the stage `maps` by hand."""
     from tutelage.data.pseudo_labels import PseudoLabelFolder
 
@@ -106,7 +106,7 @@ def annotated(read: Read) -> None:
     artefact.finish("annotate", folder.finish(builder.classes.names, {}, names), {})
 
 
-def test_streams_of_labels_that_are_not_there_are_left_out(read: Read, tmp_path: Path) -> None:
+def test_streams_of_labels_that_are_not_there_are_left_out(read: LoadedRecipe, tmp_path: Path) -> None:
     said: list[str] = []
     files = show(read, tmp_path / "out", count=2, say=said.append)
     assert [path.name for path in files] == ["first-labeled.png", "second-labeled.png"]
@@ -119,7 +119,7 @@ def test_streams_of_labels_that_are_not_there_are_left_out(read: Read, tmp_path:
         assert min(image.size) > 300
 
 
-def test_pseudo_labels_and_several_views(read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pseudo_labels_and_several_views(read: LoadedRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     annotated(read)
     drawn = recorded(monkeypatch)
     said: list[str] = []
@@ -136,18 +136,22 @@ def test_pseudo_labels_and_several_views(read: Read, tmp_path: Path, monkeypatch
     assert drawn[1][2].title.startswith("#2 ")
 
 
-def recorded(monkeypatch: pytest.MonkeyPatch) -> list[list[Block]]:
-    drawn: list[list[Block]] = []
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[list[SampleBlock]]:
+    drawn: list[list[SampleBlock]] = []
 
-    def draw_sheet(title: str, subtitle: str, blocks: list[Block], legend: list[sheet.Swatch]) -> Image.Image:
+    def draw_sheet(
+        title: str, subtitle: str, blocks: list[SampleBlock], legend: list[contact_sheet.Swatch]
+    ) -> Image.Image:
         drawn.append(blocks)
-        return sheet.draw_sheet(title, subtitle, blocks, legend)
+        return contact_sheet.draw_sheet(title, subtitle, blocks, legend)
 
     monkeypatch.setattr(showing, "draw_sheet", draw_sheet)
     return drawn
 
 
-def test_the_sheet_shows_what_training_gets(read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sheet_shows_what_training_gets(
+    read: LoadedRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn = recorded(monkeypatch)
     show(read, tmp_path / "out", stages=["first"], count=4, position=2)
     builder = Builder(read)
@@ -171,7 +175,7 @@ def test_the_sheet_shows_what_training_gets(read: Read, tmp_path: Path, monkeypa
         np.testing.assert_array_equal(label.image_HW3[known], colours)
 
 
-def test_names_and_numbers_that_mean_nothing(read: Read, tmp_path: Path) -> None:
+def test_names_and_numbers_that_mean_nothing(read: LoadedRecipe, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is no train stage"):
         show(read, tmp_path, stages=["maps"])
     with pytest.raises(RunError, match="is not in the recipe"):
@@ -199,15 +203,17 @@ def test_hatchings_and_long_names() -> None:
     plain = np.full((8, 8, 3), 90, dtype=np.uint8)
     nowhere, everywhere = np.zeros((8, 8), dtype=bool), np.ones((8, 8), dtype=bool)
     cells = [
-        Cell("ignored", plain, nowhere, everywhere, smooth=False),
-        Cell("padded map", plain, everywhere, everywhere, smooth=False),
-        Cell("padded photograph", plain, everywhere),
+        SheetCell("ignored", plain, nowhere, everywhere, smooth=False),
+        SheetCell("padded map", plain, everywhere, everywhere, smooth=False),
+        SheetCell("padded photograph", plain, everywhere),
     ]
-    colours = [set(map(tuple, np.asarray(sheet._rendered(cell))[2:-2, 2:-2].reshape(-1, 3).tolist())) for cell in cells]
+    colours = [
+        set(map(tuple, np.asarray(contact_sheet._rendered(cell))[2:-2, 2:-2].reshape(-1, 3).tolist())) for cell in cells
+    ]
     assert all(len(found) == 2 for found in colours)
     assert (90, 90, 90) in colours[2]
     assert not colours[0] & colours[1]
-    font = sheet.ImageFont.load_default(14)
-    short = sheet._fitted("a very long name " * 20 + "7.jpg", font, 200)
+    font = contact_sheet.ImageFont.load_default(14)
+    short = contact_sheet._fitted("a very long name " * 20 + "7.jpg", font, 200)
     assert short.endswith("7.jpg")
     assert font.getlength(short) <= 200

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tutelage.errors import RecipeError
-from tutelage.recipe.reading import Read, parse_recipe
+from tutelage.recipe.reading import LoadedRecipe, parse_recipe
 
 WHOLE = """\
 tutelage: 1
@@ -61,7 +61,7 @@ stages:
 """
 
 
-def parsed(text: str, *overrides: str) -> Read:
+def parsed(text: str, *overrides: str) -> LoadedRecipe:
     """The recipe in ``text``."""
     return parse_recipe(text, Path("."), overrides, "r.yaml")
 

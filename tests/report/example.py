@@ -11,17 +11,17 @@ import numpy as np
 from tutelage.report.content import (
     ClassInfo,
     Comparison,
-    Cost,
     Gallery,
+    GalleryImage,
     GroupedQuality,
     Grouping,
     Identity,
+    InferenceCost,
     Interval,
-    Net,
-    Picture,
     Quality,
     Reliability,
     ReportContent,
+    ScoredNet,
     Training,
 )
 
@@ -50,8 +50,10 @@ def quality(count: int, level: float, **changes: Any) -> Quality:
     return replace(made, **changes)
 
 
-def net(label: str, count: int, level: float, **changes: Any) -> Net:
-    made = Net(label, quality(count, level), "resnet18 + fpn", f"key-{label}", Cost(12_345_678, 3.21e9, 45.6), label)
+def net(label: str, count: int, level: float, **changes: Any) -> ScoredNet:
+    made = ScoredNet(
+        label, quality(count, level), "resnet18 + fpn", f"key-{label}", InferenceCost(12_345_678, 3.21e9, 45.6), label
+    )
     return replace(made, **changes)
 
 
@@ -77,7 +79,7 @@ def training(stage: str, **changes: Any) -> Training:
 
 def picture(
     name: str, count: int, labels: tuple[str, ...], height: int = 24, width: int = 32, seed: int = 0
-) -> Picture:
+) -> GalleryImage:
     random = np.random.default_rng(seed)
 
     def ids() -> np.ndarray:
@@ -86,7 +88,7 @@ def picture(
     truth = ids()
     truth[:4] = 255
     image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Picture(name, image, truth, {label: ids() for label in labels}, dict.fromkeys(labels, 0.4))
+    return GalleryImage(name, image, truth, {label: ids() for label in labels}, dict.fromkeys(labels, 0.4))
 
 
 def groupings(labels: tuple[str, ...], level: float = 0.5) -> tuple[Grouping, ...]:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.report import example
 from tutelage.report import tables
-from tutelage.report.content import Comparison, Cost, Gallery, Grouping, Interval, ReportContent, Training
+from tutelage.report.content import Comparison, Gallery, Grouping, InferenceCost, Interval, ReportContent, Training
 from tutelage.report.page import render
 
 _VOID = {"meta", "link", "img", "br", "hr", "input", "rect", "circle", "line", "polyline"}
@@ -269,7 +269,7 @@ def _nothing_counted() -> ReportContent:
     )
     return replace(
         given,
-        nets=tuple(replace(net, quality=empty, cost=Cost(1, None, nan)) for net in given.nets),
+        nets=tuple(replace(net, quality=empty, cost=InferenceCost(1, None, nan)) for net in given.nets),
         confusion=np.zeros((5, 5), dtype=np.int64),
         classes=tuple(replace(one, pixels=0) for one in given.classes),
         comparison=Comparison(nan, Interval(nan, nan, "images", 1, False, "only 1 image"), nan),

@@ -15,8 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tutelage.annotate.looking import OnUnreadable, looks, missing
-from tutelage.annotate.parts import Progress, in_parts
+from tutelage.annotate.chunks import Progress, in_parts
+from tutelage.annotate.net_outputs import OnUnreadable, looks, missing
 from tutelage.data.dataset import Dataset
 from tutelage.engine import collectives
 from tutelage.errors import TutelageError

@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tutelage.annotate.looking import OnUnreadable, missing, pictures
-from tutelage.annotate.parts import Progress, in_parts
+from tutelage.annotate.chunks import Progress, in_parts
+from tutelage.annotate.net_outputs import OnUnreadable, missing, pictures
 from tutelage.data.dataset import Dataset
 from tutelage.engine import collectives
-from tutelage.evaluation.inference import Net, gives_probabilities, score_bands
+from tutelage.evaluation.inference import SegmentationModel, gives_probabilities, score_bands
 from tutelage.evaluation.protocol import Protocol
 from tutelage.prototypes.storage import save_tensors
 from tutelage.prototypes.transferability import entropy_sums
@@ -30,7 +30,7 @@ class EntropiesFit(Settings):
 
 
 def fit_entropies(
-    net: Net,
+    net: SegmentationModel,
     dataset: Dataset,
     path: Path,
     parts: Path,

@@ -17,9 +17,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from tutelage.annotate.chunks import Progress
 from tutelage.annotate.class_means import retained_share
-from tutelage.annotate.looking import OnUnreadable, looks, missing
-from tutelage.annotate.parts import Progress
+from tutelage.annotate.net_outputs import OnUnreadable, looks, missing
 from tutelage.annotate.published_classes import by_class
 from tutelage.data import draws
 from tutelage.data.dataset import Dataset

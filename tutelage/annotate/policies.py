@@ -26,15 +26,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tutelage.annotate.class_quantiles import ClassThresholds, histogram_thresholds
-from tutelage.annotate.looking import Picture, look
+from tutelage.annotate.net_outputs import ImageWithMask, look
 from tutelage.data.labels import IGNORE
 from tutelage.errors import TutelageError
 from tutelage.evaluation.audit import level_of
-from tutelage.evaluation.inference import Net, gives_probabilities, predict_labels, score_bands, winners
+from tutelage.evaluation.inference import SegmentationModel, gives_probabilities, predict_labels, score_bands, winners
 from tutelage.evaluation.protocol import Protocol
 from tutelage.nets.segmentor import Segmentor
 from tutelage.prototypes.gaussians import Mixtures
-from tutelage.prototypes.scoring import Scorer
+from tutelage.prototypes.likelihood import Scorer
 
 BINS = 1 << 16
 """Levels of the histograms: a threshold of probabilities is at most 1.6e-5 below the exact one."""
@@ -71,7 +71,7 @@ class Policy(ABC):
     @abstractmethod
     def label(
         self,
-        net: Net,
+        net: SegmentationModel,
         image_HW3: NDArray[np.uint8],
         protocol: Protocol,
         device: torch.device,
@@ -80,7 +80,7 @@ class Policy(ABC):
         """Label an image (H, W, 3); ``threshold``: that of :meth:`thresholds`."""
 
     def survey(
-        self, net: Net, image_HW3: NDArray[np.uint8], protocol: Protocol, device: torch.device
+        self, net: SegmentationModel, image_HW3: NDArray[np.uint8], protocol: Protocol, device: torch.device
     ) -> NDArray[np.int32]:
         """Of every pixel of an image (H, W, 3): class x :data:`BINS` + level."""
         raise NotImplementedError
@@ -109,7 +109,7 @@ class Argmax(Policy):
 
     def label(
         self,
-        net: Net,
+        net: SegmentationModel,
         image_HW3: NDArray[np.uint8],
         protocol: Protocol,
         device: torch.device,
@@ -134,7 +134,7 @@ class Threshold(Argmax):
 
     def label(
         self,
-        net: Net,
+        net: SegmentationModel,
         image_HW3: NDArray[np.uint8],
         protocol: Protocol,
         device: torch.device,
@@ -164,7 +164,7 @@ class ByScores(Policy):
     """Policies that go by the scores of all classes, band by band: what they share of labelling and of the survey."""
 
     def bands(
-        self, net: Net, image_HW3: NDArray[np.uint8], protocol: Protocol, device: torch.device
+        self, net: SegmentationModel, image_HW3: NDArray[np.uint8], protocol: Protocol, device: torch.device
     ) -> Iterator[tuple[int, Tensor]]:
         """(first row, scores (K, n, W)) of an image: probabilities or logits of the net."""
         for start, scores_1KnW in score_bands(net, image_HW3, protocol, device):
@@ -183,7 +183,7 @@ class ByScores(Policy):
         return lowest_float32(threshold_K, device)
 
     def survey(
-        self, net: Net, image_HW3: NDArray[np.uint8], protocol: Protocol, device: torch.device
+        self, net: SegmentationModel, image_HW3: NDArray[np.uint8], protocol: Protocol, device: torch.device
     ) -> NDArray[np.int32]:
         cells = np.empty(image_HW3.shape[:2], dtype=np.int32)
         for start, scores_KnW in self.bands(net, image_HW3, protocol, device):
@@ -193,7 +193,7 @@ class ByScores(Policy):
 
     def label(
         self,
-        net: Net,
+        net: SegmentationModel,
         image_HW3: NDArray[np.uint8],
         protocol: Protocol,
         device: torch.device,
@@ -296,10 +296,10 @@ class MixtureLabels(ByScores):
         self._edges_L = torch.from_numpy(likelihood_edges()).to(device)
 
     def bands(
-        self, net: Net, image_HW3: NDArray[np.uint8], protocol: Protocol, device: torch.device
+        self, net: SegmentationModel, image_HW3: NDArray[np.uint8], protocol: Protocol, device: torch.device
     ) -> Iterator[tuple[int, Tensor]]:
         """(first row, ln p(f | c) (K, n, W)) of an image."""
-        features = look(cast("Segmentor", net), Picture(0, image_HW3, None), protocol, device).features_1Chw
+        features = look(cast("Segmentor", net), ImageWithMask(0, image_HW3, None), protocol, device).features_1Chw
         if features.shape[1] != self._scorer.channels:
             raise TutelageError(
                 f"the mixtures are of {self._scorer.channels} features, the net that labels has {features.shape[1]}",
@@ -401,7 +401,7 @@ def likelihood_edges() -> NDArray[np.float32]:
 def likelihood_thresholds(histogram_KL: NDArray[np.int64], quantile: float, per_class: bool = True) -> ClassThresholds:
     """Thresholds (K,) in nats from pixels by class and bin of log-likelihood: the lower end of the quantile's bin.
 
-    The rank is that of :func:`~tutelage.prototypes.scoring.quantile_thresholds`; -inf for a class without pixels.
+    The rank is that of :func:`~tutelage.prototypes.likelihood.quantile_thresholds`; -inf for a class without pixels.
     """
     pixels_K = histogram_KL.sum(1)
     threshold_K = np.full(len(histogram_KL), -np.inf)

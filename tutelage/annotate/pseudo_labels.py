@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tutelage.annotate.class_quantiles import ClassThresholds
-from tutelage.annotate.looking import OnUnreadable, pictures
+from tutelage.annotate.net_outputs import OnUnreadable, pictures
 from tutelage.annotate.policies import BINS, ClassBalanced, Policy, Said, thinned
 from tutelage.data.dataset import Dataset
 from tutelage.data.labels import IGNORE
@@ -41,7 +41,7 @@ from tutelage.data.pseudo_labels import PseudoLabelFolder, write_grey
 from tutelage.engine import collectives
 from tutelage.errors import DataError, TutelageError
 from tutelage.evaluation.audit import count_maps
-from tutelage.evaluation.inference import Net
+from tutelage.evaluation.inference import SegmentationModel
 from tutelage.evaluation.protocol import Protocol
 from tutelage.runs.atomic import sha256, write_json, write_text, writing
 
@@ -86,10 +86,10 @@ class Written:
 
 
 @dataclass(frozen=True)
-class _Work:
+class _Labelling:
     """One call of :func:`annotate`."""
 
-    net: Net
+    net: SegmentationModel
     dataset: Dataset
     root: Path
     policy: Policy
@@ -113,7 +113,7 @@ class _Work:
 
 
 def annotate(
-    net: Net,
+    net: SegmentationModel,
     dataset: Dataset,
     root: Path,
     *,
@@ -133,7 +133,7 @@ def annotate(
     unless such images are to be skipped, and ``OSError`` for a full disk; what is finished then is not done again.
     """
     sure_K = [0] * policy.classes if sure_levels is None else sure_levels
-    work = _Work(net, dataset, root, policy, protocol, device, on_unreadable, sure_K, progress)
+    work = _Labelling(net, dataset, root, policy, protocol, device, on_unreadable, sure_K, progress)
     found = _thresholds(work) if policy.surveys else policy.thresholds(np.zeros((0, BINS), dtype=np.int64))
     records, _ = _load_records(root)
     collectives.barrier()  # nobody writes while another reads
@@ -176,7 +176,7 @@ def class_thresholds(histogram_KL: NDArray[np.int64], portion: float) -> list[in
 # The first look
 
 
-def _thresholds(work: _Work) -> ClassThresholds:
+def _thresholds(work: _Labelling) -> ClassThresholds:
     """The thresholds of a policy that needs a look at all images, stored once they are known."""
     stored = work.root / "thresholds.json"
     if not stored.is_file():
@@ -228,7 +228,7 @@ def _partials(root: Path) -> list[Path]:
     return sorted(path for path in (root / "survey").glob("*.npz") if not path.name.startswith("."))
 
 
-def _survey(work: _Work) -> None:
+def _survey(work: _Labelling) -> None:
     """Count this process's images into its partial histogram; those in any partial are done."""
     classes = work.policy.classes
     done = {name for path in _partials(work.root) for name in _Partial.load(path, classes).names}
@@ -248,7 +248,7 @@ def _survey(work: _Work) -> None:
 # Labels
 
 
-def _label(work: _Work, journal: _Journal, records: dict[str, Record], threshold_K: NDArray[np.float64]) -> None:
+def _label(work: _Labelling, journal: _Journal, records: dict[str, Record], threshold_K: NDArray[np.float64]) -> None:
     """Write the maps of this process's images that are not there yet."""
     folder, mine = work.folder, work.mine
     done = {index for index in mine if folder.has(work.name(index)) and _is_whole(work, records, work.name(index))}
@@ -269,7 +269,7 @@ def _label(work: _Work, journal: _Journal, records: dict[str, Record], threshold
             journal.note(work.name(index), None)
 
 
-def _is_whole(work: _Work, records: dict[str, Record], name: str) -> bool:
+def _is_whole(work: _Labelling, records: dict[str, Record], name: str) -> bool:
     """Whether maps are as they were written; without a record, taken as they are where all pixels are kept."""
     record = records.get(name)
     if record is None:
@@ -277,7 +277,7 @@ def _is_whole(work: _Work, records: dict[str, Record], name: str) -> bool:
     return (sha256(work.folder.label(name)), sha256(work.folder.confidence(name))) == (record.label, record.confidence)
 
 
-def _write(work: _Work, journal: _Journal, name: str, said: Said) -> None:
+def _write(work: _Labelling, journal: _Journal, name: str, said: Said) -> None:
     label_HW = thinned(said)
     label, confidence = work.folder.write(name, label_HW, said.confidence_HW)
     journal.note(
@@ -292,7 +292,7 @@ def _write(work: _Work, journal: _Journal, name: str, said: Said) -> None:
     )
 
 
-def _recall(work: _Work, journal: _Journal, name: str) -> None:
+def _recall(work: _Labelling, journal: _Journal, name: str) -> None:
     """The record of maps whose record is gone; of a policy that keeps all pixels."""
     (label_HW, label), (confidence_HW, confidence) = _read(work.folder.label(name)), _read(work.folder.confidence(name))
     said = _class_pixels(label_HW, work.policy.classes)
@@ -314,7 +314,7 @@ def _read(path: Path) -> tuple[NDArray[np.uint8], str]:
 # Thinning of class_balanced
 
 
-def _balance(work: _Work, journal: _Journal, portion: float) -> list[int]:
+def _balance(work: _Labelling, journal: _Journal, portion: float) -> list[int]:
     """Leave of each class the surest portion; the levels."""
     records, _ = _load_records(work.root)
     collectives.barrier()
@@ -327,7 +327,7 @@ def _balance(work: _Work, journal: _Journal, portion: float) -> list[int]:
     return levels
 
 
-def _balanced_levels(work: _Work, records: dict[str, Record], portion: float) -> list[int]:
+def _balanced_levels(work: _Labelling, records: dict[str, Record], portion: float) -> list[int]:
     """Thresholds of all classes. Stored before any map is changed: a second run must not count thinned maps."""
     stored, classes = work.root / "histogram.json", work.policy.classes
     if collectives.rank() == 0 and not stored.is_file():
@@ -342,7 +342,7 @@ def _balanced_levels(work: _Work, records: dict[str, Record], portion: float) ->
     return class_thresholds(np.array(json.loads(stored.read_text(encoding="utf-8"))), portion)
 
 
-def _apply_levels(work: _Work, journal: _Journal, name: str, record: Record, levels: list[int]) -> None:
+def _apply_levels(work: _Labelling, journal: _Journal, name: str, record: Record, levels: list[int]) -> None:
     path = work.folder.label(name)
     (label_HW, label), (confidence_HW, _) = _read(path), _read(work.folder.confidence(name))
     bound = np.append(np.array(levels, dtype=np.int64), np.zeros(256 - len(levels), dtype=np.int64))[label_HW]
@@ -416,7 +416,7 @@ def _journals(root: Path) -> list[Path]:
 
 
 def _finish(
-    work: _Work,
+    work: _Labelling,
     records: dict[str, Record],
     unreadable: set[str],
     facts: dict[str, Any],
@@ -456,7 +456,7 @@ def _finish(
     return Written(files, names, lost, threshold_K, said_K, kept_K, counts_NC)
 
 
-def _tell(work: _Work, written: Written, say: Callable[[str], None]) -> None:
+def _tell(work: _Labelling, written: Written, say: Callable[[str], None]) -> None:
     """What was kept of each class, which got nothing and why, and what was left out."""
     names = work.dataset.classes.names
     pairs = list(zip(names, written.said_K.tolist(), written.kept_K.tolist(), strict=True))

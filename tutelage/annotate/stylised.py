@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tutelage.annotate.looking import OnUnreadable
+from tutelage.annotate.net_outputs import OnUnreadable
 from tutelage.data.copies import CopyFolder
 from tutelage.data.dataset import Dataset
 from tutelage.data.draws import generator

@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from tutelage.annotate.looking import OnUnreadable, missing, pictures
-from tutelage.annotate.parts import Progress, in_parts
+from tutelage.annotate.chunks import Progress, in_parts
+from tutelage.annotate.net_outputs import OnUnreadable, missing, pictures
 from tutelage.annotate.published_classes import by_class
 from tutelage.data.dataset import Dataset
 from tutelage.data.weights import WeightFolder
 from tutelage.engine import collectives
 from tutelage.errors import TutelageError
-from tutelage.evaluation.views import View
+from tutelage.evaluation.image_view import ImageView
 from tutelage.nets.segmentor import Segmentor
 from tutelage.prototypes.kmeans import kmeans
 from tutelage.prototypes.reservoir import Reservoir
@@ -194,7 +194,7 @@ def _features(
             waiting.clear()
 
     for picture in pictures(dataset, part, labels=labels, on_unreadable=on_unreadable):
-        waiting.append((picture.index, View(picture.image, settings.size).whole()))
+        waiting.append((picture.index, ImageView(picture.image, settings.size).whole()))
         if len(waiting) == _BATCH:
             see()
     see()

@@ -2,7 +2,7 @@
 
 A :class:`Geometry` is the affine map from output pixels to source pixels (continuous coordinates; the centre of
 pixel i is i + 0.5). The image is resampled with Pillow, only inside the crop; a label is gathered by index; and
-:func:`tutelage.data.views.warp` replays the same record on any map that is made later (pseudo labels, a cache of
+:func:`tutelage.data.batch.warp` replays the same record on any map that is made later (pseudo labels, a cache of
 teacher outputs).
 """
 

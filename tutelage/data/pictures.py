@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from tutelage.data.colour import GREY
 from tutelage.data.dataset import Dataset
-from tutelage.data.gathering import Progress, cache_file, gather, load, store
+from tutelage.data.fact_cache import Progress, cache_file, gather, load, store
 from tutelage.data.images import opened, read_image
 from tutelage.errors import DataError
 
@@ -90,7 +90,7 @@ def read_pictures(
 
 
 @dataclass(frozen=True)
-class _Row:
+class _PictureRow:
     size: tuple[int, int]
     orientation: int
     digest: str
@@ -102,7 +102,7 @@ class _Row:
     fault: str
 
 
-def _look(path: Path) -> _Row:
+def _look(path: Path) -> _PictureRow:
     try:
         with opened(path) as image:
             mode = image.mode
@@ -110,7 +110,7 @@ def _look(path: Path) -> _Row:
         pixels = read_image(path)
     except DataError as error:
         nothing = np.zeros((THUMBNAIL, THUMBNAIL, 3), np.uint8)
-        return _Row((0, 0), 1, "", 0, nothing, np.zeros(BINS**3, np.float32), 0.0, "", error.message)
+        return _PictureRow((0, 0), 1, "", 0, nothing, np.zeros(BINS**3, np.float32), 0.0, "", error.message)
     upright = Image.fromarray(pixels)
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels).data)
@@ -122,7 +122,7 @@ def _look(path: Path) -> _Row:
     bins = (small_HW3.astype(np.uint16) * BINS) >> 8
     index = (bins[..., 0] * BINS + bins[..., 1]) * BINS + bins[..., 2]
     colours = np.bincount(index.ravel(), minlength=BINS**3) / index.size
-    return _Row(
+    return _PictureRow(
         (pixels.shape[0], pixels.shape[1]),
         orientation,
         digest.hexdigest(),

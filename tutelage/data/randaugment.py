@@ -3,7 +3,7 @@
 Colours are changed by Pillow on the crop, in the order in which they were drawn. Geometric operations are composed
 into one affine map, in that order too, and the crop is sampled once. So what one operation pushes over the edge
 another may bring back, nothing is blurred twice, and the view's geometry says where each of its pixels comes from:
-:func:`tutelage.data.views.warp` replays it. Published implementations sample the image once for each operation and
+:func:`tutelage.data.batch.warp` replays it. Published implementations sample the image once for each operation and
 fill what is empty each time, so that colour operations that follow change the fill, too.
 
 Legend: H W pixels of the view.

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 
 from tutelage.data.dataset import Dataset
-from tutelage.data.gathering import Progress, cache_file, gather, load, store
+from tutelage.data.fact_cache import Progress, cache_file, gather, load, store
 from tutelage.data.images import image_size, opened, read_raw_mask
 from tutelage.data.labels import IGNORE
 from tutelage.errors import DataError
@@ -158,7 +158,7 @@ def read_statistics(
 
 
 @dataclass(frozen=True)
-class _Row:
+class _MaskRow:
     values: np.ndarray
     counts: np.ndarray
     classes: np.ndarray
@@ -169,12 +169,12 @@ class _Row:
     faults: tuple[MaskFault, ...]
 
 
-def _read(dataset: Dataset, index: int) -> _Row:
+def _read(dataset: Dataset, index: int) -> _MaskRow:
     classes = len(dataset.classes)
     sample = dataset.samples[index]
     nothing = np.zeros(0, np.int64)
     if sample.label is None:
-        return _Row(nothing, nothing, *_zeros(classes), (0, 0), (0, 0, 0, 0), "", ())
+        return _MaskRow(nothing, nothing, *_zeros(classes), (0, 0), (0, 0, 0, 0), "", ())
     try:
         image = image_size(sample.image)
     except DataError:
@@ -183,7 +183,7 @@ def _read(dataset: Dataset, index: int) -> _Row:
         raw = read_raw_mask(sample.label, dataset.label_map.encoding)
     except DataError as error:
         fault = MaskFault(index, "form" if _decodes(sample.label) else "unreadable", error.message)
-        return _Row(nothing, nothing, *_zeros(classes), (0, 0), (0, 0, *image), _format(sample.label), (fault,))
+        return _MaskRow(nothing, nothing, *_zeros(classes), (0, 0), (0, 0, *image), _format(sample.label), (fault,))
     values, lengths = row_runs(raw)
     labels = dataset.label_map.convert(values)
     pixels = np.bincount(labels, weights=lengths, minlength=256).astype(np.int64)
@@ -199,7 +199,7 @@ def _read(dataset: Dataset, index: int) -> _Row:
     if image != (0, 0) and raw.shape != image and not dataset.resize_labels:
         sizes = f"mask is {raw.shape[1]}x{raw.shape[0]}, image is {image[1]}x{image[0]}"
         faults.append(MaskFault(index, "size", f"{sample.label}: {sizes}"))
-    return _Row(
+    return _MaskRow(
         distinct,
         counts,
         pixels[:classes],
@@ -252,7 +252,7 @@ def _format(path: Path) -> str:
         return ""
 
 
-def _assembled(rows: list[_Row], classes: int) -> DatasetStatistics:
+def _assembled(rows: list[_MaskRow], classes: int) -> DatasetStatistics:
     lengths = [len(row.values) for row in rows]
     nothing = [np.zeros(0, np.int64)]
     return DatasetStatistics(

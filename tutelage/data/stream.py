@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from tutelage.data.augmentation import AugmentSettings, Geometry, draw_geometry, take_image, take_map, take_valid
+from tutelage.data.batch import Batch, Geometries, RawBatch, RawView
 from tutelage.data.cache import ImageCache
 from tutelage.data.colour import ColourSettings, draw_colour
 from tutelage.data.dataset import Dataset
@@ -29,7 +30,6 @@ from tutelage.data.labels import IGNORE
 from tutelage.data.randaugment import Cut, CutoutSettings, RandAugmentSettings, alter, draw_alteration
 from tutelage.data.rare_classes import RareClassSampler, SamplerSettings, SmallClassSampler, SmallClassSettings, centred
 from tutelage.data.statistics import read_statistics
-from tutelage.data.views import Batch, Geometries, RawBatch, RawView
 from tutelage.errors import DataError
 from tutelage.settings import Settings
 

@@ -14,8 +14,8 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from tutelage.deploy.decoded_image import DecodedImage
 from tutelage.deploy.outputs import Job
-from tutelage.deploy.picture import Picture
 from tutelage.errors import DataError
 
 ROOM_PIXELS = 1 << 25
@@ -33,7 +33,7 @@ class Decoded:
     """An image that is ready, or why it is not."""
 
     job: Job
-    picture: Picture | None
+    picture: DecodedImage | None
     reason: str
     room: int
     """What it takes until it is written."""
@@ -127,7 +127,7 @@ def _decode(number: int, job: Job, room: Room, header: Future[int]) -> Decoded:
         taken.append(max(pixels, _LEAST_PIXELS))
 
     try:
-        return Decoded(job, Picture.read(job.image, admit), "", sum(taken))
+        return Decoded(job, DecodedImage.read(job.image, admit), "", sum(taken))
     except CancelledError:
         raise
     except Exception as error:  # a decoder that meets damage may raise anything; the other images go on

@@ -16,8 +16,8 @@ from typing import cast
 import numpy as np
 import torch
 
-from tutelage.deploy.picture import Bytes, Picture
-from tutelage.evaluation.inference import Net, predict_labels
+from tutelage.deploy.decoded_image import Bytes, DecodedImage
+from tutelage.evaluation.inference import SegmentationModel, predict_labels
 from tutelage.evaluation.protocol import Protocol
 from tutelage.evaluation.windows import grid, padded_size
 
@@ -32,7 +32,7 @@ _FEWEST_FOR_SHARED = 4
 
 
 @dataclass(frozen=True)
-class Block:
+class ColumnBlock:
     """Columns that are predicted together, and those among them that are taken."""
 
     left: int
@@ -42,8 +42,8 @@ class Block:
 
 
 def label_image(
-    net: Net,
-    image: Picture | Bytes,
+    net: SegmentationModel,
+    image: DecodedImage | Bytes,
     protocol: Protocol,
     device: torch.device,
     classes: int,
@@ -70,16 +70,22 @@ def label_image(
     return labels, sureness
 
 
-def _columns(image: Picture | Bytes, block: Block) -> object:
-    return image.columns(block.left, block.right) if isinstance(image, Picture) else image[:, block.left : block.right]
+def _columns(image: DecodedImage | Bytes, block: ColumnBlock) -> object:
+    return (
+        image.columns(block.left, block.right)
+        if isinstance(image, DecodedImage)
+        else image[:, block.left : block.right]
+    )
 
 
-def column_blocks(height: int, width: int, protocol: Protocol, classes: int, limit: int = _SCORES_BYTES) -> list[Block]:
+def column_blocks(
+    height: int, width: int, protocol: Protocol, classes: int, limit: int = _SCORES_BYTES
+) -> list[ColumnBlock]:
     """Blocks whose scores of one row of windows take ``limit`` bytes, or somewhat more; one where that is all.
 
     Only a plain sliding protocol can be cut: a mirrored or resized view has its windows elsewhere.
     """
-    everything = [Block(0, width, 0, width)]
+    everything = [ColumnBlock(0, width, 0, width)]
     plain = protocol.scales == (1.0,) and not protocol.flip and protocol.input_sizes(height, width) == [(height, width)]
     if protocol.window is None or protocol.border != "shifted" or not plain or width <= protocol.window[1]:
         return everything
@@ -95,7 +101,7 @@ def column_blocks(height: int, width: int, protocol: Protocol, classes: int, lim
     while True:
         stop = min(start + count, len(windows))
         last = windows[stop][0] if stop < len(windows) else width
-        blocks.append(Block(windows[start][0], windows[stop - 1][1], first, last))
+        blocks.append(ColumnBlock(windows[start][0], windows[stop - 1][1], first, last))
         if stop == len(windows):
             return blocks
         # The next block begins with the first window that covers the column after the last one taken.

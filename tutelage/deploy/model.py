@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tutelage.deploy.colouring import coloured, overlaid
+from tutelage.deploy.decoded_image import MAX_PIXELS, Bytes, DecodedImage, allowing
 from tutelage.deploy.large import WHOLE_PIXELS, WINDOWED, label_image
-from tutelage.deploy.picture import MAX_PIXELS, Bytes, Picture, allowing
+from tutelage.deploy.palette import coloured, overlaid
 from tutelage.errors import RunError, TutelageError
-from tutelage.evaluation.inference import Net, predict_logits
+from tutelage.evaluation.inference import SegmentationModel, predict_logits
 from tutelage.evaluation.protocol import Protocol
 from tutelage.nets.devices import find_device
 from tutelage.nets.segmentor import Precision
@@ -61,7 +61,7 @@ class PredictionResult:
                 f"an image of {width}x{height} pixels cannot lie under a class map of {columns}x{rows}",
                 "give the image that was predicted",
             )
-        under = pixels.image if isinstance(pixels, Picture) else Image.fromarray(np.ascontiguousarray(pixels))
+        under = pixels.image if isinstance(pixels, DecodedImage) else Image.fromarray(np.ascontiguousarray(pixels))
         return overlaid(under.copy() if under is image else under, self.labels, self.palette, alpha)
 
 
@@ -69,7 +69,7 @@ class PredictionResult:
 class Model:
     """A net with its classes, ready on its device; made by :func:`load_model`."""
 
-    net: Net
+    net: SegmentationModel
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     device: torch.device
@@ -96,7 +96,7 @@ class Model:
         return self.predict_decoded([as_pixels(image)], confidence)[0]
 
     def predict_decoded(
-        self, images: Sequence[Picture | Bytes], confidence: bool = False, at_once: int = 1
+        self, images: Sequence[DecodedImage | Bytes], confidence: bool = False, at_once: int = 1
     ) -> list[PredictionResult]:
         """The classes of decoded images; several must be of one size that is run whole, and share one call of the net.
 
@@ -113,7 +113,7 @@ class Model:
 
     @torch.no_grad()
     def _together(
-        self, images: Sequence[Picture | Bytes], protocol: Protocol, confidence: bool
+        self, images: Sequence[DecodedImage | Bytes], protocol: Protocol, confidence: bool
     ) -> list[tuple[Bytes, Bytes | None]]:
         everything = slice(None), slice(None)
         stacked_BHW3 = torch.from_numpy(np.stack([image[everything] for image in images])).to(self.device)
@@ -144,16 +144,16 @@ def load_model(
     return Model(net, metadata.classes, metadata.palette, chosen, protocol, net.precision, metadata.checksum)
 
 
-def as_pixels(image: Input) -> Picture | Bytes:
+def as_pixels(image: Input) -> DecodedImage | Bytes:
     """An image of any accepted kind, ready to be read. Raises as :meth:`Model.predict` does."""
     if isinstance(image, str | Path):
         with allowing(MAX_PIXELS):
-            return Picture.read(Path(image))
+            return DecodedImage.read(Path(image))
     if isinstance(image, Image.Image):
         if not image.width or not image.height:
             raise TutelageError("an image without pixels cannot be predicted", "give one of at least one pixel")
         image.load()
-        return Picture(image)
+        return DecodedImage(image)
     if not isinstance(image, np.ndarray):
         raise TutelageError(
             f"a {type(image).__name__} is no image",
@@ -165,7 +165,7 @@ def as_pixels(image: Input) -> Picture | Bytes:
     if (image.ndim != 2 and image.shape[2:] != (3,)) or not image.size:
         raise TutelageError(f"an array of shape {image.shape} is no image", _shape_remedy(image.shape))
     # An RGB array stays as it is: inside Pillow it would be a copy of four bytes a pixel.
-    return image if image.ndim == 3 else Picture(Image.fromarray(np.ascontiguousarray(image)))
+    return image if image.ndim == 3 else DecodedImage(Image.fromarray(np.ascontiguousarray(image)))
 
 
 def _shape_remedy(shape: tuple[int, ...]) -> str:

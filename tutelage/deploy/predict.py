@@ -17,12 +17,12 @@ from typing import Any
 
 from PIL import Image
 
-from tutelage.deploy.colouring import coloured, overlaid
+from tutelage.deploy.decoded_image import MAX_PIXELS, DecodedImage, allowing
 from tutelage.deploy.flow import Decoded, Room, decoded, threads
 from tutelage.deploy.large import WHOLE_PIXELS
 from tutelage.deploy.model import Model, PredictionResult
 from tutelage.deploy.outputs import KINDS, Job, Kind, find_jobs
-from tutelage.deploy.picture import MAX_PIXELS, Picture, allowing
+from tutelage.deploy.palette import coloured, overlaid
 from tutelage.errors import RunError, TutelageError
 from tutelage.runs.atomic import write_json, write_text, writing
 
@@ -86,7 +86,7 @@ def predict_files(
     skipped = len(jobs) - len(todo)
     if skipped:
         say(f"{skipped} of {len(jobs)} images have their results already")
-    work = _Work(model, out, todo, alpha, batch or (1 if model.device.type == "cpu" else 8), say)
+    work = _PredictJob(model, out, todo, alpha, batch or (1 if model.device.type == "cpu" else 8), say)
     with allowing(max_pixels):
         work.run(lambda done: progress(skipped + done, len(jobs)))
     failed = tuple((job.image, work.failed[job]) for job in todo if job in work.failed)
@@ -142,7 +142,7 @@ def _claim(model: Model, out: Path, overwrite: bool) -> None:
         raise RunError(f"results cannot be written to {out} ({error.strerror})", "choose another folder") from None
 
 
-class _Work:
+class _PredictJob:
     """One call's way through reading, the net and writing."""
 
     def __init__(
@@ -210,7 +210,7 @@ class _Work:
         return self._run_net(group, pictures, "confidence" in kinds)
 
     def _run_net(
-        self, group: list[Decoded], pictures: list[Picture], confidence: bool
+        self, group: list[Decoded], pictures: list[DecodedImage], confidence: bool
     ) -> list[PredictionResult | None]:
         try:
             return list(self.model.predict_decoded(pictures, confidence, self.batch))

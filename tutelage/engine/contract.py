@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from tutelage.data.batch import Batch
 from tutelage.data.draws import key
 from tutelage.data.stream import ViewSettings
-from tutelage.data.views import Batch
 from tutelage.engine.optimizers import OptimizerSettings, ScheduleSettings
 from tutelage.settings import Settings
 
@@ -36,7 +36,7 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Needs:
+class StreamSpec:
     """What a method asks of one of its streams."""
 
     labels: bool
@@ -62,7 +62,7 @@ class Needs:
 
 
 @dataclass(frozen=True)
-class Optimization:
+class OptimizerSpec:
     """The nets that one optimizer holds, and its settings; ``None`` means those of the recipe."""
 
     nets: tuple[str, ...]
@@ -71,7 +71,7 @@ class Optimization:
 
 
 @dataclass(frozen=True)
-class Facts:
+class TaskInfo:
     """What a method may know of the task when it is made."""
 
     classes: int
@@ -80,8 +80,8 @@ class Facts:
     """Counts the pixels of each class in the labelled training masks (reads them all, once)."""
     names: tuple[str, ...] = ()
     """Names of the classes, where they are known."""
-    fitted: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    """Tensors of the `fit` stages that the method asks for (:attr:`Method.fits`), by role."""
+    fitted_inputs: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """Tensors of the `fit` stages that the method asks for (:attr:`Method.fitted_inputs`), by role."""
     size: Callable[[], tuple[int, int]] | None = None
     """Finds height and width of the crops of the first stream (reads an image where nothing is cropped); ``None``: they
     differ."""
@@ -95,7 +95,7 @@ class Carry(UserDict[str, Tensor]):
 
 
 @dataclass(frozen=True)
-class Tick:
+class StepContext:
     """Where the run stands while a pass is computed or a step is finished."""
 
     step: int
@@ -118,7 +118,7 @@ class Tick:
         """0 at the first step, approaching 1 at the last."""
         return self.step / self.total
 
-    def share(self, name: str) -> Tensor:
+    def normalizer(self, name: str) -> Tensor:
         """The mean of a count over the step's slices, at least one.
 
         A sum over one slice divided by this is a term whose average over slices is the mean over the whole
@@ -152,12 +152,12 @@ class Method(nn.Module):
     Settings: ClassVar[type[Settings]] = Settings
     version: ClassVar[int] = 1
     """Raised when the method's results change, so that finished stages are trained anew."""
-    streams: ClassVar[Mapping[str, Needs]] = {}
-    roles: ClassVar[tuple[str, ...]] = ("student",)
+    streams: ClassVar[Mapping[str, StreamSpec]] = {}
+    trained_nets: ClassVar[tuple[str, ...]] = ("student",)
     """Names of the nets that it trains and a recipe gives under `nets`."""
     teachers: ClassVar[tuple[str, ...]] = ()
     """Names of nets that come trained from another stage and are only consulted."""
-    fits: ClassVar[tuple[str, ...]] = ()
+    fitted_inputs: ClassVar[tuple[str, ...]] = ()
     """Names of what `fit` stages made of features (prototypes) and the method starts from; under `inputs`, too."""
 
     def train(self, mode: bool = True) -> Method:
@@ -171,9 +171,9 @@ class Method(nn.Module):
         """The passes of a step, in order."""
         return (Pass("train", {"student"}),)
 
-    def optimizers(self) -> Mapping[str, Optimization]:
+    def optimizers(self) -> Mapping[str, OptimizerSpec]:
         """The optimizers by name; ``main`` follows the recipe."""
-        return {"main": Optimization(("student",))}
+        return {"main": OptimizerSpec(("student",))}
 
     def exported(self) -> Mapping[str, nn.Module]:
         """The nets that a finished stage keeps, the one that is evaluated first."""
@@ -183,11 +183,11 @@ class Method(nn.Module):
         """Numbers of valid labels in one micro-batch, for terms that are means over the whole batch."""
         return {}
 
-    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         """The weighted loss terms of one pass: scalars that the engine adds up."""
         raise NotImplementedError
 
-    def after_step(self, tick: Tick) -> None:
+    def after_step(self, context: StepContext) -> None:
         """What follows the optimizers' step: moving averages, queues."""
 
     def learned_state(self) -> dict[str, Tensor]:

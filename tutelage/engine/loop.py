@@ -4,7 +4,7 @@
       for each micro-batch, for each pass: forward, backward into the nets of `trains` only
       average gradients over ranks once; clip
       every optimizer whose nets received a gradient steps once (a gated net has no gradient, not a zero one)
-      all schedules advance; method.after_step(tick)
+      all schedules advance; method.after_step(context)
 
 All backwards come before all optimizer steps. Everything random is a function of (seed, step, slice, pass), so a
 checkpoint holds tensors and a step number, and a resumed run goes on as if nothing had happened.
@@ -22,10 +22,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tutelage.data.views import Batch
+from tutelage.data.batch import Batch
 from tutelage.engine import checkpoint, collectives
 from tutelage.engine.allocator import keep_freed_memory
-from tutelage.engine.contract import Carry, Method, Pass, Tick
+from tutelage.engine.contract import Carry, Method, Pass, StepContext
 from tutelage.engine.interruption import Interruption
 from tutelage.engine.meter import Meter
 from tutelage.engine.optimizers import OptimizerSettings, ScheduleSettings, build_optimizer, set_rate
@@ -83,24 +83,24 @@ class Batches(Protocol):
 
 
 @dataclass(frozen=True)
-class Hooks:
-    """What happens around the loop; each may be left out."""
+class Callbacks:
+    """Functions that the loop calls; each may be left out. Steps count finished steps."""
 
-    evaluate: Callable[[int], float] | None = None
-    """Score the nets after a step (number of finished steps → score, more is better); this chooses among them."""
+    on_evaluate: Callable[[int], float] | None = None
+    """Score the nets after a step (higher is better); the best score decides which weights are kept."""
     evaluate_every: int = 0
-    keep_best: Callable[[int], None] = lambda step: None
+    on_best: Callable[[int], None] = lambda step: None
     """Keep the nets as they are: no earlier score was better."""
-    begin: Callable[[int], None] = lambda step: None
-    """The run begins, or goes on, after so many finished steps."""
-    log: Callable[[dict[str, Any]], None] = lambda record: None
-    say: Callable[[str], None] = lambda text: None
-    audit: Callable[[int], bool] | None = None
-    """Look at what the nets say of unlabelled images (number of finished steps → whether training may end)."""
+    on_begin: Callable[[int], None] = lambda step: None
+    """The run begins, or resumes, after so many steps."""
+    log_line: Callable[[dict[str, Any]], None] = lambda record: None
+    message: Callable[[str], None] = lambda text: None
+    on_audit: Callable[[int], bool] | None = None
+    """Audit the predictions on unlabelled images; whether training may end."""
     audit_every: int = 0
-    look: Callable[[int], object] | None = None
-    """Look at the nets after a step; this chooses nothing."""
-    look_every: int = 0
+    on_monitor: Callable[[int], object] | None = None
+    """Score the nets after a step without choosing among them."""
+    monitor_every: int = 0
 
 
 @dataclass
@@ -124,7 +124,7 @@ def fit(
     seed: int,
     device: torch.device,
     checkpoints: Checkpoints | None = None,
-    hooks: Hooks | None = None,
+    callbacks: Callbacks | None = None,
     stop_at: int | None = None,
 ) -> Progress:
     """Train ``method`` for ``settings.steps`` steps, going on from the latest checkpoint where there is one.
@@ -133,7 +133,7 @@ def fit(
     :class:`~tutelage.engine.watch.NotFiniteError` when a loss term is not finite, and
     :class:`~tutelage.engine.interruption.StoppedError` after SIGINT or SIGTERM, once a checkpoint is written.
     """
-    hooks = hooks or Hooks()
+    callbacks = callbacks or Callbacks()
     if device.type == "cpu":
         keep_freed_memory()
     _check_precision(settings, device)
@@ -143,8 +143,8 @@ def fit(
     optimizers = {n: build_optimizer(holds[n], plan.optimizer or settings.optimizer) for n, plan in plans.items()}
     schedules = {name: plan.schedule or settings.schedule for name, plan in plans.items()}
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-    progress = _resume(method, optimizers, scaler, checkpoints, device, hooks.say)
-    watch = Watch(None if checkpoints is None else checkpoints.folder, hooks.say)
+    progress = _resume(method, optimizers, scaler, checkpoints, device, callbacks.message)
+    watch = Watch(None if checkpoints is None else checkpoints.folder, callbacks.message)
     meter = Meter(device, sum(stream.batch for stream in streams.values()), progress.step, settings.steps)
     rank, world = collectives.rank(), collectives.world()
     last = min(settings.steps, stop_at or settings.steps)
@@ -174,10 +174,12 @@ def fit(
         for micro, (batches, carry) in enumerate(zip(micro_batches, carries, strict=True)):
             for pass_ in passes:
                 slice_ = micro * world + rank
-                tick = Tick(step, settings.steps, seed, device, pass_.name, slice_, slices, carry, totals=totals)
+                context = StepContext(
+                    step, settings.steps, seed, device, pass_.name, slice_, slices, carry, totals=totals
+                )
                 with _training(nets, pass_):
-                    torch.manual_seed(tick.global_seed)
-                    terms = method(batches, pass_.name, tick)
+                    torch.manual_seed(context.global_seed)
+                    terms = method(batches, pass_.name, context)
                     watch.check(terms, step, pass_.name, batches)
                     meter.add(terms)
                     loss = torch.stack(list(terms.values())).sum()
@@ -196,11 +198,11 @@ def fit(
         scaler.update()
         with torch.no_grad():
             method.after_step(
-                Tick(step, settings.steps, seed, device, "after", 0, slices, carries=carries, totals=totals)
+                StepContext(step, settings.steps, seed, device, "after", 0, slices, carries=carries, totals=totals)
             )
 
     with Interruption() as interruption, _reproducible(device):
-        hooks.begin(progress.step)
+        callbacks.on_begin(progress.step)
         method.train()
         while progress.step < last and not progress.stopped and not _out_of_patience(progress, settings):
             train_step(progress.step)
@@ -208,22 +210,22 @@ def fit(
             done = progress.step == settings.steps
             if progress.step % settings.log_every == 0 or progress.step == last:
                 rates = {name: schedules[name].factor(progress.step - 1, settings.steps) for name in schedules}
-                hooks.log(meter.record(progress.step, rates))
-            evaluates = hooks.evaluate is not None and (done or _due(progress.step, hooks.evaluate_every))
-            looks = hooks.look is not None and (done or _due(progress.step, hooks.look_every))
-            audits = hooks.audit is not None and (done or _due(progress.step, hooks.audit_every))
+                callbacks.log_line(meter.record(progress.step, rates))
+            evaluates = callbacks.on_evaluate is not None and (done or _due(progress.step, callbacks.evaluate_every))
+            monitors = callbacks.on_monitor is not None and (done or _due(progress.step, callbacks.monitor_every))
+            audits = callbacks.on_audit is not None and (done or _due(progress.step, callbacks.audit_every))
             saves = done or _due(progress.step, settings.checkpoint_rhythm())
-            if looks or evaluates or audits or saves:
+            if monitors or evaluates or audits or saves:
                 collectives.average_norm_statistics(list(nets.values()))
-            if looks:
+            if monitors:
                 with meter.apart():
-                    _look(method, progress, hooks)
+                    _monitor(method, progress, callbacks)
             if evaluates:
                 with meter.apart():
-                    _evaluate(method, progress, hooks)
+                    _evaluate(method, progress, callbacks)
             if audits:
                 with meter.apart():
-                    _audit(method, progress, hooks)
+                    _audit(method, progress, callbacks)
             if saves or (interruption.asked and world == 1):
                 with meter.apart():
                     save()
@@ -308,31 +310,31 @@ def _training(nets: Mapping[str, nn.Module], pass_: Pass) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _look(method: Method, progress: Progress, hooks: Hooks) -> None:
-    assert hooks.look is not None
+def _monitor(method: Method, progress: Progress, callbacks: Callbacks) -> None:
+    assert callbacks.on_monitor is not None
     method.eval()
-    hooks.look(progress.step)
+    callbacks.on_monitor(progress.step)
     method.train()
 
 
-def _evaluate(method: Method, progress: Progress, hooks: Hooks) -> None:
-    assert hooks.evaluate is not None
+def _evaluate(method: Method, progress: Progress, callbacks: Callbacks) -> None:
+    assert callbacks.on_evaluate is not None
     method.eval()
-    score = hooks.evaluate(progress.step)
+    score = callbacks.on_evaluate(progress.step)
     method.train()
     best = progress.best_score
     if best is None or score > best or math.isnan(best):
         progress.best_score, progress.best_step, progress.evaluations_since_best = score, progress.step, 0
         # Before the checkpoint that says so: a kill in between repeats the steps and writes the same nets again.
-        hooks.keep_best(progress.step)
+        callbacks.on_best(progress.step)
     else:
         progress.evaluations_since_best += 1
 
 
-def _audit(method: Method, progress: Progress, hooks: Hooks) -> None:
-    assert hooks.audit is not None
+def _audit(method: Method, progress: Progress, callbacks: Callbacks) -> None:
+    assert callbacks.on_audit is not None
     method.eval()
-    progress.stopped = hooks.audit(progress.step)
+    progress.stopped = callbacks.on_audit(progress.step)
     method.train()
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tutelage.data.views import Batch
+from tutelage.data.batch import Batch
 from tutelage.errors import TutelageError
 from tutelage.runs.atomic import writing
 
@@ -20,7 +20,7 @@ class NotFiniteError(TutelageError):
 
 
 @dataclass
-class _Seen:
+class _PendingCheck:
     flags: Tensor
     names: tuple[str, ...]
     step: int
@@ -35,14 +35,14 @@ class Watch:
     def __init__(self, folder: Path | None, say: Callable[[str], None] = lambda text: None) -> None:
         self.folder = folder
         self.say = say
-        self._waiting: list[_Seen] = []
+        self._waiting: list[_PendingCheck] = []
 
     def check(self, terms: Mapping[str, Tensor], step: int, pass_name: str, batches: Mapping[str, Batch]) -> None:
         """Look at one pass's terms. Raises :class:`NotFiniteError`."""
         if not terms:
             return
         flags = torch.isfinite(torch.stack([term.detach().float() for term in terms.values()]))
-        seen = _Seen(flags, tuple(terms), step, pass_name, batches)
+        seen = _PendingCheck(flags, tuple(terms), step, pass_name, batches)
         if flags.device.type == "cpu":
             self._judge(seen)
             return
@@ -60,7 +60,7 @@ class Watch:
         for item in waiting:
             self._judge(item)
 
-    def _judge(self, seen: _Seen) -> None:
+    def _judge(self, seen: _PendingCheck) -> None:
         if seen.copied is not None:
             seen.copied.synchronize()  # that copy alone; it was asked for a step ago
         if bool(seen.flags.all()):
@@ -74,7 +74,7 @@ class Watch:
             "lower the learning rate, set clip: 1.0 or precision: fp32; look at these images with `tutelage check`",
         )
 
-    def _save(self, seen: _Seen) -> str:
+    def _save(self, seen: _PendingCheck) -> str:
         if self.folder is None:
             return ""
         tensors = {

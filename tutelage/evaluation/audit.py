@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tutelage.evaluation.calibration import Calibration, CalibrationScores, fit_temperature
 from tutelage.evaluation.confusion import counts_of
-from tutelage.evaluation.counting import IGNORE, histogram
+from tutelage.evaluation.histogram import IGNORE, histogram
 from tutelage.evaluation.intervals import Interval, bootstrap_shares, miou_of_counts
 
 LOWEST_SHARE = 0.001
@@ -170,7 +170,7 @@ class Labelled:
 
 
 class LabelledCounts:
-    """Gathers :class:`Labelled`, batch by batch; see ``observe`` of :func:`~tutelage.evaluation.scoring.evaluate`."""
+    """Gathers :class:`Labelled`, batch by batch; see ``observe`` of :func:`~tutelage.evaluation.evaluate.evaluate`."""
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tutelage.errors import TutelageError
 from tutelage.evaluation.bands import rows_of_band
-from tutelage.evaluation.counting import IGNORE, histogram, sum_over_ranks
+from tutelage.evaluation.histogram import IGNORE, histogram, sum_over_ranks
 
 _LOG_TEMPERATURE_LIMIT = math.log(100.0)
 

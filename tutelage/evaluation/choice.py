@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tutelage.evaluation.confusion import confusion_of, counts_of
-from tutelage.evaluation.inference import Net, gives_probabilities, predict_labels, score_bands
+from tutelage.evaluation.inference import SegmentationModel, gives_probabilities, predict_labels, score_bands
 from tutelage.evaluation.protocol import Protocol
 
 Rule = Literal["agreement", "balance", "entropy"]
 
 
 def mirror_counts(
-    net: Net, image: NDArray[np.uint8], protocol: Protocol, device: torch.device, classes: int
+    net: SegmentationModel, image: NDArray[np.uint8], protocol: Protocol, device: torch.device, classes: int
 ) -> NDArray[np.float64]:
     """(3 K,) pixels of each class in both, in the mirrored only, in the plain only of the labels of one image."""
     plain_HW, _ = predict_labels(net, image, protocol, device)
@@ -50,7 +50,9 @@ def agreement(rows_NC: NDArray[np.float64]) -> float:
     return float(np.divide(counts_K3[:, 0], union_K, out=np.zeros(len(union_K)), where=union_K > 0).mean())
 
 
-def sureness(net: Net, image: NDArray[np.uint8], protocol: Protocol, device: torch.device) -> NDArray[np.float64]:
+def sureness(
+    net: SegmentationModel, image: NDArray[np.uint8], protocol: Protocol, device: torch.device
+) -> NDArray[np.float64]:
     """(K + 2,) sum of each class's probability, sum of entropies in nats, and number of pixels, of one image."""
     total: Tensor | None = None
     for _, scores_1KnW in score_bands(net, image, protocol, device):

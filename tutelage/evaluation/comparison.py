@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.errors import RunError, TutelageError
-from tutelage.evaluation.grouping import ClassGroups, same_groups
+from tutelage.evaluation.class_groups import ClassGroups, same_groups
+from tutelage.evaluation.evaluate import blocks_of, read_counts
 from tutelage.evaluation.intervals import RESAMPLES, Gain, miou_of_counts, paired_bootstrap
-from tutelage.evaluation.scoring import blocks_of, read_counts
 from tutelage.runs.store import KEY_LENGTH, Artefact
 
 _FEW_SEEDS = 5

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tutelage.errors import TutelageError
-from tutelage.evaluation.counting import IGNORE, check_class_count, check_maps, histogram, sum_over_ranks
+from tutelage.evaluation.histogram import IGNORE, check_class_count, check_maps, histogram, sum_over_ranks
 
 _VALUES = 256
 _NO_FAULT = torch.iinfo(torch.int64).min

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from tutelage.errors import TutelageError
 from tutelage.evaluation.bands import Bands, RowReader, mirrored, rows_of_band, stretched
+from tutelage.evaluation.image_view import Image, ImageView, image_size
 from tutelage.evaluation.protocol import Protocol
-from tutelage.evaluation.views import Image, View, image_size
 from tutelage.evaluation.windows import coverage, grid, padded_size, taper
 from tutelage.losses.resize import ResizeRule, resize_logits
 
@@ -40,7 +40,7 @@ class HasLogits(typing.Protocol):
         ...
 
 
-class Net(typing.Protocol):
+class SegmentationModel(typing.Protocol):
     """What can be run: float RGB (B, 3, H, W) in 0..1 in, logits out."""
 
     @property
@@ -60,7 +60,7 @@ def gives_probabilities(protocol: Protocol) -> bool:
 
 @torch.no_grad()
 def score_bands(
-    net: Net, image: Image, protocol: Protocol, device: torch.device | str | None = None, at_once: int = 1
+    net: SegmentationModel, image: Image, protocol: Protocol, device: torch.device | str | None = None, at_once: int = 1
 ) -> Bands:
     """Yield first row and scores (B, K, n, W) of an image, from the top to the bottom, at the image's size.
 
@@ -72,7 +72,7 @@ def score_bands(
     readers = []
     for view_size in protocol.input_sizes(*size):
         for flip in (False, True)[: 1 + protocol.flip]:
-            view = View(image, view_size, flip, protocol.antialias, protocol.fill, device)
+            view = ImageView(image, view_size, flip, protocol.antialias, protocol.fill, device)
             bands = (_whole_bands if protocol.kind == "whole" else sliding_bands)(net, view, protocol, at_once)
             if flip:
                 bands = mirrored(bands)
@@ -94,7 +94,7 @@ def score_bands(
 
 
 @torch.no_grad()
-def _whole_bands(net: Net, view: View, protocol: Protocol, at_once: int = 1) -> Bands:
+def _whole_bands(net: SegmentationModel, view: ImageView, protocol: Protocol, at_once: int = 1) -> Bands:
     """Bands of logits, at the size of the view, of a net that sees all of it."""
     logits_BKhw = _answer(net, view.whole())
     source = (int(logits_BKhw.shape[2]), int(logits_BKhw.shape[3]))
@@ -108,7 +108,7 @@ def _whole_bands(net: Net, view: View, protocol: Protocol, at_once: int = 1) -> 
 
 
 @torch.no_grad()
-def sliding_bands(net: Net, view: View, protocol: Protocol, at_once: int = 1) -> Bands:
+def sliding_bands(net: SegmentationModel, view: ImageView, protocol: Protocol, at_once: int = 1) -> Bands:
     """Yield bands (first row, (B, K, n, W)) of the windows' weighted mean, at the size of the view.
 
     A row is yielded as soon as no window to come covers it; only rows that are still covered are kept.
@@ -139,7 +139,7 @@ def sliding_bands(net: Net, view: View, protocol: Protocol, at_once: int = 1) ->
         _move_up(total, done - start)
 
 
-def _answer(net: Net, image_B3HW: Tensor) -> Tensor:
+def _answer(net: SegmentationModel, image_B3HW: Tensor) -> Tensor:
     """Logits (B, K, h, w) in float32. Raises :class:`TutelageError` where one is no number."""
     logits_BKhw = net(image_B3HW).logits.float()
     if not bool(logits_BKhw.isfinite().all()):
@@ -150,7 +150,7 @@ def _answer(net: Net, image_B3HW: Tensor) -> Tensor:
     return logits_BKhw
 
 
-def _window_scores(net: Net, windows: list[Tensor], protocol: Protocol) -> Iterator[Tensor]:
+def _window_scores(net: SegmentationModel, windows: list[Tensor], protocol: Protocol) -> Iterator[Tensor]:
     """Weighted scores (B, K, h, w) of windows (B, 3, h, w) of one size, from one call of the net."""
     height, width = windows[0].shape[-2:]
     scores = resize_logits(_answer(net, torch.cat(windows)), (height, width), protocol.resize, net.stride)
@@ -185,7 +185,7 @@ def _move_up(total: Tensor, step: int) -> None:
 
 
 @torch.no_grad()
-def predict_logits(net: Net, image: Tensor, protocol: Protocol, at_once: int = 1) -> Tensor:
+def predict_logits(net: SegmentationModel, image: Tensor, protocol: Protocol, at_once: int = 1) -> Tensor:
     """Float RGB (B, 3, H, W) in 0..1 -> (B, K, H, W) float32, whose softmax are the class probabilities.
 
     Where the protocol averages probabilities these are the logarithms of the means. ``at_once``: windows of each
@@ -205,7 +205,7 @@ def predict_logits(net: Net, image: Tensor, protocol: Protocol, at_once: int = 1
 
 @torch.no_grad()
 def predict_labels(
-    net: Net,
+    net: SegmentationModel,
     image: NDArray[np.uint8],
     protocol: Protocol,
     device: torch.device | str = "cpu",

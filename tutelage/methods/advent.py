@@ -17,8 +17,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from tutelage.data.views import Batch, View
-from tutelage.engine.contract import Facts, Method, Needs, Optimization, Pass, Tick
+from tutelage.data.batch import Batch, View
+from tutelage.engine.contract import Method, OptimizerSpec, Pass, StepContext, StreamSpec, TaskInfo
 from tutelage.engine.optimizers import OptimizerSettings, ScheduleSettings
 from tutelage.losses.adversarial import SOURCE, TARGET, domain_loss, entropy, self_information
 from tutelage.losses.resize import ResizeRule, resize_logits
@@ -62,19 +62,19 @@ class AdvEnt(Method):
 
     Settings: ClassVar[type[_AnySettings]] = AdvEntSettings
     streams = {
-        "source": Needs(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
-        "target": Needs(labels=False, views=("weak",), about="images of the domain that matters, without masks"),
+        "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
+        "target": StreamSpec(labels=False, views=("weak",), about="images of the domain that matters, without masks"),
     }
 
-    def __init__(self, nets: Mapping[str, Segmentor], settings: AdvEntSettings, facts: Facts) -> None:
+    def __init__(self, nets: Mapping[str, Segmentor], settings: AdvEntSettings, info: TaskInfo) -> None:
         super().__init__()
         self.student = nets["student"]
-        self.task = TaskLoss(settings.task, facts)
+        self.task = TaskLoss(settings.task, info)
         critic = ProDADiscriminator if settings.critic == "proda" else OutputDiscriminator
-        self.critics = nn.ModuleDict({"main": critic(facts.classes)})
+        self.critics = nn.ModuleDict({"main": critic(info.classes)})
         self.weights = {"main": (settings.adversarial, settings.entropy)}
         if self.student.auxiliary is not None:
-            self.critics["auxiliary"] = critic(facts.classes)
+            self.critics["auxiliary"] = critic(info.classes)
             self.weights["auxiliary"] = (settings.adversarial_auxiliary, settings.entropy_auxiliary)
         self.settings = settings
 
@@ -83,29 +83,29 @@ class AdvEnt(Method):
         segment = Pass("segment", {"student"})
         return (segment, Pass("discriminate", {"critics"})) if self._adversarial() else (segment,)
 
-    def optimizers(self) -> Mapping[str, Optimization]:
+    def optimizers(self) -> Mapping[str, OptimizerSpec]:
         """The recipe's for the net, one of their own for the discriminators."""
-        critic = Optimization(("critics",), self.settings.critic_optimizer, self.settings.critic_schedule)
-        return {"main": Optimization(("student",)), "critic": critic}
+        critic = OptimizerSpec(("critics",), self.settings.critic_optimizer, self.settings.critic_schedule)
+        return {"main": OptimizerSpec(("student",)), "critic": critic}
 
     def counts(self, batches: Mapping[str, Batch]) -> Mapping[str, Tensor]:
         """The weight of the source's valid labels."""
         return {"source": self.task.counts(batches["source"]["weak"].label)}
 
-    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         """One pass over a source and a target batch."""
         if pass_name == "segment":
-            return self._segment(batches["source"]["weak"], batches["target"]["weak"], tick)
-        return self._discriminate(tick)
+            return self._segment(batches["source"]["weak"], batches["target"]["weak"], context)
+        return self._discriminate(context)
 
-    def _segment(self, source: View, target: View, tick: Tick) -> dict[str, Tensor]:
+    def _segment(self, source: View, target: View, context: StepContext) -> dict[str, Tensor]:
         on_source, on_target = self.student(source.image), self.student(target.image)
-        terms: dict[str, Tensor] = self.task(on_source, self.student.stride, source.label, tick.share("source"))
+        terms: dict[str, Tensor] = self.task(on_source, self.student.stride, source.label, context.normalizer("source"))
         source_logits, target_logits = self._levels(on_source, source), self._levels(on_target, target)
         for level, (adversarial, minimised) in self.weights.items():
             if adversarial:
-                tick.carry[f"source_{level}"] = source_logits[level]
-                tick.carry[f"target_{level}"] = target_logits[level]
+                context.carry[f"source_{level}"] = source_logits[level]
+                context.carry[f"target_{level}"] = target_logits[level]
                 # The net wants its target maps to be taken for the source's.
                 scores = self.critics[level](self._maps(target_logits[level]))
                 terms[f"adversarial_{level}"] = adversarial * domain_loss(scores, SOURCE, self.settings.loss)
@@ -113,11 +113,11 @@ class AdvEnt(Method):
                 terms[f"entropy_{level}"] = minimised * entropy(target_logits[level])
         return terms
 
-    def _discriminate(self, tick: Tick) -> dict[str, Tensor]:
+    def _discriminate(self, context: StepContext) -> dict[str, Tensor]:
         terms = {}
         for level, critic in self.critics.items():
             for side, domain in (("source", SOURCE), ("target", TARGET)):
-                logits = tick.carry.get(f"{side}_{level}")
+                logits = context.carry.get(f"{side}_{level}")
                 if logits is not None:
                     scores = critic(self._maps(logits))
                     each = domain_loss(scores, domain, self.settings.loss)
@@ -170,7 +170,7 @@ class MinEnt(AdvEnt):
 
     Settings = MinEntSettings
 
-    def __init__(self, nets: Mapping[str, Segmentor], settings: MinEntSettings, facts: Facts) -> None:
+    def __init__(self, nets: Mapping[str, Segmentor], settings: MinEntSettings, info: TaskInfo) -> None:
         without_critic = AdvEntSettings(
             adversarial=0.0,
             adversarial_auxiliary=0.0,
@@ -178,9 +178,9 @@ class MinEnt(AdvEnt):
             entropy_auxiliary=settings.entropy_auxiliary,
             task=settings.task,
         )
-        super().__init__(nets, without_critic, facts)
+        super().__init__(nets, without_critic, info)
         self.critics = nn.ModuleDict()
 
-    def optimizers(self) -> Mapping[str, Optimization]:
+    def optimizers(self) -> Mapping[str, OptimizerSpec]:
         """The recipe's, for the net."""
-        return {"main": Optimization(("student",))}
+        return {"main": OptimizerSpec(("student",))}

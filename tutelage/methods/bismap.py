@@ -26,10 +26,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from tutelage.data.batch import Batch, View
 from tutelage.data.randaugment import CutoutSettings, RandAugmentSettings
 from tutelage.data.stream import ViewSettings
-from tutelage.data.views import Batch, View
-from tutelage.engine.contract import Facts, Method, Needs, Pass, Tick
+from tutelage.engine.contract import Method, Pass, StepContext, StreamSpec, TaskInfo
 from tutelage.errors import RecipeError
 from tutelage.losses.consistency import masked_divergence, ramp_up
 from tutelage.losses.resize import ResizeRule, over_image
@@ -96,8 +96,8 @@ class BiSMAPWarmUp(Method):
 
     Settings = BiSMAPWarmUpSettings
     streams = {
-        "source": Needs(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
-        "target": Needs(
+        "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
+        "target": StreamSpec(
             labels=False,
             views=("weak", "masked"),
             defaults={"masked": MASKED_VIEW},
@@ -105,7 +105,7 @@ class BiSMAPWarmUp(Method):
         ),
     }
 
-    def __init__(self, nets: Mapping[str, Segmentor], settings: BiSMAPWarmUpSettings, facts: Facts) -> None:
+    def __init__(self, nets: Mapping[str, Segmentor], settings: BiSMAPWarmUpSettings, info: TaskInfo) -> None:
         super().__init__()
         self.student = nets["student"]
         self.ema: Segmentor | None = None
@@ -129,25 +129,25 @@ class BiSMAPWarmUp(Method):
             "shown": _shown(batches["target"]).sum().float(),
         }
 
-    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         """One of the losses."""
         if pass_name == "source":
-            return self._source(batches["source"]["weak"], tick)
-        return self._consistency(batches["target"], tick)
+            return self._source(batches["source"]["weak"], context)
+        return self._consistency(batches["target"], context)
 
-    def after_step(self, tick: Tick) -> None:
+    def after_step(self, context: StepContext) -> None:
         """The average follows in parameters; its running statistics are the student's."""
         if self.ema is not None:
             average(self.ema, self.student, self.settings.decay, buffers="copy")
 
-    def _source(self, view: View, tick: Tick) -> dict[str, Tensor]:
+    def _source(self, view: View, context: StepContext) -> dict[str, Tensor]:
         """L_S."""
         settings, weight_BHW = self.settings, view.maps.get("weight")
         prediction = self.student(view.image)
 
         def loss(logits_BKhw: Tensor, rule: ResizeRule) -> Tensor:
             logits_BKHW = over_image(logits_BKhw, view.image, rule, self.student.stride)
-            return weighted_cross_entropy(logits_BKHW, view.label, weight_BHW, normalizer=tick.share("source"))
+            return weighted_cross_entropy(logits_BKHW, view.label, weight_BHW, normalizer=context.normalizer("source"))
 
         terms = {"source": settings.source * loss(prediction.logits, settings.resize)}
         if prediction.auxiliary is not None and settings.auxiliary:
@@ -156,18 +156,18 @@ class BiSMAPWarmUp(Method):
             terms["auxiliary"] = settings.source * settings.auxiliary * loss(prediction.auxiliary, rule)
         return terms
 
-    def _consistency(self, target: Batch, tick: Tick) -> dict[str, Tensor]:
+    def _consistency(self, target: Batch, context: StepContext) -> dict[str, Tensor]:
         """L_C."""
         assert self.ema is not None
         weak, masked = target["weak"], target["masked"]
         # Recipes err in all steps or in none: later ones need not wait for the device to compare.
-        if tick.step == 0 or tick.device.type == "cpu":
+        if context.step == 0 or context.device.type == "cpu":
             _require_one_crop(weak, masked)
         with torch.no_grad():
             taught_BKHW = self._over(self.ema(weak.image).logits, weak)
         logits_BKHW = self._over(self.student(masked.image).logits, masked)
-        divergence = masked_divergence(logits_BKHW, taught_BKHW, _shown(target), normalizer=tick.share("shown"))
-        return {"consistency": self.settings.consistency * ramp_up(tick.step, self.settings.ramp_steps) * divergence}
+        divergence = masked_divergence(logits_BKHW, taught_BKHW, _shown(target), normalizer=context.normalizer("shown"))
+        return {"consistency": self.settings.consistency * ramp_up(context.step, self.settings.ramp_steps) * divergence}
 
     def _over(self, logits_BKhw: Tensor, view: View) -> Tensor:
         return over_image(logits_BKhw, view.image, self.settings.resize, self.student.stride)
@@ -179,7 +179,7 @@ class BiSMAP(BiSMAPWarmUp):
     Settings = BiSMAPSettings
     streams = {
         "source": BiSMAPWarmUp.streams["source"],
-        "target": Needs(
+        "target": StreamSpec(
             labels=True,
             views=("weak", "masked"),
             defaults={"masked": MASKED_VIEW},
@@ -187,21 +187,21 @@ class BiSMAP(BiSMAPWarmUp):
         ),
     }
 
-    def __init__(self, nets: Mapping[str, Segmentor], settings: BiSMAPSettings, facts: Facts) -> None:
-        super().__init__(nets, settings, facts)
+    def __init__(self, nets: Mapping[str, Segmentor], settings: BiSMAPSettings, info: TaskInfo) -> None:
+        super().__init__(nets, settings, info)
         self.labelling = settings
 
     def counts(self, batches: Mapping[str, Batch]) -> Mapping[str, Tensor]:
         """Besides the warm-up's: pixels with a pseudo label."""
         return {**super().counts(batches), "target": label_weight(batches["target"]["weak"].label)}
 
-    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         """One of the losses."""
         if pass_name == "pseudo":
-            return self._pseudo(batches["target"]["weak"], tick)
-        return super().forward(batches, pass_name, tick)
+            return self._pseudo(batches["target"]["weak"], context)
+        return super().forward(batches, pass_name, context)
 
-    def _pseudo(self, view: View, tick: Tick) -> dict[str, Tensor]:
+    def _pseudo(self, view: View, context: StepContext) -> dict[str, Tensor]:
         """L_T."""
         settings = self.labelling
         loss = symmetric_cross_entropy(
@@ -209,7 +209,7 @@ class BiSMAP(BiSMAPWarmUp):
             view.label,
             alpha=settings.alpha,
             beta=settings.beta,
-            normalizer=tick.share("target"),
+            normalizer=context.normalizer("target"),
         )
         return {"pseudo": settings.target * loss}
 

@@ -20,8 +20,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tutelage.data.views import Batch, View
-from tutelage.engine.contract import Facts, Method, Needs, Pass, Tick
+from tutelage.data.batch import Batch, View
+from tutelage.engine.contract import Method, Pass, StepContext, StreamSpec, TaskInfo
 from tutelage.errors import RecipeError
 from tutelage.losses.prototypes import anchor_distance
 from tutelage.losses.regions import shrink_labels
@@ -56,13 +56,13 @@ class CAG(Method):
 
     Settings = CAGSettings
     streams = {
-        "source": Needs(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
-        "target": Needs(labels=False, views=("weak",), about="images of the domain that matters, without masks"),
+        "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
+        "target": StreamSpec(labels=False, views=("weak",), about="images of the domain that matters, without masks"),
     }
     teachers = ("labeller",)
-    fits = ("anchors",)
+    fitted_inputs = ("anchors",)
 
-    def __init__(self, nets: Mapping[str, Segmentor], settings: CAGSettings, facts: Facts) -> None:
+    def __init__(self, nets: Mapping[str, Segmentor], settings: CAGSettings, info: TaskInfo) -> None:
         super().__init__()
         self.student = nets["student"]
         self.labeller = nets["labeller"]
@@ -72,8 +72,8 @@ class CAG(Method):
                 f"{self.student.embedding_channels}; both are compared with the same anchors",
                 "take a labeller of the student's net",
             )
-        self.task = TaskLoss(settings.task, facts)
-        self.anchors = started_prototypes(facts, self.student.embedding_channels, 0.0, "anchors")
+        self.task = TaskLoss(settings.task, info)
+        self.anchors = started_prototypes(info, self.student.embedding_channels, 0.0, "anchors")
         self.settings = settings
 
     def passes(self, step: int) -> tuple[Pass, ...]:
@@ -84,12 +84,14 @@ class CAG(Method):
         """The weight of the source's valid labels."""
         return {"source": self.task.counts(batches["source"]["weak"].label)}
 
-    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         """One batch of one domain; means over pseudo labels and anchors are the micro-batch's own."""
         view = batches[pass_name]["weak"]
         prediction = self.student(view.image)
         if pass_name == "source":
-            terms: dict[str, Tensor] = self.task(prediction, self.student.stride, view.label, tick.share("source"))
+            terms: dict[str, Tensor] = self.task(
+                prediction, self.student.stride, view.label, context.normalizer("source")
+            )
             return {**terms, "distance_source": self._distance(prediction, view.label)}
         anchor_Bhw, sure_Bhw = self._labels(view)
         size = (prediction.logits.shape[2], prediction.logits.shape[3])

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tutelage.data.views import Batch
-from tutelage.engine.contract import Facts, Method, Needs, Tick
+from tutelage.data.batch import Batch
+from tutelage.engine.contract import Method, StepContext, StreamSpec, TaskInfo
 from tutelage.errors import RecipeError
 from tutelage.losses.resize import over_image
 from tutelage.losses.segmentation import IGNORE
@@ -42,14 +42,16 @@ class CBST(Method):
 
     Settings = CBSTSettings
     streams = {
-        "source": Needs(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
-        "target": Needs(labels=True, views=("weak",), about="images of the domain that matters, with pseudo labels"),
+        "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
+        "target": StreamSpec(
+            labels=True, views=("weak",), about="images of the domain that matters, with pseudo labels"
+        ),
     }
 
-    def __init__(self, nets: Mapping[str, Segmentor], settings: CBSTSettings, facts: Facts) -> None:
+    def __init__(self, nets: Mapping[str, Segmentor], settings: CBSTSettings, info: TaskInfo) -> None:
         super().__init__()
         self.student = nets["student"]
-        self.task = TaskLoss(settings.task, facts)
+        self.task = TaskLoss(settings.task, info)
         self.settings = settings
 
     def counts(self, batches: Mapping[str, Batch]) -> Mapping[str, Tensor]:
@@ -58,17 +60,17 @@ class CBST(Method):
         both = self.task.counts(label_BHW["source"]) + self.task.counts(label_BHW["target"])
         return {"both": both, "target": (label_BHW["target"] != IGNORE).sum().float()}
 
-    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         """One batch of the source and one of the target, as one."""
         source, target = batches["source"]["weak"], batches["target"]["weak"]
         _check_sizes(source.image, target.image)
         prediction = self.student(torch.cat((source.image, target.image)))
         label_BHW = torch.cat((source.label, target.label))
-        terms: dict[str, Tensor] = self.task(prediction, self.student.stride, label_BHW, tick.share("both"))
+        terms: dict[str, Tensor] = self.task(prediction, self.student.stride, label_BHW, context.normalizer("both"))
         if self.settings.regulariser:
             logits_BKHW = prediction.logits[len(source.image) :]
             logits_BKHW = over_image(logits_BKHW, target.image, self.settings.task.resize, self.student.stride)
-            spread = even_divergence(logits_BKHW, target.label != IGNORE, tick.share("target"))
+            spread = even_divergence(logits_BKHW, target.label != IGNORE, context.normalizer("target"))
             terms["regulariser"] = self.settings.regulariser * spread
         return terms
 

@@ -19,11 +19,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from tutelage.data.batch import Batch, View
 from tutelage.data.draws import generator
 from tutelage.data.mixing.boxes import BoxSettings, box_masks
-from tutelage.data.mixing.pasting import partners, paste
-from tutelage.data.views import Batch, View
-from tutelage.engine.contract import Facts, Method, Needs, Optimization, Pass, Tick
+from tutelage.data.mixing.paste import partners, paste
+from tutelage.engine.contract import Method, OptimizerSpec, Pass, StepContext, StreamSpec, TaskInfo
 from tutelage.losses.consistency import cross_pseudo_supervision, masked_consistency, pseudo_label
 from tutelage.losses.resize import over_image
 from tutelage.methods.supervised import TaskLoss, TaskSettings, Weight
@@ -53,24 +53,24 @@ class CPS(Method):
 
     Settings = CPSSettings
     streams = {
-        "labeled": Needs(labels=True, views=("weak",), about="images with masks"),
-        "unlabeled": Needs(labels=False, views=("weak",), about="images without masks"),
+        "labeled": StreamSpec(labels=True, views=("weak",), about="images with masks"),
+        "unlabeled": StreamSpec(labels=False, views=("weak",), about="images without masks"),
     }
 
-    def __init__(self, nets: Mapping[str, Segmentor], settings: CPSSettings, facts: Facts) -> None:
+    def __init__(self, nets: Mapping[str, Segmentor], settings: CPSSettings, info: TaskInfo) -> None:
         super().__init__()
         self.student = nets["student"]
         self.sister = sibling(self.student)
-        self.task = TaskLoss(settings.task, facts)
+        self.task = TaskLoss(settings.task, info)
         self.settings = settings
 
     def passes(self, step: int) -> tuple[Pass, ...]:
         """Both nets at once."""
         return (Pass("train", {"student", "sister"}),)
 
-    def optimizers(self) -> Mapping[str, Optimization]:
+    def optimizers(self) -> Mapping[str, OptimizerSpec]:
         """One for each net, both as the recipe says."""
-        return {"main": Optimization(("student",)), "sister": Optimization(("sister",))}
+        return {"main": OptimizerSpec(("student",)), "sister": OptimizerSpec(("sister",))}
 
     def exported(self) -> Mapping[str, nn.Module]:
         """The student, and its sister beside it."""
@@ -84,35 +84,37 @@ class CPS(Method):
             "pixels": (labeled.valid.sum() + unlabeled.valid.sum()).float(),
         }
 
-    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         """One labelled and one unlabelled batch, seen by both nets."""
         labeled, unlabeled = batches["labeled"]["weak"], batches["unlabeled"]["weak"]
         on_labeled = [net(labeled.image) for net in (self.student, self.sister)]
         terms = {
             f"{prefix}{name}": term
             for prefix, prediction in zip(("", "sister_"), on_labeled, strict=True)
-            for name, term in self.task(prediction, self.student.stride, labeled.label, tick.share("labeled")).items()
+            for name, term in self.task(
+                prediction, self.student.stride, labeled.label, context.normalizer("labeled")
+            ).items()
         }
         if self.settings.cutmix:
-            mine, hers = self._on_mixed(unlabeled, tick)
+            mine, hers = self._on_mixed(unlabeled, context)
         else:
             logits_labeled = [self._full(prediction.logits, labeled.image) for prediction in on_labeled]
-            mine, hers = self._on_all([(labeled, logits_labeled), (unlabeled, self._both(unlabeled.image))], tick)
+            mine, hers = self._on_all([(labeled, logits_labeled), (unlabeled, self._both(unlabeled.image))], context)
         terms["cross"], terms["sister_cross"] = self.settings.weight * mine, self.settings.weight * hers
         return terms
 
-    def _on_all(self, seen: list[tuple[View, list[Tensor]]], tick: Tick) -> tuple[Tensor, Tensor]:
+    def _on_all(self, seen: list[tuple[View, list[Tensor]]], context: StepContext) -> tuple[Tensor, Tensor]:
         """Means over the pixels of all views, which may differ in size."""
         parts = []
         for view, (mine, hers) in seen:
-            share = view.valid.sum() / tick.share("pixels")
+            share = view.valid.sum() / context.normalizer("pixels")
             means = self._agree(mine, hers, view.valid), self._agree(hers, mine, view.valid)
             parts.append(share * torch.stack(means))
         mean_2 = torch.stack(parts).sum(0)
         return mean_2[0], mean_2[1]
 
-    def _on_mixed(self, view: View, tick: Tick) -> tuple[Tensor, Tensor]:
-        draw = generator(tick.seed, "cps", "boxes", tick.step, tick.slice)
+    def _on_mixed(self, view: View, context: StepContext) -> tuple[Tensor, Tensor]:
+        draw = generator(context.seed, "cps", "boxes", context.step, context.slice)
         size = (view.image.shape[2], view.image.shape[3])
         mask_BHW = box_masks(draw, len(view.image), size, self.settings.boxes, view.image.device)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tutelage.engine.contract import Facts
+from tutelage.engine.contract import TaskInfo
 from tutelage.methods.mixed_self_training import MixedSelfTraining, MixedSettings
 from tutelage.nets.segmentor import Segmentor
 
@@ -25,5 +25,5 @@ class DACS(MixedSelfTraining):
 
     Settings = DACSSettings
 
-    def __init__(self, nets: Mapping[str, Segmentor], settings: DACSSettings, facts: Facts) -> None:
-        super().__init__(nets, settings, facts)
+    def __init__(self, nets: Mapping[str, Segmentor], settings: DACSSettings, info: TaskInfo) -> None:
+        super().__init__(nets, settings, info)

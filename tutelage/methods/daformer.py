@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tutelage.data.colour import ColourSettings
 from tutelage.data.mixing.classmix import ClassesFrom
-from tutelage.engine.contract import Facts
+from tutelage.engine.contract import TaskInfo
 from tutelage.errors import RecipeError
 from tutelage.losses.feature_distance import feature_distance, majority_label, things_mask
 from tutelage.methods.ema import twin
@@ -71,17 +71,19 @@ class DAFormer(MixedSelfTraining):
         self,
         nets: Mapping[str, Segmentor],
         settings: MixedSettings,
-        facts: Facts,
+        info: TaskInfo,
         masked: MaskedSettings | None = None,
     ) -> None:
-        super().__init__(nets, settings, facts, masked)
+        super().__init__(nets, settings, info, masked)
         self.distance = settings.feature_distance if isinstance(settings, DAFormerSettings) else None
         self.origin = None
         if self.distance is not None:
             self.origin = _encoder_of(self.student)
-            self.register_buffer("thing_K", _things(self.distance.things, facts))
+            self.register_buffer("thing_K", _things(self.distance.things, info))
 
-    def beside(self, prediction: Prediction, image_B3hw: Tensor, label_BHW: Tensor) -> dict[str, Tensor]:
+    def feature_distance_terms(
+        self, prediction: Prediction, image_B3hw: Tensor, label_BHW: Tensor
+    ) -> dict[str, Tensor]:
         """The feature distance."""
         if self.distance is None or self.origin is None:
             return {}
@@ -103,15 +105,15 @@ def _encoder_of(net: Segmentor) -> Segmentor:
     return kept.mode(norm="running", dropout=False)
 
 
-def _things(chosen: Sequence[int | str] | None, facts: Facts) -> Tensor:
+def _things(chosen: Sequence[int | str] | None, info: TaskInfo) -> Tensor:
     """(K,) bool: whether a class is a thing."""
-    thing_K = torch.full((facts.classes,), chosen is None)
+    thing_K = torch.full((info.classes,), chosen is None)
     for name in chosen or ():
-        number = facts.names.index(name) if name in facts.names else name
-        if not isinstance(number, int) or not 0 <= number < facts.classes:
+        number = info.names.index(name) if name in info.names else name
+        if not isinstance(number, int) or not 0 <= number < info.classes:
             raise RecipeError(
                 f"feature_distance.things: there is no class {name!r}",
-                f"the classes are {', '.join(facts.names)}" if facts.names else f"numbers are 0 to {facts.classes - 1}",
+                f"the classes are {', '.join(info.names)}" if info.names else f"numbers are 0 to {info.classes - 1}",
             )
         thing_K[number] = True
     return thing_K

@@ -21,9 +21,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from tutelage.data.batch import Batch, View
 from tutelage.data.stylise import StyleSettings, stylise
-from tutelage.data.views import Batch, View
-from tutelage.engine.contract import Facts, Method, Needs, Tick
+from tutelage.engine.contract import Method, StepContext, StreamSpec, TaskInfo
 from tutelage.losses.self_training import robust_entropy
 from tutelage.methods.supervised import TaskLoss, TaskSettings, Weight
 from tutelage.nets.segmentor import Prediction, Segmentor
@@ -52,32 +52,32 @@ class FDA(Method):
 
     Settings = FDASettings
     streams = {
-        "source": Needs(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
-        "target": Needs(labels=False, views=("weak",), about="images of the domain that matters, without masks"),
+        "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
+        "target": StreamSpec(labels=False, views=("weak",), about="images of the domain that matters, without masks"),
     }
 
-    def __init__(self, nets: Mapping[str, Segmentor], settings: FDASettings, facts: Facts) -> None:
+    def __init__(self, nets: Mapping[str, Segmentor], settings: FDASettings, info: TaskInfo) -> None:
         super().__init__()
         self.student = nets["student"]
-        self.task = TaskLoss(settings.task, facts)
+        self.task = TaskLoss(settings.task, info)
         self.settings = settings
 
     def counts(self, batches: Mapping[str, Batch]) -> Mapping[str, Tensor]:
         """The weight of the source's valid labels."""
         return {"source": self.task.counts(batches["source"]["weak"].label)}
 
-    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         """One source batch in the style of one target batch."""
         source, target = batches["source"]["weak"], batches["target"]["weak"]
         on_source = self.student(self._styled(source, target))
-        terms: dict[str, Tensor] = self.task(on_source, self.student.stride, source.label, tick.share("source"))
-        return {**terms, **self._on_target(target, tick)}
+        terms: dict[str, Tensor] = self.task(on_source, self.student.stride, source.label, context.normalizer("source"))
+        return {**terms, **self._on_target(target, context)}
 
-    def _on_target(self, target: View, tick: Tick) -> dict[str, Tensor]:
+    def _on_target(self, target: View, context: StepContext) -> dict[str, Tensor]:
         """What is asked of the target; the net sees it from the first step on, for the statistics of its norms."""
         if not self.settings.entropy:
             return {}
-        counts = tick.step >= self.settings.entropy_start
+        counts = context.step >= self.settings.entropy_start
         with torch.set_grad_enabled(counts and torch.is_grad_enabled()):
             prediction = self.student(target.image)
         return {"entropy": self._entropy(prediction, target)} if counts else {}
@@ -109,8 +109,10 @@ class FDASelfTraining(FDA):
 
     Settings = FDASelfTrainingSettings
     streams = {
-        "source": Needs(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
-        "target": Needs(labels=True, views=("weak",), about="images of the domain that matters, with pseudo labels"),
+        "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
+        "target": StreamSpec(
+            labels=True, views=("weak",), about="images of the domain that matters, with pseudo labels"
+        ),
     }
     settings: FDASelfTrainingSettings
 
@@ -118,10 +120,10 @@ class FDASelfTraining(FDA):
         """The weight of the valid labels of both."""
         return {name: self.task.counts(batches[name]["weak"].label) for name in ("source", "target")}
 
-    def _on_target(self, target: View, tick: Tick) -> dict[str, Tensor]:
+    def _on_target(self, target: View, context: StepContext) -> dict[str, Tensor]:
         prediction, settings = self.student(target.image), self.settings
-        on_pseudo = self.task(prediction, self.student.stride, target.label, tick.share("target"))
+        on_pseudo = self.task(prediction, self.student.stride, target.label, context.normalizer("target"))
         terms = {f"pseudo_{name}": settings.pseudo * term for name, term in on_pseudo.items()}
-        if settings.entropy and tick.step >= settings.entropy_start:
+        if settings.entropy and context.step >= settings.entropy_start:
             terms["entropy"] = self._entropy(prediction, target)
         return terms

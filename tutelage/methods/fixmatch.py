@@ -19,8 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tutelage.data.views import Batch, View
-from tutelage.engine.contract import Facts, Needs, Tick
+from tutelage.data.batch import Batch, View
+from tutelage.engine.contract import StepContext, StreamSpec, TaskInfo
 from tutelage.methods.strong_views import (
     HALF,
     STRONG_VIEW,
@@ -46,8 +46,8 @@ class FixMatch(StrongViewMethod):
 
     Settings = FixMatchSettings
     streams = {
-        "labeled": Needs(labels=True, views=("weak",), about="images with masks"),
-        "unlabeled": Needs(
+        "labeled": StreamSpec(labels=True, views=("weak",), about="images with masks"),
+        "unlabeled": StreamSpec(
             labels=False,
             views=("weak", "strong"),
             about="images without masks",
@@ -55,11 +55,11 @@ class FixMatch(StrongViewMethod):
         ),
     }
 
-    def __init__(self, nets: Mapping[str, Segmentor], settings: FixMatchSettings, facts: Facts) -> None:
-        super().__init__(nets, settings, facts, settings.decay if settings.pseudo_labels == "ema" else None)
+    def __init__(self, nets: Mapping[str, Segmentor], settings: FixMatchSettings, info: TaskInfo) -> None:
+        super().__init__(nets, settings, info, settings.decay if settings.pseudo_labels == "ema" else None)
         self.settings = settings
 
-    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         """One labelled batch, and one unlabelled batch in two views."""
         labeled, unlabeled = batches["labeled"]["weak"], batches["unlabeled"]
         weak = unlabeled["weak"]
@@ -70,9 +70,9 @@ class FixMatch(StrongViewMethod):
         else:
             own = partner = self.judged(self.ema, weak)
             prediction = self.student(labeled.image)
-        terms = self.supervised(prediction, labeled, tick)
+        terms = self.supervised(prediction, labeled, context)
 
-        image, target = self.mixed(unlabeled, "strong", own, partner, tick)
+        image, target = self.mixed(unlabeled, "strong", own, partner, context)
         distance = self.consistency(self.student(image).logits, image, target)
         terms["strong"] = HALF * self.settings.weight * distance
         return terms

@@ -16,14 +16,14 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
+from tutelage.data.batch import View
 from tutelage.data.draws import generator
-from tutelage.data.views import View
-from tutelage.engine.contract import Facts, Tick
+from tutelage.engine.contract import StepContext, TaskInfo
 from tutelage.errors import RecipeError
 from tutelage.losses.segmentation import cross_entropy
 from tutelage.methods.daformer import DAFormer, DAFormerSettings
 from tutelage.methods.mixed_self_training import MaskedSettings, MixedSettings, mixed_loss, number_of
-from tutelage.nets.multi_resolution import Box, Look, MultiResolution, in_two_resolutions
+from tutelage.nets.multi_resolution import MultiResolution, Window, WindowedPrediction, in_two_resolutions
 from tutelage.nets.segmentor import Segmentor
 from tutelage.nets.settings import MultiResolutionSettings
 
@@ -46,35 +46,37 @@ class HRDA(DAFormer):
         self,
         nets: Mapping[str, Segmentor],
         settings: MixedSettings,
-        facts: Facts,
+        info: TaskInfo,
         masked: MaskedSettings | None = None,
     ) -> None:
         own = settings if isinstance(settings, HRDASettings) else None
         if own is not None:
             nets = {"student": in_two_resolutions(nets["student"], own.multi_resolution)}
-        super().__init__(nets, settings, facts, masked)
+        super().__init__(nets, settings, info, masked)
         self.detail_weight = None if own is None else own.detail_weight
 
-    def on_source(self, view: View, tick: Tick) -> dict[str, Tensor]:
+    def source_terms(self, view: View, context: StepContext) -> dict[str, Tensor]:
         """The terms of a source batch, of both fused and of the window."""
         if self.detail_weight is None:
-            return super().on_source(view, tick)
-        look, box = self._look(view.image, tick)
-        terms = self.supervised(look.context._replace(logits=look.logits), view, tick)
+            return super().source_terms(view, context)
+        look, box = self._forward_with_window(view.image, context)
+        terms = self.supervised(look.context._replace(logits=look.logits), view, context)
         terms = {name: (1.0 - self.detail_weight) * value for name, value in terms.items()}
         label_BHW = _part(view.label, box)
         number = number_of(label_BHW) if self.mixing.reduction == "all" else None
         detail = cross_entropy(self._over_window(look, label_BHW), label_BHW, normalizer=number)
         terms["detail"] = self.detail_weight * detail
         net = self._net()
-        return {**terms, **self.beside(look.context, net.halved(view.image), view.label)}
+        return {**terms, **self.feature_distance_terms(look.context, net.halved(view.image), view.label)}
 
-    def towards(self, image_B3HW: Tensor, label_BHW: Tensor, weight_BHW: Tensor, tick: Tick) -> Tensor:
+    def pseudo_label_loss(
+        self, image_B3HW: Tensor, label_BHW: Tensor, weight_BHW: Tensor, context: StepContext
+    ) -> Tensor:
         """How far both fused, and the window, are from (pseudo) labels."""
         if self.detail_weight is None:
-            return super().towards(image_B3HW, label_BHW, weight_BHW, tick)
-        look, box = self._look(image_B3HW, tick)
-        whole = mixed_loss(self.over(look.logits, image_B3HW), label_BHW, weight_BHW)
+            return super().pseudo_label_loss(image_B3HW, label_BHW, weight_BHW, context)
+        look, box = self._forward_with_window(image_B3HW, context)
+        whole = mixed_loss(self.logits_at_image_size(look.logits, image_B3HW), label_BHW, weight_BHW)
         label_BHW = _part(label_BHW, box)
         detail = mixed_loss(self._over_window(look, label_BHW), label_BHW, _part(weight_BHW, box))
         return (1.0 - self.detail_weight) * whole + self.detail_weight * detail
@@ -83,7 +85,7 @@ class HRDA(DAFormer):
         assert isinstance(self.student, MultiResolution)
         return self.student
 
-    def _look(self, image_B3HW: Tensor, tick: Tick) -> tuple[Look, Box]:
+    def _forward_with_window(self, image_B3HW: Tensor, context: StepContext) -> tuple[WindowedPrediction, Window]:
         """What the student says of images and of a window at random, and which that is."""
         net, size = self._net(), (image_B3HW.shape[2], image_B3HW.shape[3])
         if size[0] % net.unit or size[1] % net.unit:
@@ -91,21 +93,21 @@ class HRDA(DAFormer):
                 f"hrda needs crops whose sides are multiples of {net.unit}, not {size[0]} x {size[1]}",
                 f"set augment.crop to such multiples, e.g. [{_near(size[0], net.unit)}, {_near(size[1], net.unit)}]",
             )
-        draw = generator(tick.seed, f"hrda/{tick.pass_name}/{tick.slice}", "window", tick.step)
+        draw = generator(context.seed, f"hrda/{context.pass_name}/{context.slice}", "window", context.step)
         height, width = net.window_of(size)
         top, left = (
             int(draw.integers((whole - side) // net.unit + 1)) * net.unit
             for whole, side in zip(size, (height, width), strict=True)
         )
-        box = Box(top, left, height, width)
+        box = Window(top, left, height, width)
         return net.look(image_B3HW, box), box
 
-    def _over_window(self, look: Look, label_BHW: Tensor) -> Tensor:
+    def _over_window(self, look: WindowedPrediction, label_BHW: Tensor) -> Tensor:
         """The window's logits at the size of its labels."""
-        return self.over(look.detail, label_BHW[:, None])
+        return self.logits_at_image_size(look.detail, label_BHW[:, None])
 
 
-def _part(map_BHW: Tensor, box: Box) -> Tensor:
+def _part(map_BHW: Tensor, box: Window) -> Tensor:
     return map_BHW[:, box.top : box.top + box.height, box.left : box.left + box.width]
 
 

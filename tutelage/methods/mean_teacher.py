@@ -17,8 +17,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tutelage.data.views import Batch
-from tutelage.engine.contract import Facts, Method, Needs, Tick
+from tutelage.data.batch import Batch
+from tutelage.engine.contract import Method, StepContext, StreamSpec, TaskInfo
 from tutelage.losses.consistency import ramp_up
 from tutelage.losses.distillation import probability_mse
 from tutelage.losses.resize import over_image
@@ -48,15 +48,15 @@ class MeanTeacher(Method):
 
     Settings = MeanTeacherSettings
     streams = {
-        "labeled": Needs(labels=True, views=("weak",), about="images with masks"),
-        "unlabeled": Needs(labels=False, views=("weak",), about="images without masks"),
+        "labeled": StreamSpec(labels=True, views=("weak",), about="images with masks"),
+        "unlabeled": StreamSpec(labels=False, views=("weak",), about="images without masks"),
     }
 
-    def __init__(self, nets: Mapping[str, Segmentor], settings: MeanTeacherSettings, facts: Facts) -> None:
+    def __init__(self, nets: Mapping[str, Segmentor], settings: MeanTeacherSettings, info: TaskInfo) -> None:
         super().__init__()
         self.student = nets["student"]
         self.ema = twin(self.student)
-        self.task = TaskLoss(settings.task, facts)
+        self.task = TaskLoss(settings.task, info)
         self.settings = settings
         self.ema.mode(norm="batch", dropout=False)
 
@@ -68,7 +68,7 @@ class MeanTeacher(Method):
         """The weight of the valid labels."""
         return {"labeled": self.task.counts(batches["labeled"]["weak"].label)}
 
-    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         """One labelled and one unlabelled batch, each seen by both nets."""
         labeled, unlabeled = batches["labeled"]["weak"], batches["unlabeled"]["weak"]
         with torch.no_grad():
@@ -78,20 +78,22 @@ class MeanTeacher(Method):
             self._full(self.student, prediction.logits, labeled.image),
             self._full(self.student, self.student(unlabeled.image).logits, unlabeled.image),
         ]
-        terms: dict[str, Tensor] = self.task(prediction, self.student.stride, labeled.label, tick.share("labeled"))
+        terms: dict[str, Tensor] = self.task(
+            prediction, self.student.stride, labeled.label, context.normalizer("labeled")
+        )
         # A mean over the pooled elements, so that the two batches may differ in size.
         sizes = [part.numel() for part in logits]
         parts = [
             probability_mse(mine, theirs) * (size / sum(sizes))
             for mine, theirs, size in zip(logits, taught, sizes, strict=True)
         ]
-        weight = self.settings.weight * ramp_up(tick.step, self.settings.ramp_steps)
+        weight = self.settings.weight * ramp_up(context.step, self.settings.ramp_steps)
         terms["consistency"] = weight * torch.stack(parts).sum()
         return terms
 
-    def after_step(self, tick: Tick) -> None:
+    def after_step(self, context: StepContext) -> None:
         """The average follows."""
-        average(self.ema, self.student, decay_at(tick.step + 1, self.settings.decay, self.settings.ramp_decay))
+        average(self.ema, self.student, decay_at(context.step + 1, self.settings.decay, self.settings.ramp_decay))
 
     def _full(self, net: Segmentor, logits: Tensor, image: Tensor) -> Tensor:
         return over_image(logits, image, self.settings.task.resize, net.stride)

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from tutelage.engine.contract import Facts
+from tutelage.engine.contract import TaskInfo
 from tutelage.methods.dacs import DACSSettings
 from tutelage.methods.daformer import DAFormerSettings
 from tutelage.methods.hrda import HRDA, HRDASettings
@@ -60,6 +60,6 @@ class MIC(HRDA):
 
     Settings = MICSettings  # type: ignore[assignment]
 
-    def __init__(self, nets: Mapping[str, Segmentor], settings: MICSettings, facts: Facts) -> None:
+    def __init__(self, nets: Mapping[str, Segmentor], settings: MICSettings, info: TaskInfo) -> None:
         host: MixedSettings = getattr(settings, settings.host)
-        super().__init__(nets, host, facts, settings)
+        super().__init__(nets, host, info, settings)

@@ -24,13 +24,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from tutelage.data.batch import Batch, View, places
 from tutelage.data.colour import ColourSettings
 from tutelage.data.mixing import paste
 from tutelage.data.mixing.blocks import block_masks, draw_grids, hidden
 from tutelage.data.mixing.classmix import ClassesFrom, class_masks, draw_scores
-from tutelage.data.mixing.recolouring import draw_colours, recoloured
-from tutelage.data.views import Batch, View, places
-from tutelage.engine.contract import Facts, Method, Needs, Pass, Tick
+from tutelage.data.mixing.recolour import draw_colours, recoloured
+from tutelage.engine.contract import Method, Pass, StepContext, StreamSpec, TaskInfo
 from tutelage.errors import RecipeError
 from tutelage.losses.consistency import pseudo_label
 from tutelage.losses.resize import over_image
@@ -105,7 +105,7 @@ class MixedSettings(Settings):
     """n - 1 of the average's first update: after 0 it is a copy of the student."""
 
 
-class PseudoLabels(NamedTuple):
+class TargetPseudoLabels(NamedTuple):
     """What the average says of the target images of a micro-batch."""
 
     label_BHW: Tensor
@@ -120,22 +120,26 @@ class MixedSelfTraining(Method):
     """The student, its average, and the passes that the papers share."""
 
     streams = {
-        "source": Needs(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
-        "target": Needs(labels=False, views=("weak",), about="images of the domain that matters, without masks"),
+        "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
+        "target": StreamSpec(labels=False, views=("weak",), about="images of the domain that matters, without masks"),
     }
 
     def __init__(
-        self, nets: Mapping[str, Segmentor], settings: MixedSettings, facts: Facts, masked: MaskedSettings | None = None
+        self,
+        nets: Mapping[str, Segmentor],
+        settings: MixedSettings,
+        info: TaskInfo,
+        masked: MaskedSettings | None = None,
     ) -> None:
         super().__init__()
         self.student = nets["student"]
         self.ema = twin(self.student)
         self.ema.mode(norm="batch", dropout=False)
-        self.task = TaskLoss(settings.task, facts)
+        self.task = TaskLoss(settings.task, info)
         self.mixing = settings
         self.masking = masked
-        self.classes = facts.classes
-        self._labelled: dict[int, tuple[Batch, PseudoLabels]] = {}
+        self.classes = info.classes
+        self._labelled: dict[int, tuple[Batch, TargetPseudoLabels]] = {}
 
     def passes(self, step: int) -> tuple[Pass, ...]:
         """Source, mixed images, and masked ones where they are asked for; each goes backward before the next."""
@@ -154,47 +158,54 @@ class MixedSelfTraining(Method):
         self._labelled[id(batches["target"])] = (batches["target"], pseudo)
         return {"source": number, "sure": pseudo.sure_BHW.sum(), "shown": pseudo.valid_BHW.sum()}
 
-    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         """One pass over a source and a target batch."""
         source, target = batches["source"]["weak"], batches["target"]
         if pass_name == "source":
-            return self.on_source(source, tick)
+            return self.source_terms(source, context)
         pseudo = self._remembered(target)
-        weight_BHW = self._weights(target["weak"], pseudo, tick)
+        weight_BHW = self._weights(target["weak"], pseudo, context)
         if pass_name == "mixed":
-            return self._mixed(source, target, pseudo, weight_BHW, tick)
-        return self._masked(target, pseudo, weight_BHW, tick)
+            return self._mixed(source, target, pseudo, weight_BHW, context)
+        return self._masked(target, pseudo, weight_BHW, context)
 
-    def after_step(self, tick: Tick) -> None:
+    def after_step(self, context: StepContext) -> None:
         """The average follows in parameters; its batch norm has statistics of its own."""
         self._labelled.clear()
-        decay = decay_at(tick.step + self.mixing.first_update, self.mixing.decay, ramp=True)
+        decay = decay_at(context.step + self.mixing.first_update, self.mixing.decay, ramp=True)
         average(self.ema, self.student, decay)
 
     # What HRDA does otherwise
 
-    def on_source(self, view: View, tick: Tick) -> dict[str, Tensor]:
+    def source_terms(self, view: View, context: StepContext) -> dict[str, Tensor]:
         """The terms of a source batch."""
         prediction = self.student(view.image)
-        return {**self.supervised(prediction, view, tick), **self.beside(prediction, view.image, view.label)}
+        return {
+            **self.supervised(prediction, view, context),
+            **self.feature_distance_terms(prediction, view.image, view.label),
+        }
 
-    def supervised(self, prediction: Prediction, view: View, tick: Tick) -> dict[str, Tensor]:
+    def supervised(self, prediction: Prediction, view: View, context: StepContext) -> dict[str, Tensor]:
         """The loss on labels."""
-        terms: dict[str, Tensor] = self.task(prediction, self.student.stride, view.label, tick.share("source"))
+        terms: dict[str, Tensor] = self.task(prediction, self.student.stride, view.label, context.normalizer("source"))
         return terms
 
-    def beside(self, prediction: Prediction, image_B3hw: Tensor, label_BHW: Tensor) -> dict[str, Tensor]:
+    def feature_distance_terms(
+        self, prediction: Prediction, image_B3hw: Tensor, label_BHW: Tensor
+    ) -> dict[str, Tensor]:
         """What else is learned of a source batch; ``image`` is what the prediction's features were made of."""
         return {}
 
-    def towards(self, image_B3HW: Tensor, label_BHW: Tensor, weight_BHW: Tensor, tick: Tick) -> Tensor:
+    def pseudo_label_loss(
+        self, image_B3HW: Tensor, label_BHW: Tensor, weight_BHW: Tensor, context: StepContext
+    ) -> Tensor:
         """How far the student is from (pseudo) labels: see :func:`mixed_loss`."""
-        return mixed_loss(self.over(self.student(image_B3HW).logits, image_B3HW), label_BHW, weight_BHW)
+        return mixed_loss(self.logits_at_image_size(self.student(image_B3HW).logits, image_B3HW), label_BHW, weight_BHW)
 
     # The passes
 
     def _mixed(
-        self, source: View, target: Batch, pseudo: PseudoLabels, weight_BHW: Tensor, tick: Tick
+        self, source: View, target: Batch, pseudo: TargetPseudoLabels, weight_BHW: Tensor, context: StepContext
     ) -> dict[str, Tensor]:
         own, positions = target["weak"], target.positions.tolist()
         if source.image.shape != own.image.shape:
@@ -202,36 +213,38 @@ class MixedSelfTraining(Method):
                 f"source and target cannot be mixed: batches of {_size(source)} and {_size(own)} images and pixels",
                 "give the streams source and target the same batch, and the same augment.crop",
             )
-        score_BL = draw_scores(tick.seed, "mixed", positions, self.classes + 1, own.image.device)
+        score_BL = draw_scores(context.seed, "mixed", positions, self.classes + 1, own.image.device)
         mask_BHW = class_masks(source.label, score_BL, self.mixing.classes_from)
         image_B3HW = paste(own.image, source.image, mask_BHW)
         label_BHW = paste(pseudo.label_BHW, source.label, mask_BHW)
         weight_BHW = paste(weight_BHW, torch.ones_like(weight_BHW), mask_BHW)
-        coloured = self._coloured(image_B3HW, "mixed", positions, tick)
-        return {"mixed": self.mixing.weight * self.towards(coloured, label_BHW, weight_BHW, tick)}
+        coloured = self._coloured(image_B3HW, "mixed", positions, context)
+        return {"mixed": self.mixing.weight * self.pseudo_label_loss(coloured, label_BHW, weight_BHW, context)}
 
-    def _masked(self, target: Batch, pseudo: PseudoLabels, weight_BHW: Tensor, tick: Tick) -> dict[str, Tensor]:
+    def _masked(
+        self, target: Batch, pseudo: TargetPseudoLabels, weight_BHW: Tensor, context: StepContext
+    ) -> dict[str, Tensor]:
         settings, view, positions = self.masking, target["weak"], target.positions.tolist()
         assert settings is not None
-        image_B3HW = self._coloured(view.image, "masked", positions, tick) if settings.colours else view.image
+        image_B3HW = self._coloured(view.image, "masked", positions, context) if settings.colours else view.image
         size = (image_B3HW.shape[2], image_B3HW.shape[3])
-        uniform_Bhw = draw_grids(tick.seed, "masked", positions, size, settings.block, image_B3HW.device)
+        uniform_Bhw = draw_grids(context.seed, "masked", positions, size, settings.block, image_B3HW.device)
         # What a net subtracts is 0 after it: its mean colour.
         image_B3HW = hidden(image_B3HW, block_masks(uniform_Bhw, size, settings.ratio), self.student.mean)
-        return {"masked": settings.weight * self.towards(image_B3HW, pseudo.label_BHW, weight_BHW, tick)}
+        return {"masked": settings.weight * self.pseudo_label_loss(image_B3HW, pseudo.label_BHW, weight_BHW, context)}
 
-    def _coloured(self, image_B3HW: Tensor, name: str, positions: list[int], tick: Tick) -> Tensor:
-        return recoloured(image_B3HW, draw_colours(self.mixing.colour, tick.seed, name, tick.step, positions))
+    def _coloured(self, image_B3HW: Tensor, name: str, positions: list[int], context: StepContext) -> Tensor:
+        return recoloured(image_B3HW, draw_colours(self.mixing.colour, context.seed, name, context.step, positions))
 
     # Pseudo labels
 
-    def _judged(self, target: Batch) -> PseudoLabels:
+    def _judged(self, target: Batch) -> TargetPseudoLabels:
         view = target["weak"]
         with torch.no_grad():
-            label_BHW, confidence_BHW = pseudo_label(self.over(self.ema(view.image).logits, view.image))
-        return PseudoLabels(label_BHW, (confidence_BHW >= self.mixing.threshold) & view.valid, view.valid)
+            label_BHW, confidence_BHW = pseudo_label(self.logits_at_image_size(self.ema(view.image).logits, view.image))
+        return TargetPseudoLabels(label_BHW, (confidence_BHW >= self.mixing.threshold) & view.valid, view.valid)
 
-    def _remembered(self, target: Batch) -> PseudoLabels:
+    def _remembered(self, target: Batch) -> TargetPseudoLabels:
         """The pseudo labels that the counts of this step were made of."""
         batch, pseudo = self._labelled.get(id(target), (None, None))
         if pseudo is None or batch is not target:
@@ -239,14 +252,14 @@ class MixedSelfTraining(Method):
             self._labelled[id(target)] = (target, pseudo)
         return pseudo
 
-    def _weights(self, view: View, pseudo: PseudoLabels, tick: Tick) -> Tensor:
+    def _weights(self, view: View, pseudo: TargetPseudoLabels, context: StepContext) -> Tensor:
         """What each pseudo label weighs, (B, H, W)."""
         weight_BHW = pseudo.sure_BHW.float()
         if self.mixing.weighting == "share":
-            weight_BHW = pseudo.valid_BHW * (tick.totals["sure"] / tick.totals["shown"].clamp(min=1))
+            weight_BHW = pseudo.valid_BHW * (context.totals["sure"] / context.totals["shown"].clamp(min=1))
         return weight_BHW * inside_margins(view, self.mixing.margins) if self.mixing.margins.any else weight_BHW
 
-    def over(self, logits_BKhw: Tensor, image_B3HW: Tensor) -> Tensor:
+    def logits_at_image_size(self, logits_BKhw: Tensor, image_B3HW: Tensor) -> Tensor:
         """Logits at the size of the image, (B, K, H, W)."""
         return over_image(logits_BKhw, image_B3HW, self.mixing.task.resize, self.student.stride)
 

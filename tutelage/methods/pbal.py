@@ -28,11 +28,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
+from tutelage.data.batch import Batch, View
 from tutelage.data.colour import ColourSettings
 from tutelage.data.stream import ViewSettings
-from tutelage.data.views import Batch, View
 from tutelage.engine import collectives
-from tutelage.engine.contract import Facts, Method, Needs, Optimization, Pass, Tick
+from tutelage.engine.contract import Method, OptimizerSpec, Pass, StepContext, StreamSpec, TaskInfo
 from tutelage.engine.optimizers import OptimizerSettings, ScheduleSettings
 from tutelage.errors import RecipeError
 from tutelage.losses.adversarial import SOURCE, TARGET, domain_loss
@@ -97,21 +97,21 @@ class PBALBidirectional(Method):
 
     Settings = PBALBidirectionalSettings
     streams = {
-        "source": Needs(
+        "source": StreamSpec(
             labels=True,
             views=("strong",),
             about="images with masks, from the labelled domain",
             defaults={"strong": COLOURED},
         ),
-        "target": Needs(labels=False, views=("weak",), about="images of the domain that matters, without masks"),
+        "target": StreamSpec(labels=False, views=("weak",), about="images of the domain that matters, without masks"),
     }
 
-    def __init__(self, nets: Mapping[str, Segmentor], settings: PBALBidirectionalSettings, facts: Facts) -> None:
+    def __init__(self, nets: Mapping[str, Segmentor], settings: PBALBidirectionalSettings, info: TaskInfo) -> None:
         super().__init__()
         self.student = nets["student"]
         prototypes_of(self.student)  # it must have them
-        self.critic = OutputDiscriminator(facts.classes)
-        self.task = TaskLoss(settings.task, facts)
+        self.critic = OutputDiscriminator(info.classes)
+        self.task = TaskLoss(settings.task, info)
         self.settings = settings
 
     def passes(self, step: int) -> tuple[Pass, ...]:
@@ -119,10 +119,10 @@ class PBALBidirectional(Method):
         segment = Pass("segment", {"student"})
         return (segment, Pass("discriminate", {"critic"})) if self.settings.adversarial else (segment,)
 
-    def optimizers(self) -> Mapping[str, Optimization]:
+    def optimizers(self) -> Mapping[str, OptimizerSpec]:
         """The recipe's for the net, one of its own for the discriminator."""
-        critic = Optimization(("critic",), self.settings.critic_optimizer, self.settings.critic_schedule)
-        return {"main": Optimization(("student",)), "critic": critic}
+        critic = OptimizerSpec(("critic",), self.settings.critic_optimizer, self.settings.critic_schedule)
+        return {"main": OptimizerSpec(("student",)), "critic": critic}
 
     def counts(self, batches: Mapping[str, Batch]) -> Mapping[str, Tensor]:
         """The weight of the source's valid labels, and the target's positions that show its images."""
@@ -130,36 +130,36 @@ class PBALBidirectional(Method):
         positions = shrink_labels(target.valid, grid_of(target, self.student.stride)).sum().float()
         return {"source": self.task.counts(batches["source"]["strong"].label), "positions": positions}
 
-    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         """One pass over a source and a target batch."""
         source, target = batches["source"]["strong"], batches["target"]["weak"]
         if pass_name == "segment":
-            return self._segment(source, target, tick)
-        return self._discriminate(source, target, tick)
+            return self._segment(source, target, context)
+        return self._discriminate(source, target, context)
 
-    def _segment(self, source: View, target: View, tick: Tick) -> dict[str, Tensor]:
+    def _segment(self, source: View, target: View, context: StepContext) -> dict[str, Tensor]:
         settings = self.settings
         on_source = self.student(source.image)
-        terms: dict[str, Tensor] = self.task(on_source, self.student.stride, source.label, tick.share("source"))
+        terms: dict[str, Tensor] = self.task(on_source, self.student.stride, source.label, context.normalizer("source"))
         on_target = self.student(target.image)
         if settings.adversarial:
-            tick.carry["source"], tick.carry["target"] = on_source.logits, on_target.logits
+            context.carry["source"], context.carry["target"] = on_source.logits, on_target.logits
             # The net wants its target maps to be taken for the source's.
             scores = self.critic(self._map(on_target.logits, target))
             terms["adversarial"] = settings.adversarial * domain_loss(scores, SOURCE)
         if settings.weight:
-            directions = self._bidirectional(on_target, target, tick)
+            directions = self._bidirectional(on_target, target, context)
             terms |= {name: settings.weight * value for name, value in directions.items()}
         return terms
 
-    def _bidirectional(self, prediction: Prediction, target: View, tick: Tick) -> dict[str, Tensor]:
+    def _bidirectional(self, prediction: Prediction, target: View, context: StepContext) -> dict[str, Tensor]:
         settings = self.settings
         logits_BKhw, features_BDhw = prediction.logits, prediction.embedding
         valid_Bhw = shrink_labels(target.valid, (logits_BKhw.shape[2], logits_BKhw.shape[3]))
         cost_BKhw = cosine_cost(features_BDhw, prototypes_of(self.student), settings.prototype_grad)
         terms = {}
         if settings.pixel_to_prototype:
-            share = tick.share("positions")
+            share = context.normalizer("positions")
             terms["pixel_to_prototype"] = pixel_to_prototype(logits_BKhw, cost_BKhw, valid_Bhw, share)
         if settings.prototype_to_pixel and settings.scope == "local":
             terms["prototype_to_pixel"] = prototype_to_pixel(logits_BKhw, cost_BKhw, valid_Bhw)
@@ -171,10 +171,10 @@ class PBALBidirectional(Method):
             terms["prototype_to_pixel"] = part * collectives.world()
         return terms
 
-    def _discriminate(self, source: View, target: View, tick: Tick) -> dict[str, Tensor]:
+    def _discriminate(self, source: View, target: View, context: StepContext) -> dict[str, Tensor]:
         terms = {}
         for side, view, domain in (("source", source, SOURCE), ("target", target, TARGET)):
-            scores = self.critic(self._map(tick.carry[side], view))
+            scores = self.critic(self._map(context.carry[side], view))
             terms[f"critic_{side}"] = 0.5 * domain_loss(scores, domain)
         return terms
 
@@ -212,13 +212,13 @@ class PBALSelfTraining(Method):
 
     Settings = PBALSelfTrainingSettings
     streams = {
-        "source": Needs(
+        "source": StreamSpec(
             labels=True,
             views=("strong",),
             about="images with masks, from the labelled domain",
             defaults={"strong": COLOURED},
         ),
-        "target": Needs(
+        "target": StreamSpec(
             labels=True,
             views=("strong",),
             about="images of the domain that matters, with pseudo labels of an `annotate` stage",
@@ -228,13 +228,13 @@ class PBALSelfTraining(Method):
 
     projection: nn.Conv2d | None
 
-    def __init__(self, nets: Mapping[str, Segmentor], settings: PBALSelfTrainingSettings, facts: Facts) -> None:
+    def __init__(self, nets: Mapping[str, Segmentor], settings: PBALSelfTrainingSettings, info: TaskInfo) -> None:
         super().__init__()
         self.student = nets["student"]
         prototypes_of(self.student)  # it must have them
         channels = self.student.classifier.in_channels
         self.projection = nn.Conv2d(channels, channels, 1, bias=False) if settings.projection == "linear" else None
-        self.task = TaskLoss(settings.task, facts)
+        self.task = TaskLoss(settings.task, info)
         self.settings = settings
         self.contrast = {"source": settings.contrast_source, "target": settings.contrast_target}
 
@@ -242,9 +242,9 @@ class PBALSelfTraining(Method):
         """One pass."""
         return (Pass("train", self._trained()),)
 
-    def optimizers(self) -> Mapping[str, Optimization]:
+    def optimizers(self) -> Mapping[str, OptimizerSpec]:
         """The recipe's for everything."""
-        return {"main": Optimization(self._trained())}
+        return {"main": OptimizerSpec(self._trained())}
 
     def counts(self, batches: Mapping[str, Batch]) -> Mapping[str, Tensor]:
         """The weight of the valid labels of both domains, at the size of the crop and on the logits' grid."""
@@ -256,7 +256,7 @@ class PBALSelfTraining(Method):
             counts[f"{side}_positions"] = (small_Bhw != IGNORE).sum().float()
         return counts
 
-    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         """One labelled source batch, one target batch with pseudo labels."""
         terms: dict[str, Tensor] = {}
         for side, weight in self.contrast.items():
@@ -265,13 +265,13 @@ class PBALSelfTraining(Method):
             # The net subtracts its mean and divides by its deviation: this undoes both beforehand.
             image = view.image * self.student.std + self.student.mean if raw else view.image
             prediction = self.student(image)
-            told = self.task(prediction, self.student.stride, view.label, tick.share(side))
+            told = self.task(prediction, self.student.stride, view.label, context.normalizer(side))
             terms |= {f"{side}_{name}": value for name, value in told.items()}
             if weight:
-                terms[f"{side}_contrast"] = weight * self._contrast(prediction, view.label, side, tick)
+                terms[f"{side}_contrast"] = weight * self._contrast(prediction, view.label, side, context)
         return terms
 
-    def _contrast(self, prediction: Prediction, label_BHW: Tensor, side: str, tick: Tick) -> Tensor:
+    def _contrast(self, prediction: Prediction, label_BHW: Tensor, side: str, context: StepContext) -> Tensor:
         settings = self.settings
         features_BDhw = prediction.embedding
         return prototype_contrast(
@@ -281,7 +281,7 @@ class PBALSelfTraining(Method):
             settings.temperature,
             prototype_grad=settings.prototype_grad,
             projection_EC=None if self.projection is None else self.projection.weight.flatten(1),
-            normalizer=tick.share(f"{side}_positions") if settings.reduction == "valid" else None,
+            normalizer=context.normalizer(f"{side}_positions") if settings.reduction == "valid" else None,
         )
 
     def _trained(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tutelage.engine.contract import Facts
+from tutelage.engine.contract import TaskInfo
 from tutelage.methods.distillation.cache import CacheSettings
 from tutelage.methods.distillation.distill import Distill, DistillSettings, Losses
 from tutelage.methods.distillation.pixel_kd import PixelKDTermSettings
@@ -45,7 +45,7 @@ class PixelKD(Distill):
     Settings = PixelKDSettings
     version = 2
 
-    def __init__(self, nets: Mapping[str, Segmentor], settings: PixelKDSettings, facts: Facts) -> None:
+    def __init__(self, nets: Mapping[str, Segmentor], settings: PixelKDSettings, info: TaskInfo) -> None:
         term = PixelKDTermSettings(weight=settings.weight, temperature=settings.temperature)
         losses = Losses(pixel_kd=term)
-        super().__init__(nets, DistillSettings(losses=losses, task=settings.task, cache=settings.cache), facts)
+        super().__init__(nets, DistillSettings(losses=losses, task=settings.task, cache=settings.cache), info)

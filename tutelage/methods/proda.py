@@ -22,11 +22,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from tutelage.data.batch import Batch, between, warp
 from tutelage.data.randaugment import CutoutSettings, RandAugmentSettings
 from tutelage.data.stream import ViewSettings
-from tutelage.data.views import Batch, between, warp
 from tutelage.engine.collectives import gather_equal
-from tutelage.engine.contract import Facts, Method, Needs, Pass, Tick
+from tutelage.engine.contract import Method, Pass, StepContext, StreamSpec, TaskInfo
 from tutelage.errors import RecipeError
 from tutelage.losses.prototypes import prototype_distances, prototype_weights, rectify
 from tutelage.losses.segmentation import IGNORE
@@ -98,8 +98,8 @@ class ProDA(Method):
 
     Settings = ProDASettings
     streams = {
-        "source": Needs(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
-        "target": Needs(
+        "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
+        "target": StreamSpec(
             labels=False,
             views=("weak", "strong"),
             optional=("full",),
@@ -108,10 +108,10 @@ class ProDA(Method):
         ),
     }
     teachers = ("labeller",)
-    replayed = ("labeller", "target")
-    fits = ("prototypes",)
+    cached_teacher = ("labeller", "target")
+    fitted_inputs = ("prototypes",)
 
-    def __init__(self, nets: Mapping[str, Segmentor], settings: ProDASettings, facts: Facts) -> None:
+    def __init__(self, nets: Mapping[str, Segmentor], settings: ProDASettings, info: TaskInfo) -> None:
         super().__init__()
         self.student = nets["student"]
         self.labeller = nets["labeller"]
@@ -119,8 +119,8 @@ class ProDA(Method):
         self.ema = twin(self.student)
         if settings.ema_eval:
             self.ema.mode(norm="running", dropout=False)
-        self.task = TaskLoss(settings.task, facts)
-        self.prototypes = started_prototypes(facts, self.student.embedding_channels, settings.rate)
+        self.task = TaskLoss(settings.task, info)
+        self.prototypes = started_prototypes(info, self.student.embedding_channels, settings.rate)
         self.grid = TargetGrid(settings.grid, settings.task.resize)
         self.settings = settings
 
@@ -141,33 +141,35 @@ class ProDA(Method):
             "strong": len(self.prototypes.prototypes) * self._compared(target).sum().float(),
         }
 
-    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         """The source's labels, or all that the target has to say."""
         if pass_name == "source":
             view = batches["source"]["weak"]
             prediction = self.student(view.image)
-            terms: dict[str, Tensor] = self.task(prediction, self.student.stride, view.label, tick.share("source"))
+            terms: dict[str, Tensor] = self.task(
+                prediction, self.student.stride, view.label, context.normalizer("source")
+            )
             return terms
-        return self._target(batches["target"], tick)
+        return self._target(batches["target"], context)
 
-    def after_step(self, tick: Tick) -> None:
+    def after_step(self, context: StepContext) -> None:
         """Prototypes move image by image, in the order of the whole batch; then the average follows."""
-        for carry in tick.carries:
+        for carry in context.carries:
             self.prototypes.fold(gather_equal(carry["vectors"]), gather_equal(carry["present"]))
         average(self.ema, self.student, self.settings.decay, buffers="copy")
 
-    def _target(self, batch: Batch, tick: Tick) -> dict[str, Tensor]:
+    def _target(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         settings, weak = self.settings, batch["weak"]
         eta_KD, temperature = self.prototypes.prototypes, settings.temperature
         with torch.no_grad():
-            distance_BKhw = prototype_distances(self._average_features(batch, tick), eta_KD)
+            distance_BKhw = prototype_distances(self._average_features(batch, context), eta_KD)
             weight_BKhw = prototype_weights(distance_BKhw, temperature)
             label_Bhw, _ = rectify(self._soft_labels(batch), weight_BKhw, settings.threshold)
             label_Bhw = label_Bhw.masked_fill(~self.grid.valid(weak), IGNORE)
 
         logits_BKhw = self.grid.bring(self.student(weak.image).logits, weak, self.student.stride)
         # How many labels a threshold leaves in the other micro-batches is not known yet.
-        normalizer = None if settings.threshold else tick.share("weak")
+        normalizer = None if settings.threshold else context.normalizer("weak")
         terms = {
             "symmetric": symmetric_cross_entropy(
                 logits_BKhw, label_Bhw, alpha=settings.alpha, beta=settings.beta, normalizer=normalizer
@@ -184,19 +186,19 @@ class ProDA(Method):
                 self._onto_strong(distance_BKhw, batch),
                 self._compared(batch)[:, None],
                 temperature,
-                tick.share("strong"),
+                context.normalizer("strong"),
             )
             terms["structure"] = settings.structure * divergence
         return terms
 
-    def _average_features(self, batch: Batch, tick: Tick) -> Tensor:
+    def _average_features(self, batch: Batch, context: StepContext) -> Tensor:
         """f~ (B, D, h, w) over the weak view; the class means of what the average saw are kept for the prototypes."""
         seen = batch["full" if "full" in batch.views else "weak"]
         prediction = self.ema(seen.image)
         feature_BDNN = self.grid.bring(prediction.embedding.float(), seen, self.ema.stride)
         logits_BKNN = self.grid.bring(prediction.logits, seen, self.ema.stride)
         found = class_vectors(feature_BDNN, logits_BKNN, min_pixels=self.settings.min_pixels)
-        tick.carry["vectors"], tick.carry["present"] = found.vectors, found.valid
+        context.carry["vectors"], context.carry["present"] = found.vectors, found.valid
         return self._onto_weak(feature_BDNN, batch) if "full" in batch.views else feature_BDNN
 
     def _soft_labels(self, batch: Batch) -> Tensor:
@@ -228,9 +230,9 @@ class ProDA(Method):
         return self.grid.valid(batch["strong"]) & (self._onto_strong(self.grid.valid(batch["weak"]).float(), batch) > 0)
 
 
-def started_prototypes(facts: Facts, channels: int, rate: float, role: str = "prototypes") -> ClassMeans:
+def started_prototypes(info: TaskInfo, channels: int, rate: float, role: str = "prototypes") -> ClassMeans:
     """Class means of a `fit` stage in buffers, which move by ``rate``. RecipeError where they do not fit the net."""
-    fitted = facts.fitted.get(role, {})
+    fitted = info.fitted_inputs.get(role, {})
     kind = "means" if role == "prototypes" else role
     if not {"prototypes", "counts"} <= fitted.keys():
         raise RecipeError(
@@ -238,11 +240,11 @@ def started_prototypes(facts: Facts, channels: int, rate: float, role: str = "pr
             f"add a stage `{{kind: fit, what: {kind}, net: <stage>, data: <images>}}` and name it: "
             f"`inputs: {{{role}: <stage>}}`",
         )
-    means = ClassMeans(facts.classes, channels, rule="average", rate=rate)
+    means = ClassMeans(info.classes, channels, rule="average", rate=rate)
     if fitted["prototypes"].shape != means.prototypes.shape:
         classes, width = fitted["prototypes"].shape
         raise RecipeError(
-            f"the {role} are {classes} of {width} channels; the net has {facts.classes} classes and {channels}",
+            f"the {role} are {classes} of {width} channels; the net has {info.classes} classes and {channels}",
             "fit them with the net that the student starts from, or with one of the same settings",
         )
     means.prototypes.copy_(fitted["prototypes"])

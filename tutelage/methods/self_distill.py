@@ -19,8 +19,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from tutelage.data.views import Batch, View
-from tutelage.engine.contract import Facts, Method, Needs, Pass, Tick
+from tutelage.data.batch import Batch, View
+from tutelage.engine.contract import Method, Pass, StepContext, StreamSpec, TaskInfo
 from tutelage.losses.regions import shrink_labels
 from tutelage.losses.resize import over_image
 from tutelage.losses.segmentation import IGNORE, cross_entropy
@@ -58,8 +58,8 @@ class SelfDistill(Method):
 
     Settings = SelfDistillSettings
     streams = {
-        "source": Needs(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
-        "target": Needs(
+        "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
+        "target": StreamSpec(
             labels=True,
             views=("weak", "strong"),
             defaults={"strong": STRONG},
@@ -68,11 +68,11 @@ class SelfDistill(Method):
     }
     teachers = ("teacher",)
 
-    def __init__(self, nets: Mapping[str, Segmentor], settings: SelfDistillSettings, facts: Facts) -> None:
+    def __init__(self, nets: Mapping[str, Segmentor], settings: SelfDistillSettings, info: TaskInfo) -> None:
         super().__init__()
         self.student = nets["student"]
         self.teacher = nets["teacher"]
-        self.task = TaskLoss(settings.task, facts)
+        self.task = TaskLoss(settings.task, info)
         self.grid = TargetGrid(settings.grid, settings.task.resize)
         self.settings = settings
 
@@ -88,23 +88,25 @@ class SelfDistill(Method):
         labelled = (source.label != IGNORE).sum().float() if weighted else self.task.counts(source.label)
         return {"source": labelled, "target": (label_Bhw != IGNORE).sum().float()}
 
-    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         """The source's labels, or the target's and the teacher."""
         if pass_name == "source":
             view = batches["source"]["weak"]
-            return self._source(self.student(view.image), view, tick)
-        return self._target(batches["target"][self.settings.view], tick)
+            return self._source(self.student(view.image), view, context)
+        return self._target(batches["target"][self.settings.view], context)
 
-    def _source(self, prediction: Prediction, view: View, tick: Tick) -> dict[str, Tensor]:
+    def _source(self, prediction: Prediction, view: View, context: StepContext) -> dict[str, Tensor]:
         if "weight" not in view.maps:
-            terms: dict[str, Tensor] = self.task(prediction, self.student.stride, view.label, tick.share("source"))
+            terms: dict[str, Tensor] = self.task(
+                prediction, self.student.stride, view.label, context.normalizer("source")
+            )
             return terms
         logits_BKHW = over_image(prediction.logits, view.image, self.settings.task.resize, self.student.stride)
         loss_BHW = F.cross_entropy(logits_BKHW.float(), view.label, ignore_index=IGNORE, reduction="none")
-        return {"cross_entropy": (loss_BHW * view.maps["weight"]).sum() / tick.share("source")}
+        return {"cross_entropy": (loss_BHW * view.maps["weight"]).sum() / context.normalizer("source")}
 
-    def _target(self, view: View, tick: Tick) -> dict[str, Tensor]:
-        settings, normalizer = self.settings, tick.share("target")
+    def _target(self, view: View, context: StepContext) -> dict[str, Tensor]:
+        settings, normalizer = self.settings, context.normalizer("target")
         label_Bhw = self._labels(view)
         student_BKhw = self.grid.bring(self.student(view.image).logits, view, self.student.stride)
         if settings.target_loss == "symmetric":

@@ -17,13 +17,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from tutelage.data.batch import Batch, View
 from tutelage.data.colour import ColourSettings
 from tutelage.data.mixing import partners, paste
 from tutelage.data.mixing.cutmix import box_masks, draw_boxes
-from tutelage.data.mixing.pasting import PartnerRule
+from tutelage.data.mixing.paste import PartnerRule
 from tutelage.data.stream import ViewSettings
-from tutelage.data.views import Batch, View
-from tutelage.engine.contract import Facts, Method, Tick
+from tutelage.engine.contract import Method, StepContext, TaskInfo
 from tutelage.errors import RecipeError
 from tutelage.losses.consistency import masked_consistency, pseudo_label
 from tutelage.losses.resize import over_image
@@ -59,7 +59,7 @@ STRONG_VIEW = ViewSettings(
 """The published colours of a strong view, for recipes that name none."""
 
 
-class PseudoLabels(NamedTuple):
+class WeakPseudoLabels(NamedTuple):
     """What is known of every pixel of a batch."""
 
     label: Tensor
@@ -76,12 +76,12 @@ class StrongViewMethod(Method):
     ema: Segmentor | None
 
     def __init__(
-        self, nets: Mapping[str, Segmentor], settings: StrongViewSettings, facts: Facts, decay: float | None
+        self, nets: Mapping[str, Segmentor], settings: StrongViewSettings, info: TaskInfo, decay: float | None
     ) -> None:
         super().__init__()
         self.student = nets["student"]
         self.ema = twin(self.student) if decay is not None else None
-        self.task = TaskLoss(settings.task, facts)
+        self.task = TaskLoss(settings.task, info)
         self.shared = settings
         self.decay = decay
 
@@ -93,47 +93,47 @@ class StrongViewMethod(Method):
         """The weight of the valid labels."""
         return {"labeled": self.task.counts(batches["labeled"]["weak"].label)}
 
-    def after_step(self, tick: Tick) -> None:
+    def after_step(self, context: StepContext) -> None:
         """The average follows in parameters and running statistics; after the first step it is a copy."""
         if self.ema is not None and self.decay is not None:
-            average(self.ema, self.student, decay_at(tick.step, self.decay, ramp=True), buffers="average")
+            average(self.ema, self.student, decay_at(context.step, self.decay, ramp=True), buffers="average")
 
-    def judged(self, net: Segmentor, view: View) -> PseudoLabels:
+    def judged(self, net: Segmentor, view: View) -> WeakPseudoLabels:
         """Pseudo labels by a net in evaluation mode, without gradient."""
         with torch.no_grad(), evaluating(net):
             return self.pseudo_labels(net(view.image).logits, view)
 
-    def pseudo_labels(self, logits_BKhw: Tensor, view: View) -> PseudoLabels:
+    def pseudo_labels(self, logits_BKhw: Tensor, view: View) -> WeakPseudoLabels:
         """Pseudo labels of a view, of the logits that a net gave for it."""
-        return PseudoLabels(*pseudo_label(self.over(logits_BKhw.detach(), view.image)), view.valid)
+        return WeakPseudoLabels(*pseudo_label(self.logits_at_image_size(logits_BKhw.detach(), view.image)), view.valid)
 
     def mixed(
-        self, batch: Batch, view: str, own: PseudoLabels, partner: PseudoLabels, tick: Tick
-    ) -> tuple[Tensor, PseudoLabels]:
+        self, batch: Batch, view: str, own: WeakPseudoLabels, partner: WeakPseudoLabels, context: StepContext
+    ) -> tuple[Tensor, WeakPseudoLabels]:
         """A strong view with boxes of partners in it, and the pseudo labels that belong to its pixels.
 
         ``own`` labels what an image keeps, ``partner`` (in the batch's order) what it gives to others.
         """
         image = _of_one_crop(batch, view).image
         size = (image.shape[2], image.shape[3])
-        boxes = draw_boxes(tick.seed, view, batch.positions.tolist(), size, self.shared.cutmix)
+        boxes = draw_boxes(context.seed, view, batch.positions.tolist(), size, self.shared.cutmix)
         mask_BHW = box_masks(boxes, size, image.device)
 
         def pasted(mine: Tensor, theirs: Tensor) -> Tensor:
             return paste(mine, partners(theirs, self.shared.partner), mask_BHW)
 
-        return pasted(image, image), PseudoLabels(*map(pasted, own, partner))
+        return pasted(image, image), WeakPseudoLabels(*map(pasted, own, partner))
 
-    def consistency(self, logits_BKhw: Tensor, image_B3HW: Tensor, target: PseudoLabels) -> Tensor:
+    def consistency(self, logits_BKhw: Tensor, image_B3HW: Tensor, target: WeakPseudoLabels) -> Tensor:
         """M: how far logits are from the pseudo labels that are sure."""
-        return masked_consistency(self.over(logits_BKhw, image_B3HW), *target, self.shared.threshold)
+        return masked_consistency(self.logits_at_image_size(logits_BKhw, image_B3HW), *target, self.shared.threshold)
 
-    def supervised(self, prediction: Prediction, view: View, tick: Tick) -> dict[str, Tensor]:
+    def supervised(self, prediction: Prediction, view: View, context: StepContext) -> dict[str, Tensor]:
         """L_x / 2: the terms of the labelled batch."""
-        terms = self.task(prediction, self.student.stride, view.label, tick.share("labeled"))
+        terms = self.task(prediction, self.student.stride, view.label, context.normalizer("labeled"))
         return {name: HALF * value for name, value in terms.items()}
 
-    def over(self, logits_BKhw: Tensor, image_B3HW: Tensor) -> Tensor:
+    def logits_at_image_size(self, logits_BKhw: Tensor, image_B3HW: Tensor) -> Tensor:
         """Logits at the size of the image, (B, K, H, W)."""
         return over_image(logits_BKhw, image_B3HW, self.shared.task.resize, self.student.stride)
 

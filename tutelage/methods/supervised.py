@@ -15,8 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tutelage.data.views import Batch
-from tutelage.engine.contract import Facts, Method, Needs, Tick
+from tutelage.data.batch import Batch
+from tutelage.engine.contract import Method, StepContext, StreamSpec, TaskInfo
 from tutelage.errors import RecipeError
 from tutelage.losses.resize import ResizeRule, resize_logits
 from tutelage.losses.segmentation import cross_entropy, dice_loss, label_weight, ohem_cross_entropy
@@ -52,10 +52,10 @@ class TaskLoss(nn.Module):
 
     class_weight_K: Tensor | None
 
-    def __init__(self, settings: TaskSettings, facts: Facts) -> None:
+    def __init__(self, settings: TaskSettings, info: TaskInfo) -> None:
         super().__init__()
         self.settings = settings
-        self.register_buffer("class_weight_K", _class_weights(settings, facts))
+        self.register_buffer("class_weight_K", _class_weights(settings, info))
 
     def counts(self, label_BHW: Tensor) -> Tensor:
         """What a cross-entropy over these labels is divided by."""
@@ -95,11 +95,11 @@ class TaskLoss(nn.Module):
         )
 
 
-def _class_weights(settings: TaskSettings, facts: Facts) -> Tensor | None:
+def _class_weights(settings: TaskSettings, info: TaskInfo) -> Tensor | None:
     if settings.class_weights is None:
         return None
     if settings.class_weights == "balanced":
-        counts = torch.as_tensor(facts.pixel_counts(), dtype=torch.float64)
+        counts = torch.as_tensor(info.pixel_counts(), dtype=torch.float64)
         share = counts / counts.sum().clamp(min=1)
         present = share > 0
         if not present.any():
@@ -109,9 +109,9 @@ def _class_weights(settings: TaskSettings, facts: Facts) -> Tensor | None:
             )
         weight = torch.where(present, share[present].median() / share.clamp(min=1e-12), 1.0)
         return weight.float()
-    if len(settings.class_weights) != facts.classes:
+    if len(settings.class_weights) != info.classes:
         raise RecipeError(
-            f"class_weights has {len(settings.class_weights)} numbers for {facts.classes} classes",
+            f"class_weights has {len(settings.class_weights)} numbers for {info.classes} classes",
             "give one weight per class, in the order of the class list",
         )
     return torch.tensor(settings.class_weights)
@@ -125,20 +125,20 @@ class Supervised(Method):
     """Labels alone: the baseline of everything, and how teachers are made."""
 
     Settings = SupervisedSettings
-    streams = {"labeled": Needs(labels=True, views=("weak",), about="images with masks")}
+    streams = {"labeled": StreamSpec(labels=True, views=("weak",), about="images with masks")}
 
-    def __init__(self, nets: Mapping[str, Segmentor], settings: SupervisedSettings, facts: Facts) -> None:
+    def __init__(self, nets: Mapping[str, Segmentor], settings: SupervisedSettings, info: TaskInfo) -> None:
         super().__init__()
         self.student = nets["student"]
-        self.task = TaskLoss(settings, facts)
+        self.task = TaskLoss(settings, info)
 
     def counts(self, batches: Mapping[str, Batch]) -> Mapping[str, Tensor]:
         """The weight of the valid labels."""
         return {"labeled": self.task.counts(batches["labeled"]["weak"].label)}
 
-    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         """One labelled batch."""
         view = batches["labeled"]["weak"]
         prediction = self.student(view.image)
-        terms: dict[str, Tensor] = self.task(prediction, self.student.stride, view.label, tick.share("labeled"))
+        terms: dict[str, Tensor] = self.task(prediction, self.student.stride, view.label, context.normalizer("labeled"))
         return terms

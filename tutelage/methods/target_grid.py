@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from tutelage.data.views import View
+from tutelage.data.batch import View
 from tutelage.losses.resize import ResizeRule, resize_logits
 
 

@@ -26,14 +26,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from tutelage.data.batch import Batch, View
 from tutelage.data.draws import key
-from tutelage.data.views import Batch, View
-from tutelage.engine.contract import Facts, Method, Needs, Optimization, Pass, Tick
+from tutelage.engine.contract import Method, OptimizerSpec, Pass, StepContext, StreamSpec, TaskInfo
 from tutelage.engine.optimizers import OptimizerSettings, ScheduleSettings
 from tutelage.errors import RecipeError, TutelageError
 from tutelage.losses.consistency import cross_pseudo_supervision
+from tutelage.losses.cross_architecture import AttentionResize, Grid, Mean, attention_loss, spatial_loss
 from tutelage.losses.resize import over_image
-from tutelage.losses.views import AttentionResize, Grid, Mean, attention_loss, spatial_loss
 from tutelage.methods.distillation.projection import Projection
 from tutelage.methods.supervised import TaskLoss, TaskSettings, Weight
 from tutelage.nets.attention import AttentionTap, attention_tap
@@ -89,7 +89,7 @@ class TriKDSettings(Settings):
     """The loss on labels of the vit."""
 
 
-class Look(NamedTuple):
+class ViewOutput(NamedTuple):
     """What a view says of a labelled and an unlabelled batch."""
 
     labeled: Prediction
@@ -98,21 +98,21 @@ class Look(NamedTuple):
     """Those of the unlabelled batch at the size of its images."""
 
 
-class Attention(NamedTuple):
+class AttentionMap(NamedTuple):
     """The last attention of a view on one batch."""
 
     logits_BnNN: Tensor
     grid: Grid
 
 
-class Told(NamedTuple):
+class PeerTargets(NamedTuple):
     """What the other views are told of a view; nothing of it has a gradient."""
 
     classes_BHW: Tensor
     """The class map of the unlabelled batch."""
     features: tuple[Tensor, ...]
     """(B, C, h, w) of both batches, where they are imitated."""
-    attention: tuple[Attention, ...]
+    attention: tuple[AttentionMap, ...]
     """Of both batches, where it is imitated."""
 
 
@@ -121,19 +121,19 @@ class TriKD(Method):
 
     Settings = TriKDSettings
     streams = {
-        "labeled": Needs(labels=True, views=("weak",), about="images with masks"),
-        "unlabeled": Needs(labels=False, views=("weak",), about="images without masks"),
+        "labeled": StreamSpec(labels=True, views=("weak",), about="images with masks"),
+        "unlabeled": StreamSpec(labels=False, views=("weak",), about="images without masks"),
     }
-    roles = VIEWS
+    trained_nets = VIEWS
 
-    def __init__(self, nets: Mapping[str, Segmentor], settings: TriKDSettings, facts: Facts) -> None:
+    def __init__(self, nets: Mapping[str, Segmentor], settings: TriKDSettings, info: TaskInfo) -> None:
         super().__init__()
         self.student, self.cnn, self.vit = (nets[name] for name in VIEWS)
-        self.task = TaskLoss(settings.task, facts)
-        self.vit_task = TaskLoss(settings.vit_task, facts)
+        self.task = TaskLoss(settings.task, info)
+        self.vit_task = TaskLoss(settings.vit_task, info)
         self.settings = settings
         self.weights = {"student": settings.student_weight, "cnn": settings.cnn_weight, "vit": settings.vit_weight}
-        self.facts = facts
+        self.info = info
         self.projections = nn.ModuleDict()
         self.levels = {name: _level(self._net(name), settings.spatial_stride) for name in ("student", "cnn")}
         if settings.spatial_weight:
@@ -150,14 +150,14 @@ class TriKD(Method):
             return Pass("student", {"student", "projections"}), Pass("cnn", {"cnn"}), Pass("vit", {"vit"})
         return (Pass("train", {*VIEWS, "projections"}),)
 
-    def optimizers(self) -> Mapping[str, Optimization]:
+    def optimizers(self) -> Mapping[str, OptimizerSpec]:
         """One for each net; the projections go with the student."""
         settings = self.settings
         constant = ScheduleSettings(kind="constant") if settings.vit_schedule == "published" else None
         return {
-            "main": Optimization(("student", "projections")),
-            "cnn": Optimization(("cnn",), settings.cnn_optimizer),
-            "vit": Optimization(("vit",), settings.vit_optimizer, constant),
+            "main": OptimizerSpec(("student", "projections")),
+            "cnn": OptimizerSpec(("cnn",), settings.cnn_optimizer),
+            "vit": OptimizerSpec(("vit",), settings.vit_optimizer, constant),
         }
 
     def exported(self) -> Mapping[str, nn.Module]:
@@ -173,69 +173,76 @@ class TriKD(Method):
             "unlabeled": self._counted(batches["unlabeled"]["weak"]).sum().float(),
         }
 
-    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         """One labelled and one unlabelled batch: all views, or the turn of one of them."""
         views = {stream: batches[stream]["weak"] for stream in STREAMS}
         if pass_name in ("cnn", "vit"):
-            classes = {name: tick.carry[name] for name in VIEWS if name != pass_name}
-            return self._learn(pass_name, self._look(pass_name, views, tick), classes, views, tick)
+            classes = {name: context.carry[name] for name in VIEWS if name != pass_name}
+            return self._label_and_cps_losses(
+                pass_name, self._forward_view(pass_name, views, context), classes, views, context
+            )
         looks, told = {}, {}
         for name in reversed(VIEWS):  # the student last: what the others need for a while is not held beside its graph
             if pass_name in ("train", name):
-                looks[name] = self._look(name, views, tick)
-                told[name] = self._tell(name, looks[name])
+                looks[name] = self._forward_view(name, views, context)
+                told[name] = self._peer_targets(name, looks[name])
             else:
                 with torch.no_grad(), keeping_statistics(self._net(name)):
-                    told[name] = self._tell(name, self._look(name, views, tick))
+                    told[name] = self._peer_targets(name, self._forward_view(name, views, context))
         classes = {name: each.classes_BHW for name, each in told.items()}
         if pass_name != "train":
-            tick.carry.update(classes)
+            context.carry.update(classes)
         terms = {}
         for name, look in looks.items():
-            terms.update(self._learn(name, look, classes, views, tick))
-        terms.update(self._imitate(looks["student"], told))
+            terms.update(self._label_and_cps_losses(name, look, classes, views, context))
+        terms.update(self._imitation_losses(looks["student"], told))
         return terms
 
-    def _look(self, name: str, views: Mapping[str, View], tick: Tick) -> Look:
+    def _forward_view(self, name: str, views: Mapping[str, View], context: StepContext) -> ViewOutput:
         """A view of both batches, with dropout that depends on nothing else."""
         net = self._net(name)
-        with _drawing(tick, name, "labeled"):
+        with _drawing(context, name, "labeled"):
             labeled = net(views["labeled"].image)
-        with _drawing(tick, name, "unlabeled"):
+        with _drawing(context, name, "unlabeled"):
             unlabeled = net(views["unlabeled"].image)
         rule = self._task(name).settings.resize
         logits_BKHW = over_image(unlabeled.logits, views["unlabeled"].image, rule, net.stride)
-        return Look(labeled, unlabeled, logits_BKHW)
+        return ViewOutput(labeled, unlabeled, logits_BKHW)
 
     @torch.no_grad()
-    def _tell(self, name: str, look: Look) -> Told:
+    def _peer_targets(self, name: str, look: ViewOutput) -> PeerTargets:
         """What the others may know of it."""
         both = (look.labeled, look.unlabeled)
         features: tuple[Tensor, ...] = ()
-        attention: tuple[Attention, ...] = ()
+        attention: tuple[AttentionMap, ...] = ()
         if name == "cnn" and "spatial" in self.projections:
             features = tuple(prediction.features[self.levels[name]] for prediction in both)
         if name == "vit" and self.attention:
             attention = tuple(self._attention_of(name, prediction) for prediction in both)
-        return Told(look.logits_BKHW.argmax(1), features, attention)
+        return PeerTargets(look.logits_BKHW.argmax(1), features, attention)
 
-    def _learn(
-        self, name: str, look: Look, classes: Mapping[str, Tensor], views: Mapping[str, View], tick: Tick
+    def _label_and_cps_losses(
+        self,
+        name: str,
+        look: ViewOutput,
+        classes: Mapping[str, Tensor],
+        views: Mapping[str, View],
+        context: StepContext,
     ) -> dict[str, Tensor]:
         """A view learns from labels, and from the class maps of the others."""
         task, total = self._task(name), "labeled_vit" if name == "vit" else "labeled"
-        supervised = task(look.labeled, self._net(name).stride, views["labeled"].label, tick.share(total))
+        supervised = task(look.labeled, self._net(name).stride, views["labeled"].label, context.normalizer(total))
         prefix = "" if name == "student" else f"{name}_"
         terms = {f"{prefix}{term}": self.weights[name] * value for term, value in supervised.items()}
         counted_BHW = self._counted(views["unlabeled"])
         losses = [
             cross_pseudo_supervision(look.logits_BKHW, classes[other], counted_BHW) for other in VIEWS if other != name
         ]
-        share = counted_BHW.sum() / tick.share("unlabeled")  # a mean over the step's pixels, not this slice's
+        share = counted_BHW.sum() / context.normalizer("unlabeled")  # a mean over the step's pixels, not this slice's
         terms[f"{prefix}cps"] = self.settings.cps_weight * share * torch.stack(losses).sum()
         return terms
 
-    def _imitate(self, look: Look, told: Mapping[str, Told]) -> dict[str, Tensor]:
+    def _imitation_losses(self, look: ViewOutput, told: Mapping[str, PeerTargets]) -> dict[str, Tensor]:
         """The student imitates the early features of the cnn and the last attention of the vit."""
         both = (look.labeled, look.unlabeled)
         settings, terms = self.settings, {}
@@ -259,9 +266,9 @@ class TriKD(Method):
             terms["attention"] = self.attention_weight * _pooled(losses, sizes)
         return terms
 
-    def _attention_of(self, name: str, prediction: Prediction) -> Attention:
+    def _attention_of(self, name: str, prediction: Prediction) -> AttentionMap:
         tap = self.attention[name]
-        return Attention(tap.logits(prediction.taps), tap.grid(prediction))
+        return AttentionMap(tap.logits(prediction.taps), tap.grid(prediction))
 
     def _attention(self) -> tuple[float, dict[str, AttentionTap], str]:
         """The weight of the attention loss, where attention is read, and why it is not.
@@ -298,7 +305,7 @@ class TriKD(Method):
 
     def extra_report(self) -> dict[str, Any]:
         """What is projected where, and which terms are off."""
-        size = None if self.facts.size is None else self.facts.size()
+        size = None if self.info.size is None else self.info.size()
         lines = [
             "a step forwards each of three nets twice, "
             + ("one net after the other, two of them twice more" if self.settings.view_wise else "all held at once")
@@ -354,11 +361,11 @@ def _pooled(losses: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
 
 
 @contextmanager
-def _drawing(tick: Tick, *place: str) -> Iterator[None]:
+def _drawing(context: StepContext, *place: str) -> Iterator[None]:
     """Within, the global generators (dropout, stochastic depth) begin from a place and not from what came before."""
-    devices = [tick.device] if tick.device.type == "cuda" else []
+    devices = [context.device] if context.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(key(tick.seed, tick.step, tick.slice, *place) % (1 << 63))
+        torch.manual_seed(key(context.seed, context.step, context.slice, *place) % (1 << 63))
         yield
 
 

@@ -28,12 +28,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from tutelage.data.batch import Batch, View
 from tutelage.data.draws import generator
 from tutelage.data.mixing.inside_batch import Mixing, class_halves, half_holes
-from tutelage.data.mixing.pasting import partners, paste
-from tutelage.data.views import Batch, View
+from tutelage.data.mixing.paste import partners, paste
 from tutelage.engine import collectives
-from tutelage.engine.contract import Facts, Method, Needs, Optimization, Pass, Tick
+from tutelage.engine.contract import Method, OptimizerSpec, Pass, StepContext, StreamSpec, TaskInfo
 from tutelage.errors import RecipeError
 from tutelage.losses import contrast
 from tutelage.losses.consistency import pseudo_label
@@ -126,7 +126,7 @@ class U2PLSettings(Settings):
         return self
 
 
-class Memory(nn.Module):
+class NegativeQueue(nn.Module):
     """The latest negatives of each class: one buffer, in which each class has its own part and goes round in it.
 
     The published queue drops its oldest rows from the front; going round holds the same rows, without moving them.
@@ -176,33 +176,33 @@ class U2PL(Method):
 
     Settings = U2PLSettings
     streams = {
-        "labeled": Needs(labels=True, views=("weak",), about="images with masks"),
-        "unlabeled": Needs(labels=False, views=("weak",), about="images without masks"),
+        "labeled": StreamSpec(labels=True, views=("weak",), about="images with masks"),
+        "unlabeled": StreamSpec(labels=False, views=("weak",), about="images without masks"),
     }
 
-    def __init__(self, nets: Mapping[str, Segmentor], settings: U2PLSettings, facts: Facts) -> None:
+    def __init__(self, nets: Mapping[str, Segmentor], settings: U2PLSettings, info: TaskInfo) -> None:
         super().__init__()
-        if settings.low_rank >= facts.classes:
+        if settings.low_rank >= info.classes:
             raise RecipeError(
-                f"u2pl: low_rank {settings.low_rank} with {facts.classes} classes: no class has such a rank, so that "
+                f"u2pl: low_rank {settings.low_rank} with {info.classes} classes: no class has such a rank, so that "
                 "nothing is a negative",
                 "set low_rank below the number of classes; 1 for two classes",
             )
         self.student = nets["student"]
         self.representation = representation(self.student.embedding_channels, settings.dimensions)
         self.ema, self.ema_representation = twin(self.student), twin(self.representation)
-        self.task = TaskLoss(settings.task, facts)
-        capacities = [settings.queue_first or settings.queue] + [settings.queue] * (facts.classes - 1)
-        self.memory = Memory(capacities, settings.dimensions, settings.precision)
+        self.task = TaskLoss(settings.task, info)
+        capacities = [settings.queue_first or settings.queue] + [settings.queue] * (info.classes - 1)
+        self.memory = NegativeQueue(capacities, settings.dimensions, settings.precision)
         self.settings = settings
 
     def passes(self, step: int) -> tuple[Pass, ...]:
         """The student and its head at once."""
         return (Pass("train", {"student", "representation"}),)
 
-    def optimizers(self) -> Mapping[str, Optimization]:
+    def optimizers(self) -> Mapping[str, OptimizerSpec]:
         """One for both, as the recipe says."""
-        return {"main": Optimization(("student", "representation"))}
+        return {"main": OptimizerSpec(("student", "representation"))}
 
     def exported(self) -> Mapping[str, nn.Module]:
         """The student, and its average beside it; the heads are of no use afterwards."""
@@ -212,38 +212,38 @@ class U2PL(Method):
         """The weight of the valid labels."""
         return {"labeled": self.task.counts(batches["labeled"]["weak"].label)}
 
-    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         """One labelled and one unlabelled batch."""
         settings = self.settings
         labeled, unlabeled = batches["labeled"]["weak"], batches["unlabeled"]["weak"]
-        if tick.step < settings.supervised_steps:
+        if context.step < settings.supervised_steps:
             with torch.no_grad():
                 self.ema(labeled.image)  # its running statistics go on
-            return self._supervised(self.student(labeled.image), labeled, tick)
+            return self._supervised(self.student(labeled.image), labeled, context)
 
-        image_u, pseudo_BHW, valid_BHW = self._mixed(unlabeled, *self._pseudo_labels(unlabeled), tick)
+        image_u, pseudo_BHW, valid_BHW = self._mixed(unlabeled, *self._pseudo_labels(unlabeled), context)
         images = (labeled.image, image_u)
         student = _together(self.student, self.representation, images)
         with torch.no_grad():
             teacher = _together(self.ema, self.ema_representation, images)
             entropy_BHW = contrast.pixel_entropy(self._full(teacher[1][0], image_u))
 
-        terms = self._supervised(student[0][0], labeled, tick)
-        kept_percent = 100 - (100 - settings.keep_percent) * (1 - tick.progress)
+        terms = self._supervised(student[0][0], labeled, context)
+        kept_percent = 100 - (100 - settings.keep_percent) * (1 - context.progress)
         terms["unsupervised"] = settings.weight * contrast.reliable_cross_entropy(
             self._full(student[1][0], image_u),
             contrast.reliable(pseudo_BHW, entropy_BHW, kept_percent),
             valid_BHW.sum(),
         )
-        sure = contrast.entropy_masks(entropy_BHW, pseudo_BHW != IGNORE, settings.alpha * (1 - tick.progress))
+        sure = contrast.entropy_masks(entropy_BHW, pseudo_BHW != IGNORE, settings.alpha * (1 - context.progress))
         seen_BHW = labeled.label != IGNORE
         maps = ((labeled.label, seen_BHW, seen_BHW), (pseudo_BHW, *sure))
-        terms["contrast"] = settings.weight_contrast * self._contrast(student, teacher, maps, tick)
+        terms["contrast"] = settings.weight_contrast * self._contrast(student, teacher, maps, context)
         return terms
 
-    def after_step(self, tick: Tick) -> None:
+    def after_step(self, context: StepContext) -> None:
         """The teacher follows; while labels alone are learned it waits, and at their end it copies."""
-        update = tick.step - self.settings.supervised_steps
+        update = context.step - self.settings.supervised_steps
         if update >= -1:
             decay = decay_at(max(update, 0), self.settings.decay, ramp=True)
             average(self.ema, self.student, decay)
@@ -253,8 +253,10 @@ class U2PL(Method):
         """The memory's size."""
         return {"memory of negatives": self.memory.describe()}
 
-    def _supervised(self, prediction: Prediction, labeled: View, tick: Tick) -> dict[str, Tensor]:
-        terms: dict[str, Tensor] = self.task(prediction, self.student.stride, labeled.label, tick.share("labeled"))
+    def _supervised(self, prediction: Prediction, labeled: View, context: StepContext) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = self.task(
+            prediction, self.student.stride, labeled.label, context.normalizer("labeled")
+        )
         return terms
 
     @torch.no_grad()
@@ -265,16 +267,18 @@ class U2PL(Method):
         self.ema.train(self.training)
         return pseudo_BHW.masked_fill(~view.valid, IGNORE), view.valid
 
-    def _mixed(self, view: View, pseudo_BHW: Tensor, valid_BHW: Tensor, tick: Tick) -> tuple[Tensor, Tensor, Tensor]:
+    def _mixed(
+        self, view: View, pseudo_BHW: Tensor, valid_BHW: Tensor, context: StepContext
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Images, pseudo labels and what is no padding, mixed inside the batch or as they are."""
         settings = self.settings
-        draw = generator(tick.seed, "u2pl", "mixing", tick.step, tick.slice)
+        draw = generator(context.seed, "u2pl", "mixing", context.step, context.slice)
         if draw.random() >= settings.mixing_probability:
             return view.image, pseudo_BHW, valid_BHW
         size, images = (view.image.shape[2], view.image.shape[3]), len(view.image)
         if settings.mixing == "classmix":
             labels = len(self.memory.capacity_K) + 1
-            score_BL = torch.rand(images, labels, generator=tick.generator, device=view.image.device)
+            score_BL = torch.rand(images, labels, generator=context.generator, device=view.image.device)
             keep_BHW = class_halves(pseudo_BHW, score_BL)
         else:
             keep_BHW = half_holes(draw, images, size, view.image.device)
@@ -290,7 +294,7 @@ class U2PL(Method):
         student: list[tuple[Prediction, Tensor]],
         teacher: list[tuple[Prediction, Tensor]],
         maps: tuple[tuple[Tensor, Tensor, Tensor], ...],
-        tick: Tick,
+        context: StepContext,
     ) -> Tensor:
         """The contrast of labelled and unlabelled pixels; ``maps``: for both, labels and where they are (un)sure."""
         settings, classes = self.settings, len(self.memory.capacity_K)
@@ -315,11 +319,11 @@ class U2PL(Method):
             negatives=settings.negatives,
         )
         student_PC, teacher_PC = (torch.cat([_pixels(rows) for _, rows in seen]) for seen in (student, teacher))
-        self._remember(teacher_PC, chosen.negative, tick)
+        self._remember(teacher_PC, chosen.negative, context)
 
         def draws(count_K: Tensor, number: int) -> Tensor:
             shape, device = (len(count_K), number), count_K.device
-            share = torch.rand(shape, generator=tick.generator, device=device, dtype=torch.float64)
+            share = torch.rand(shape, generator=context.generator, device=device, dtype=torch.float64)
             return contrast.below(share * count_K[:, None], count_K)
 
         return contrast.memory_contrast(
@@ -337,13 +341,13 @@ class U2PL(Method):
         )
 
     @torch.no_grad()
-    def _remember(self, teacher_PC: Tensor, negative_KP: Tensor, tick: Tick) -> None:
+    def _remember(self, teacher_PC: Tensor, negative_KP: Tensor, context: StepContext) -> None:
         """Append some negatives of each class: every so many-th, from a random one on, so that none is taken twice."""
         limit = min(self.settings.keys or self.memory.smallest, self.memory.smallest, len(teacher_PC))
         count_K = negative_KP.sum(1)
         number_K = count_K.clamp(max=limit)
         stride_K1 = (count_K.double() / number_K.clamp(min=1))[:, None]
-        start_K1 = torch.rand(stride_K1.shape, generator=tick.generator, device=count_K.device, dtype=torch.float64)
+        start_K1 = torch.rand(stride_K1.shape, generator=context.generator, device=count_K.device, dtype=torch.float64)
         rank_KF = contrast.below((torch.arange(limit, device=count_K.device) + start_K1) * stride_K1, count_K)
         keys_KFC = unit(teacher_PC[contrast.positions(negative_KP, rank_KF)]).to(self.memory.rows_RC.dtype)
         # As many rows from every process: those that stand for nothing are told by the number.

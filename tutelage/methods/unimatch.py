@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tutelage.data.views import Batch, View
-from tutelage.engine.contract import Facts, Needs, Tick
+from tutelage.data.batch import Batch, View
+from tutelage.engine.contract import StepContext, StreamSpec, TaskInfo
 from tutelage.methods.fixmatch import FixMatchSettings
 from tutelage.methods.strong_views import HALF, STRONG_VIEW, StrongViewMethod, same_size
 from tutelage.nets.segmentor import Features, Prediction, Segmentor
@@ -38,8 +38,8 @@ class UniMatch(StrongViewMethod):
 
     Settings = UniMatchSettings
     streams = {
-        "labeled": Needs(labels=True, views=("weak",), about="images with masks"),
-        "unlabeled": Needs(
+        "labeled": StreamSpec(labels=True, views=("weak",), about="images with masks"),
+        "unlabeled": StreamSpec(
             labels=False,
             views=("weak", "strong", "strong2"),
             about="images without masks",
@@ -47,11 +47,11 @@ class UniMatch(StrongViewMethod):
         ),
     }
 
-    def __init__(self, nets: Mapping[str, Segmentor], settings: UniMatchSettings, facts: Facts) -> None:
-        super().__init__(nets, settings, facts, settings.decay if settings.pseudo_labels == "ema" else None)
+    def __init__(self, nets: Mapping[str, Segmentor], settings: UniMatchSettings, info: TaskInfo) -> None:
+        super().__init__(nets, settings, info, settings.decay if settings.pseudo_labels == "ema" else None)
         self.settings = settings
 
-    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         """One labelled batch, and one unlabelled batch in three views."""
         labeled, unlabeled = batches["labeled"]["weak"], batches["unlabeled"]
         weak = unlabeled["weak"]
@@ -64,10 +64,10 @@ class UniMatch(StrongViewMethod):
             prediction = self.student(labeled.image)
             features = self.student.encode(weak.image)
             perturbed = self.student.decode(features._replace(levels=dropped(features.levels))).logits
-        terms = self.supervised(prediction, labeled, tick)
+        terms = self.supervised(prediction, labeled, context)
 
-        image1, target1 = self.mixed(unlabeled, "strong", own, partner, tick)
-        image2, target2 = self.mixed(unlabeled, "strong2", own, partner, tick)
+        image1, target1 = self.mixed(unlabeled, "strong", own, partner, context)
+        image2, target2 = self.mixed(unlabeled, "strong2", own, partner, context)
         strong1, strong2 = self.student(torch.cat((image1, image2))).logits.chunk(2)
         weight = HALF * self.settings.weight
         terms["strong"] = weight * STRONG * self.consistency(strong1, image1, target1)

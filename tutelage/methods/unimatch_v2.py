@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tutelage.data.mixing.pasting import PartnerRule
-from tutelage.data.views import Batch
-from tutelage.engine.contract import Facts, Needs, Tick
+from tutelage.data.batch import Batch
+from tutelage.data.mixing.paste import PartnerRule
+from tutelage.engine.contract import StepContext, StreamSpec, TaskInfo
 from tutelage.methods.strong_views import HALF, STRONG_VIEW, Decay, StrongViewMethod, StrongViewSettings
 from tutelage.nets.segmentor import Segmentor
 
@@ -40,8 +40,8 @@ class UniMatchV2(StrongViewMethod):
 
     Settings = UniMatchV2Settings
     streams = {
-        "labeled": Needs(labels=True, views=("weak",), about="images with masks"),
-        "unlabeled": Needs(
+        "labeled": StreamSpec(labels=True, views=("weak",), about="images with masks"),
+        "unlabeled": StreamSpec(
             labels=False,
             views=("weak", "strong", "strong2"),
             about="images without masks",
@@ -51,31 +51,31 @@ class UniMatchV2(StrongViewMethod):
 
     ema: Segmentor
 
-    def __init__(self, nets: Mapping[str, Segmentor], settings: UniMatchV2Settings, facts: Facts) -> None:
-        super().__init__(nets, settings, facts, settings.decay)
+    def __init__(self, nets: Mapping[str, Segmentor], settings: UniMatchV2Settings, info: TaskInfo) -> None:
+        super().__init__(nets, settings, info, settings.decay)
         self.settings = settings
 
-    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         """One labelled batch, and one unlabelled batch in three views."""
         labeled, unlabeled = batches["labeled"]["weak"], batches["unlabeled"]
         pseudo = self.judged(self.ema, unlabeled["weak"])
-        terms = self.supervised(self.student(labeled.image), labeled, tick)
+        terms = self.supervised(self.student(labeled.image), labeled, context)
 
-        image1, target1 = self.mixed(unlabeled, "strong", pseudo, pseudo, tick)
-        image2, target2 = self.mixed(unlabeled, "strong2", pseudo, pseudo, tick)
-        strong1, strong2 = self._strong_logits(torch.cat((image1, image2)), tick).chunk(2)
+        image1, target1 = self.mixed(unlabeled, "strong", pseudo, pseudo, context)
+        image2, target2 = self.mixed(unlabeled, "strong2", pseudo, pseudo, context)
+        strong1, strong2 = self._strong_logits(torch.cat((image1, image2)), context).chunk(2)
         weight = HALF * self.settings.weight * 0.5
         terms["strong"] = weight * self.consistency(strong1, image1, target1)
         terms["strong2"] = weight * self.consistency(strong2, image2, target2)
         return terms
 
-    def _strong_logits(self, images: Tensor, tick: Tick) -> Tensor:
+    def _strong_logits(self, images: Tensor, context: StepContext) -> Tensor:
         """Logits of both strong views, (2 B, K, h, w)."""
         if not self.settings.complementary_dropout:
             logits: Tensor = self.student(images).logits
             return logits
         features = self.student.encode(images)
-        levels = complementary_dropout(features.levels, tick.generator)
+        levels = complementary_dropout(features.levels, context.generator)
         return self.student.decode(features._replace(levels=levels)).logits
 
 

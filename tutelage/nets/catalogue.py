@@ -24,7 +24,7 @@ Size = Literal["tiny", "small", "medium", "large"]
 
 
 @dataclass(frozen=True)
-class Entry:
+class CatalogueEntry:
     """One net of the catalogue: what it is and when to use it."""
 
     size: Size
@@ -33,7 +33,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Row:
+class CatalogueRow:
     """One net of the catalogue with its cost."""
 
     name: str
@@ -49,113 +49,113 @@ class Row:
     use: str
 
 
-CATALOGUE: dict[str, Entry] = {
-    "micro-mobilenetv4": Entry(
+CATALOGUE: dict[str, CatalogueEntry] = {
+    "micro-mobilenetv4": CatalogueEntry(
         "tiny",
         NetSettings(encoder="mobilenetv4_conv_small_035", decoder="lraspp", width=64),
         "microcontrollers and smoke tests: a quarter of a million parameters",
     ),
-    "micro-mobilenetv3": Entry(
+    "micro-mobilenetv3": CatalogueEntry(
         "tiny",
         NetSettings(encoder="mobilenetv3_small_050", decoder="lraspp", width=64),
         "the fewest multiply-adds of this list",
     ),
-    "tiny-efficientvit": Entry(
+    "tiny-efficientvit": CatalogueEntry(
         "tiny",
         NetSettings(encoder="efficientvit_b0", decoder="segformer", width=64),
         "stride-4 detail and global (linear) attention under a million parameters",
     ),
-    "tiny-mobilenetv3": Entry(
+    "tiny-mobilenetv3": CatalogueEntry(
         "tiny",
         NetSettings(encoder="mobilenetv3_small_100", decoder="lraspp"),
         "phones: MobileNetV3-Small with the decoder of its own paper",
     ),
-    "tiny-mobilenetv4": Entry(
+    "tiny-mobilenetv4": CatalogueEntry(
         "tiny",
         NetSettings(encoder="mobilenetv4_conv_small", decoder="fpn", width=64),
         "plain convolutions that every accelerator and quantiser takes",
     ),
-    "small-mobilenetv3": Entry(
+    "small-mobilenetv3": CatalogueEntry(
         "small",
         NetSettings(encoder="mobilenetv3_large_100", decoder="lraspp"),
         "phones: MobileNetV3-Large with the decoder of its own paper",
     ),
-    "small-lite0": Entry(
+    "small-lite0": CatalogueEntry(
         "small",
         NetSettings(encoder="tf_efficientnet_lite0", decoder="lraspp"),
         "the first student to try: ImageNet weights without a hub, quantises well",
     ),
-    "small-lite0-fpn": Entry(
+    "small-lite0-fpn": CatalogueEntry(
         "small",
         NetSettings(encoder="tf_efficientnet_lite0", decoder="fpn", width=128),
         "as small-lite0, with stride-4 detail for thin things",
     ),
-    "small-lite0-deeplab": Entry(
+    "small-lite0-deeplab": CatalogueEntry(
         "small",
         NetSettings(encoder="tf_efficientnet_lite0", decoder="deeplabv3plus", width=128),
         "as small-lite0, with DeepLabV3+'s wide context",
     ),
-    "small-convnext": Entry(
+    "small-convnext": CatalogueEntry(
         "small",
         NetSettings(encoder="convnext_atto", decoder="fpn", width=128),
         "one or two images a batch: there is no BatchNorm in it",
     ),
-    "small-segformer": Entry(
+    "small-segformer": CatalogueEntry(
         "small",
         NetSettings(encoder="mit_b0", decoder="segformer"),
         "SegFormer-B0; robust to changes of domain",
     ),
-    "small-lite2": Entry(
+    "small-lite2": CatalogueEntry(
         "small",
         NetSettings(encoder="tf_efficientnet_lite2", decoder="deeplabv3plus", width=128),
         "the largest encoder with packaged weights: a teacher where there is no network",
     ),
-    "medium-mobilenetv4": Entry(
+    "medium-mobilenetv4": CatalogueEntry(
         "medium",
         NetSettings(encoder="mobilenetv4_hybrid_medium", decoder="fpn", width=128),
         "convolutions with attention in the last stages, made for phones with accelerators",
     ),
-    "medium-resnet18": Entry(
+    "medium-resnet18": CatalogueEntry(
         "medium",
         NetSettings(encoder="resnet18", decoder="deeplabv3plus", width=128),
         "the usual student of the distillation papers, with a lighter decoder",
     ),
-    "medium-resnet18-pspnet": Entry(
+    "medium-resnet18-pspnet": CatalogueEntry(
         "medium",
         NetSettings(encoder="resnet18", decoder="pspnet"),
         "PSPNet at output stride 8, to compare with published distillation results",
     ),
-    "medium-unet": Entry(
+    "medium-unet": CatalogueEntry(
         "medium",
         NetSettings(encoder="resnet18", decoder="unet"),
         "full-resolution borders: medical and microscopy images",
     ),
-    "medium-segformer": Entry(
+    "medium-segformer": CatalogueEntry(
         "medium",
         NetSettings(encoder="mit_b1", decoder="segformer"),
         "SegFormer-B1: a transformer student",
     ),
-    "medium-dpt": Entry(
+    "medium-dpt": CatalogueEntry(
         "medium",
         NetSettings(encoder="vit_small_patch14_dinov2", decoder="dpt", width=64),
         "self-supervised DINOv2 features: few labels (weights from the hub or a file)",
     ),
-    "large-resnet50": Entry(
+    "large-resnet50": CatalogueEntry(
         "large",
         NetSettings(encoder="resnet50", decoder="deeplabv3plus"),
         "an all-round teacher",
     ),
-    "large-segformer": Entry(
+    "large-segformer": CatalogueEntry(
         "large",
         NetSettings(encoder="mit_b3", decoder="segformer"),
         "a transformer teacher for driving scenes",
     ),
-    "large-convnext": Entry(
+    "large-convnext": CatalogueEntry(
         "large",
         NetSettings(encoder="convnext_tiny", decoder="upernet"),
         "a strong teacher where memory allows",
     ),
-    "large-resnet101": Entry(
+    "large-resnet101": CatalogueEntry(
         "large",
         NetSettings(encoder="resnet101", decoder="deeplabv3", auxiliary=True),
         "the teacher of the distillation papers, with the auxiliary head of their training",
@@ -163,13 +163,13 @@ CATALOGUE: dict[str, Entry] = {
 }
 
 
-def rows(size: tuple[int, int] = USUAL_SIZE, classes: int = USUAL_CLASSES) -> list[Row]:
+def rows(size: tuple[int, int] = USUAL_SIZE, classes: int = USUAL_CLASSES) -> list[CatalogueRow]:
     """Every net of the catalogue with its cost for images of ``size`` (H, W), smallest class first.
 
     Answers at once at the usual size; otherwise some seconds of computation with shapes alone.
     """
     if (size, classes) == (USUAL_SIZE, USUAL_CLASSES):
-        return [Row(**row) for row in json.loads(COSTS.read_text(encoding="utf-8"))]
+        return [CatalogueRow(**row) for row in json.loads(COSTS.read_text(encoding="utf-8"))]
     return [compute(name, size, classes) for name in CATALOGUE]
 
 
@@ -180,7 +180,7 @@ def settings_of(name: str) -> NetSettings:
     return CATALOGUE[name].settings
 
 
-def compute(name: str, size: tuple[int, int], classes: int) -> Row:
+def compute(name: str, size: tuple[int, int], classes: int) -> CatalogueRow:
     """One row, computed: builds the net and counts for one image of ``size`` (H, W)."""
     from tutelage.nets.build import build
     from tutelage.nets.cost import flops, parameters
@@ -188,7 +188,7 @@ def compute(name: str, size: tuple[int, int], classes: int) -> Row:
 
     entry = CATALOGUE[name]
     net = build(entry.settings, classes, seed=0)
-    return Row(
+    return CatalogueRow(
         name=name,
         size=entry.size,
         encoder=entry.settings.encoder,

@@ -23,7 +23,7 @@ from tutelage.nets.segmentor import Prediction, Segmentor
 from tutelage.nets.settings import MultiResolutionSettings, NetSettings
 
 
-class Box(NamedTuple):
+class Window(NamedTuple):
     """A window of an image, in pixels."""
 
     top: int
@@ -32,7 +32,7 @@ class Box(NamedTuple):
     width: int
 
 
-class Look(NamedTuple):
+class WindowedPrediction(NamedTuple):
     """What a net says of an image of which it saw one window closely."""
 
     context: Prediction
@@ -113,7 +113,7 @@ class MultiResolution(Segmentor):
         logits_BKHW = fuse(context.logits, self._everywhere(self._filled(image_B3HW)), attention_BKhw)
         return context._replace(logits=self._over(logits_BKHW, image_B3HW))
 
-    def look(self, image_B3HW: Tensor, box: Box) -> Look:
+    def look(self, image_B3HW: Tensor, box: Window) -> WindowedPrediction:
         """The same with detail in one window alone, whose sides and corner are whole units (:attr:`unit`)."""
         context, attention_BKhw = self._context(image_B3HW)
         filled = self._filled(image_B3HW)
@@ -121,7 +121,7 @@ class MultiResolution(Segmentor):
         detail_BKhw = super().forward(window).logits
         corner = (box.top // self.unit, box.left // self.unit)
         logits_BKHW = fuse(context.logits, detail_BKhw, attention_BKhw, corner)
-        return Look(context, self._over(logits_BKHW, image_B3HW), detail_BKhw)
+        return WindowedPrediction(context, self._over(logits_BKHW, image_B3HW), detail_BKhw)
 
     def halved(self, image_B3HW: Tensor) -> Tensor:
         """The image that the context is made of, (B, 3, H / 2, W / 2), rounded up."""
@@ -150,7 +150,7 @@ class MultiResolution(Segmentor):
         size = (image_B3HW.shape[2], image_B3HW.shape[3])
         height, width = self.window_of(size)
         boxes = [
-            Box(top, left, height, width)
+            Window(top, left, height, width)
             for top in _starts(size[0], height, self.unit)
             for left in _starts(size[1], width, self.unit)
         ]

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from tutelage.data.dataset import Dataset
 from tutelage.data.statistics import read_statistics
-from tutelage.evaluation.scoring import blocks_of
+from tutelage.evaluation.evaluate import blocks_of
 from tutelage.pipeline.builder import Builder
-from tutelage.pipeline.slices import evenly
+from tutelage.pipeline.subsample import evenly
 from tutelage.recipe.references import WEIGHT_SUFFIXES, listed
 from tutelage.recipe.schema import (
     AnnotateStage,
@@ -27,7 +27,7 @@ from tutelage.recipe.schema import (
 
 
 @dataclass(frozen=True)
-class Seen:
+class AuditedImages:
     """The images that are looked at without their masks."""
 
     title: str
@@ -66,7 +66,7 @@ class Truth:
         return self.dataset.samples[self.indices[place]].name
 
 
-def seen_by(builder: Builder, stage: TrainStage, audit: AuditSettings | ChoiceSettings) -> Seen:
+def seen_by(builder: Builder, stage: TrainStage, audit: AuditSettings | ChoiceSettings) -> AuditedImages:
     """The images that a training's audit, or the choice of its weights, looks at."""
     needs = find_method(stage.method.name).streams
     given = listed(audit.data or [])
@@ -78,7 +78,7 @@ def seen_by(builder: Builder, stage: TrainStage, audit: AuditSettings | ChoiceSe
     everything = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
     chosen = evenly(len(everything), audit.images)
     images = everything if chosen is None else [everything[place] for place in chosen]
-    return Seen(", ".join(references), tuple(images))
+    return AuditedImages(", ".join(references), tuple(images))
 
 
 def truth_of(builder: Builder, stage: TrainStage, audit: AuditSettings) -> Truth:

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from tutelage.engine import collectives
 from tutelage.evaluation.audit import Collapse, Labelled, LabelledCounts, MapCounts, calibration_change, precision_of
+from tutelage.evaluation.evaluate import evaluate
 from tutelage.evaluation.intervals import Interval
 from tutelage.evaluation.protocol import Protocol
-from tutelage.evaluation.scoring import evaluate
 from tutelage.nets.segmentor import Segmentor
 from tutelage.pipeline.audit_data import Truth
 

@@ -26,7 +26,7 @@ from tutelage.pipeline.audit_data import seen_by, truth_of
 from tutelage.pipeline.audit_records import percent, warning_text
 from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.label_audits import read_map
-from tutelage.pipeline.slices import evenly
+from tutelage.pipeline.subsample import evenly
 from tutelage.recipe.references import stages_before
 from tutelage.recipe.schema import AnnotateStage, StopRule, TrainStage
 from tutelage.report.content import (

@@ -55,7 +55,7 @@ from tutelage.pipeline.audit_records import (
 )
 from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.display import Display
-from tutelage.pipeline.slices import evenly
+from tutelage.pipeline.subsample import evenly
 from tutelage.recipe.schema import AuditSettings, StopRule, TrainStage
 from tutelage.runs.atomic import writing
 from tutelage.runs.store import Artefact

@@ -13,12 +13,12 @@ from torch import Tensor
 from tutelage.data.copies import with_copies
 from tutelage.data.dataset import Classes, Dataset, describe_bridge
 from tutelage.data.draws import key as draw_key
-from tutelage.data.opening import open_data, task_classes
 from tutelage.data.pseudo_labels import with_pseudo_labels
+from tutelage.data.sources import open_data, task_classes
 from tutelage.data.statistics import read_statistics
 from tutelage.data.stream import LoaderSettings, Stream, StreamSettings
 from tutelage.data.weights import with_weights
-from tutelage.engine.contract import Facts, Method
+from tutelage.engine.contract import Method, TaskInfo
 from tutelage.errors import DataError, RecipeError, TutelageError
 from tutelage.nets.build import build
 from tutelage.nets.checkpoints import read_tensors
@@ -27,7 +27,7 @@ from tutelage.nets.storage import check_classes, load_segmentor, read_metadata
 from tutelage.nets.weights import fill
 from tutelage.pipeline import fits
 from tutelage.prototypes.storage import load_tensors
-from tutelage.recipe.reading import Read, method_settings
+from tutelage.recipe.reading import LoadedRecipe, method_settings
 from tutelage.recipe.references import WEIGHT_SUFFIXES, listed, nearest, roles
 from tutelage.recipe.schema import AnnotateStage, FitStage, ImportStage, TrainStage, TransformStage, find_method
 from tutelage.runs.store import Artefact
@@ -38,7 +38,7 @@ Say = Callable[[str], None]
 class Builder:
     """Everything by name; data sets are opened when first asked for, and once."""
 
-    def __init__(self, read: Read, say: Say = lambda text: None) -> None:
+    def __init__(self, read: LoadedRecipe, say: Say = lambda text: None) -> None:
         self.recipe = read.recipe
         self.base = read.base
         self.say = say
@@ -312,12 +312,12 @@ class Builder:
 
         kind = find_method(stage.method.name)
         first = next(iter(streams.values()))
-        facts = Facts(
+        facts = TaskInfo(
             len(self.classes),
             pixel_counts,
             size=first.view_size,
             names=self.classes.names,
-            fitted=self._fitted_for(stage, stand_ins),
+            fitted_inputs=self._fitted_for(stage, stand_ins),
         )
         with torch.random.fork_rng(devices=[]):
             # What a method adds to its nets (critics, projections, queues) starts from the stage's seed, too.

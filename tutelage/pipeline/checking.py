@@ -13,12 +13,12 @@ from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.display import Display
 from tutelage.pipeline.proposal_data import existing_splits, open_pairs
 from tutelage.recipe.ladder import expand, untuned
-from tutelage.recipe.reading import Read
+from tutelage.recipe.reading import LoadedRecipe
 from tutelage.recipe.references import listed
 from tutelage.recipe.schema import AnnotateStage, EvaluateStage, FitStage, Recipe, TrainStage, TransformStage
 
 
-def check(read: Read, say: Callable[[str], None] = lambda text: None) -> list[Finding]:
+def check(read: LoadedRecipe, say: Callable[[str], None] = lambda text: None) -> list[Finding]:
     """What is found in all data that the recipe's stages use, and in every other split of its data sets."""
     builder = Builder(read, say)
     datasets: dict[str, Dataset] = {}

@@ -20,7 +20,7 @@ from tutelage.evaluation.protocol import Protocol
 from tutelage.evaluation.windows import grid, padded_size
 from tutelage.nets.cost import flops, latency, parameters
 from tutelage.nets.segmentor import Segmentor
-from tutelage.report.content import Cost
+from tutelage.report.content import InferenceCost
 
 Size = tuple[int, int]
 
@@ -48,7 +48,7 @@ def passes(protocol: Protocol, size: Size) -> Counter[Size]:
 
 def measured(
     nets: Mapping[str, Segmentor], protocol: Protocol, size: Size, device: torch.device
-) -> tuple[dict[str, Cost], str]:
+) -> tuple[dict[str, InferenceCost], str]:
     """The cost of each net for one image of ``size``, and in one sentence for what and where it was measured.
 
     The nets take turns, so that a machine that gets slower gets slower for all of them.
@@ -65,7 +65,7 @@ def measured(
                         repeats[label, one] = max(1, min(_MOST_REPEATS, int(_PATIENCE_MS / first)))
                     times.setdefault((label, one), []).append(latency(net, one, repeats=repeats[label, one], warm_up=1))
     costs = {
-        label: Cost(
+        label: InferenceCost(
             parameters=parameters(net),
             multiply_adds=float(sum(count * flops(net, one) for one, count in wanted.items())),
             milliseconds=sum(count * statistics.median(times[label, one]) for one, count in wanted.items()),

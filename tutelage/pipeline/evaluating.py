@@ -13,13 +13,13 @@ from tutelage.data.dataset import Dataset
 from tutelage.data.folder import FolderSettings, FolderSplit, open_folder
 from tutelage.deploy.model import Model, load_model
 from tutelage.errors import RunError
-from tutelage.evaluation.grouping import ClassGroups, class_ids, merged_names
+from tutelage.evaluation.class_groups import ClassGroups, class_ids, merged_names
+from tutelage.evaluation.evaluate import evaluate, summary, write_evaluation
 from tutelage.evaluation.protocol import Protocol
-from tutelage.evaluation.scoring import evaluate, summary, write_evaluation
 from tutelage.nets.segmentor import Segmentor
 from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.display import Display
-from tutelage.recipe.reading import Read
+from tutelage.recipe.reading import LoadedRecipe
 
 Scores = dict[str, dict[str, Any]]
 
@@ -36,7 +36,7 @@ class Way:
     """Classes that are taken as one besides."""
 
 
-def on_recipe(read: Read, data: str, nets: Iterable[Path], way: Way, out: Path | None, quiet: bool) -> Scores:
+def on_recipe(read: LoadedRecipe, data: str, nets: Iterable[Path], way: Way, out: Path | None, quiet: bool) -> Scores:
     """Score nets on ``name/split`` of a recipe."""
     dataset = Builder(read).dataset(data)
     return {_name(path): _score(path, load_model(path, way.device), dataset, way, out, quiet) for path in nets}

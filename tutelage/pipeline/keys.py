@@ -98,7 +98,7 @@ def cache_content(builder: Builder, stage: Stage) -> dict[str, Any] | None:
     """Everything that decides what a stage's teacher says of its images; ``None``: the stage keeps no such answers."""
     if not isinstance(stage, TrainStage) or teacher_cache.chosen(stage) is None:
         return None
-    role, stream = teacher_cache.replayed(stage)
+    role, stream = teacher_cache.cached_teacher(stage)
     data = [builder.data_key(reference) for reference in listed(stage.streams[stream].data)]
     return teacher_cache.content(stage, net_key(builder, stage.inputs[role]), data, list(builder.classes.names))
 

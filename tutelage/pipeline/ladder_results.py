@@ -16,11 +16,11 @@ import yaml
 from numpy.typing import NDArray
 
 from tutelage.engine.loop import FitSettings
+from tutelage.evaluation.class_groups import ClassGroups, merged_names
 from tutelage.evaluation.comparison import Scored, Side, read_scored
-from tutelage.evaluation.grouping import ClassGroups, merged_names
+from tutelage.evaluation.evaluate import blocks_of
 from tutelage.evaluation.intervals import Gain, gap_share, miou_of_counts, paired_bootstrap
-from tutelage.evaluation.scoring import blocks_of
-from tutelage.evaluation.worth import holm, judge
+from tutelage.evaluation.verdict import holm, judge
 from tutelage.nets.build import build
 from tutelage.nets.cost import parameters
 from tutelage.nets.devices import find_device

@@ -23,7 +23,7 @@ from tutelage.pipeline.ladder_results import COST_FORMAT, LadderFiles, cost_of, 
 from tutelage.pipeline.preflight import check_groups
 from tutelage.pipeline.running import Work, at_work, begin
 from tutelage.recipe.ladder import TEACHER_SCORE, Attempt, Expanded, Values, expand, untuned
-from tutelage.recipe.reading import Read
+from tutelage.recipe.reading import LoadedRecipe
 from tutelage.recipe.references import stages_before
 from tutelage.recipe.schema import ImportStage, LadderSettings, Recipe, TrainStage
 from tutelage.report.ladder import LadderContent
@@ -36,7 +36,7 @@ _PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True)
-class Outcome:
+class LadderResult:
     """A ladder's result and the files that hold it."""
 
     content: LadderContent
@@ -44,13 +44,13 @@ class Outcome:
 
 
 def run(
-    read: Read,
+    read: LoadedRecipe,
     *,
     rungs: Sequence[str] = (),
     seeds: Sequence[int] = (),
     report_only: bool = False,
     quiet: bool = False,
-) -> Outcome:
+) -> LadderResult:
     """Train and score the ladder, or some ``rungs`` and ``seeds`` of it, and write its table of all that is finished.
 
     Several processes may do this at the same time. What fails (a rung whose loss is not finite, say) does not keep
@@ -61,7 +61,7 @@ def run(
     chosen = _chosen(ladder, rungs, seeds)
     check_groups(Builder(read), "ladder.score: ", ladder.score.subsets, ladder.score.merged)
     failed = {} if report_only else _make(read, ladder, chosen, Display(quiet))
-    outcome = Outcome(_content(read), LadderFiles(Path(read.recipe.out_folder())))
+    outcome = LadderResult(_content(read), LadderFiles(Path(read.recipe.out_folder())))
     if collectives.rank() == 0:
         write(outcome.content, read.recipe, outcome.files)
     if failed:
@@ -74,7 +74,7 @@ def run(
 
 
 def _make(
-    read: Read, ladder: LadderSettings, chosen: Sequence[tuple[str, int]], display: Display
+    read: LoadedRecipe, ladder: LadderSettings, chosen: Sequence[tuple[str, int]], display: Display
 ) -> dict[str, TutelageError]:
     """Make the trials, then what they decide; returns the stages that failed."""
     failed: dict[str, TutelageError] = {}
@@ -99,13 +99,13 @@ def _diverged(artefacts: Mapping[str, Artefact], attempt: Attempt) -> bool:
     return any(artefacts[name].diverged for name in attempt.trained)
 
 
-def _wanted(read: Read, expanded: Expanded, names: Iterable[str]) -> tuple[Read, list[str]]:
+def _wanted(read: LoadedRecipe, expanded: Expanded, names: Iterable[str]) -> tuple[LoadedRecipe, list[str]]:
     """The recipe as it is worked on, and the stages ``names`` of it with all that they need."""
     kept = _pruned(read, expanded.recipe)
     return kept, _needed(kept.recipe, names)
 
 
-def ladder_of(read: Read) -> LadderSettings:
+def ladder_of(read: LoadedRecipe) -> LadderSettings:
     """The ladder of a recipe."""
     if read.recipe.ladder is None:
         raise RecipeError(
@@ -132,7 +132,7 @@ def _chosen(ladder: LadderSettings, rungs: Sequence[str], seeds: Sequence[int]) 
     ]
 
 
-def _pruned(read: Read, recipe: Recipe) -> Read:
+def _pruned(read: LoadedRecipe, recipe: Recipe) -> LoadedRecipe:
     """A recipe without those of its own stages that the ladder does not need."""
     assert read.recipe.ladder is not None
     kept = set(_needed(recipe, [name for name in recipe.stages if name not in read.recipe.stages]))
@@ -200,7 +200,7 @@ def _made(work: Work, name: str) -> bool:
     return True
 
 
-def _after(work: Work, recipe: Recipe, kept: Read, expanded: Expanded, name: str) -> None:
+def _after(work: Work, recipe: Recipe, kept: LoadedRecipe, expanded: Expanded, name: str) -> None:
     """What follows a finished stage: its cost is measured, or the table written anew."""
     if collectives.rank() > 0:
         return
@@ -213,7 +213,7 @@ def _after(work: Work, recipe: Recipe, kept: Read, expanded: Expanded, name: str
             write(gather(work.builder, recipe, expanded), recipe, LadderFiles(work.store.out))
 
 
-def _measure(work: Work, kept: Read, name: str) -> None:
+def _measure(work: Work, kept: LoadedRecipe, name: str) -> None:
     """Note beside an artefact what a step of it costs, in a process that has done nothing else."""
     cost = smoke.smoke(kept, name, count=True)
     if isinstance(cost, str):
@@ -224,13 +224,13 @@ def _measure(work: Work, kept: Read, name: str) -> None:
         write_json(work.builder.artefacts[name].cost, content)
 
 
-def _builder(read: Read) -> Builder:
+def _builder(read: LoadedRecipe) -> Builder:
     builder = Builder(read)
     assign_artefacts(builder, Store(Path(read.recipe.out_folder())))
     return builder
 
 
-def _values(read: Read) -> dict[str, Values]:
+def _values(read: LoadedRecipe) -> dict[str, Values]:
     """The values of all rungs whose trials are finished."""
     assert read.recipe.ladder is not None
     if read.recipe.ladder.tune is None:
@@ -240,7 +240,7 @@ def _values(read: Read) -> dict[str, Values]:
     return {name: rung.values for name, rung in found.items() if rung.values is not None}
 
 
-def _content(read: Read) -> LadderContent:
+def _content(read: LoadedRecipe) -> LadderContent:
     """The ladder's result as far as it is finished."""
     expanded = expand(read.recipe, _values(read))
     return gather(_builder(_pruned(read, expanded.recipe)), read.recipe, expanded)
@@ -260,7 +260,7 @@ class PlannedRung:
     """Seeds that are not."""
     trials: int
     """Trials that are missing."""
-    cost: smoke.Cost | str | None
+    cost: smoke.TrainingCost | str | None
     """Of one training; a reason where it could not be measured; None where nothing is missing, or nobody asked."""
     hours: float
     """Of all that is missing, as far as it is known."""
@@ -269,7 +269,7 @@ class PlannedRung:
 
 
 def plan(
-    read: Read, *, rungs: Sequence[str] = (), seeds: Sequence[int] = (), measure: bool = True
+    read: LoadedRecipe, *, rungs: Sequence[str] = (), seeds: Sequence[int] = (), measure: bool = True
 ) -> list[PlannedRung]:
     """What :func:`run` would train. With ``measure``, a few steps of each unfinished rung are run to say how long."""
     ladder = ladder_of(read)
@@ -284,7 +284,7 @@ def plan(
         return [name for name in names if builder.artefacts[name].fault() is not None]
 
     result: list[PlannedRung] = []
-    costs: dict[str, smoke.Cost | str] = {}
+    costs: dict[str, smoke.TrainingCost | str] = {}
     counted: set[str] = set()
     for name in dict.fromkeys(name for name, _ in chosen):
         attempts = [expanded.attempts[name, seed] for rung, seed in chosen if rung == name]
@@ -292,10 +292,10 @@ def plan(
         untried = ladder.tune is not None and name not in values
         lacking = [it for it in attempts if untried or unfinished(it.trained)]
         trials = [it for it in expanded.trials.get(name, ()) if unfinished(it.trained)]
-        cost: smoke.Cost | str | None = None
+        cost: smoke.TrainingCost | str | None = None
         hours, notes = 0.0, list[str]()
         if measure and lacking + trials:
-            found: list[smoke.Cost | str] = []
+            found: list[smoke.TrainingCost | str] = []
             for stage in (lacking + trials)[0].trained:
                 tried = stage
                 if _reads_unmade(kept.recipe, stage, unfinished):
@@ -319,7 +319,7 @@ def plan(
     return result
 
 
-def _together(recipe: Recipe, attempt: Attempt, found: Sequence[smoke.Cost | str]) -> smoke.Cost | str:
+def _together(recipe: Recipe, attempt: Attempt, found: Sequence[smoke.TrainingCost | str]) -> smoke.TrainingCost | str:
     """The cost of a rung's trainings: the mean step, the largest memory; the first reason where one is not known."""
     known = [it for it in found if not isinstance(it, str)]
     if len(known) < len(found):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from tutelage.data.checks import format_findings, poisons
 from tutelage.data.statistics import read_statistics
 from tutelage.errors import DataError, TutelageError
-from tutelage.evaluation.grouping import ClassGroups, class_ids, merged_names
+from tutelage.evaluation.class_groups import ClassGroups, class_ids, merged_names
 from tutelage.nets.checkpoints import require_file
 from tutelage.nets.encoders import check_name
 from tutelage.nets.storage import check_classes, read_metadata

@@ -12,9 +12,16 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tutelage.data.proposal import Look, look
+from tutelage.data.proposal import FolderScan, look
 from tutelage.errors import RecipeError
-from tutelage.pipeline.proposal_data import Entry, Lists, checked_name, source_entry, target_entry, unlabeled_entry
+from tutelage.pipeline.proposal_data import (
+    DataSection,
+    Lists,
+    checked_name,
+    source_entry,
+    target_entry,
+    unlabeled_entry,
+)
 from tutelage.pipeline.proposal_stages import Plan, stages_text
 from tutelage.recipe.reading import parse_recipe
 from tutelage.runs.atomic import write_text
@@ -58,7 +65,7 @@ def write_proposal(
     return path
 
 
-def recipe_text(seen: Look, out_dir: Path, *, name: str = "recipe", force: bool = False) -> str:
+def recipe_text(seen: FolderScan, out_dir: Path, *, name: str = "recipe", force: bool = False) -> str:
     """The recipe as text, checked; the list files that it needs are written into ``out_dir/<name>_splits``.
 
     Raises :class:`DataError` when lists exist there that say something else, unless ``force``.
@@ -89,7 +96,7 @@ def recipe_text(seen: Look, out_dir: Path, *, name: str = "recipe", force: bool 
     return text
 
 
-def _head(seen: Look, name: str, doubts: list[str]) -> str:
+def _head(seen: FolderScan, name: str, doubts: list[str]) -> str:
     encoding, (height, width) = seen.encoding, seen.sizes.median
     kind = "0 and 255" if encoding.binary else "colours" if encoding.kind == "rgb" else "class indices"
     lines = [
@@ -106,7 +113,7 @@ def _head(seen: Look, name: str, doubts: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _data(entries: list[Entry]) -> str:
+def _data(entries: list[DataSection]) -> str:
     lines = ["data:"]
     for entry in entries:
         lines.append(f"  {entry.name}:  # {entry.comment}")

@@ -14,8 +14,8 @@ from tutelage.data.checks import poisons
 from tutelage.data.dataset import Dataset
 from tutelage.data.folder import FolderSettings, open_folder
 from tutelage.data.lists import read_list, sample, write_list
-from tutelage.data.proposal.looking import Look, Part
-from tutelage.data.proposal.pairs import Found, Pair, picture_files
+from tutelage.data.proposal.folder_scan import FolderScan, Part
+from tutelage.data.proposal.pairs import FolderContents, Pair, picture_files
 from tutelage.data.splits import missing_classes, split_dataset, write_splits
 
 _SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -28,7 +28,7 @@ Indices = dict[str, list[int]]
 
 
 @dataclass
-class Entry:
+class DataSection:
     """One data set of the recipe: keys of a folder data set, but for its splits."""
 
     name: str
@@ -57,7 +57,7 @@ class Lists:
         return {name: Path(os.path.relpath(path, root)).as_posix() for name, path in written.items()}
 
 
-def source_entry(seen: Look, name: str, lists: Lists) -> Entry:
+def source_entry(seen: FolderScan, name: str, lists: Lists) -> DataSection:
     """The labelled data, with train, val and test where there are enough images."""
     part = seen.data
     settings = _settings(seen, part, lists)
@@ -82,43 +82,43 @@ def source_entry(seen: Look, name: str, lists: Lists) -> Entry:
         if lacking:
             lists.doubts.append(f"no mask of {split} shows {', '.join(lacking)}")
     splits = _named(part, lists, dataset, every, made, "")
-    return Entry(name, comment, settings, splits)
+    return DataSection(name, comment, settings, splits)
 
 
-def unlabeled_entry(seen: Look, found: Found, lists: Lists) -> Entry:
+def unlabeled_entry(seen: FolderScan, found: FolderContents, lists: Lists) -> DataSection:
     """Images without masks."""
     settings = {"root": lists.relative(found.root), "classes": seen.reading.classes}
     comment = f"{len(found.images)} images without masks"
-    return Entry("unlabeled", comment, settings, {"all": _pictures(seen, found, "unlabeled", lists)})
+    return DataSection("unlabeled", comment, settings, {"all": _pictures(seen, found, "unlabeled", lists)})
 
 
-def target_entry(seen: Look, part: Part, lists: Lists) -> Entry:
+def target_entry(seen: FolderScan, part: Part, lists: Lists) -> DataSection:
     """The other domain: its images for training, and masks for a score where there are some."""
     settings = _settings(seen, part, lists)
     found = part.found
     if not found.pairs:
         splits: dict[str, str | dict[str, str]] = {"all": _pictures(seen, found, "target_train", lists)}
-        return Entry("target", "the other domain, without masks", settings, splits)
+        return DataSection("target", "the other domain, without masks", settings, splits)
     comment = "the other domain: training sees the images of train, never a mask; the masks of test give the score"
     dataset = open_pairs(found, settings)
     have = existing_splits(part, dataset)
     if "train" in have and "test" in have:
-        return Entry("target", comment, settings, _named(part, lists, dataset, have, {}, "target_"))
+        return DataSection("target", comment, settings, _named(part, lists, dataset, have, {}, "target_"))
     if found.unlabeled:
-        bare = Found(found.root, (), found.unlabeled, ())
+        bare = FolderContents(found.root, (), found.unlabeled, ())
         test = lists.write(dataset, {"target_test": range(len(dataset))}, found.root)
         train = _pictures(seen, bare, "target_train", lists)
-        return Entry("target", comment, settings, {"train": train, "test": test["target_test"]})
+        return DataSection("target", comment, settings, {"train": train, "test": test["target_test"]})
     made = _split(dataset, _TARGET_SHARES, part, lists)
-    return Entry("target", comment, settings, _named(part, lists, dataset, made, made, "target_"))
+    return DataSection("target", comment, settings, _named(part, lists, dataset, made, made, "target_"))
 
 
-def _settings(seen: Look, part: Part, lists: Lists) -> dict[str, Any]:
+def _settings(seen: FolderScan, part: Part, lists: Lists) -> dict[str, Any]:
     settings = {"root": lists.relative(part.found.root), **seen.reading.settings()}
     return settings if part.group is None else {**settings, "group": part.group}
 
 
-def open_pairs(found: Found, settings: Mapping[str, Any]) -> Dataset:
+def open_pairs(found: FolderContents, settings: Mapping[str, Any]) -> Dataset:
     """All pairs, opened with the very settings that the recipe will have."""
     samples = [sample(image, mask, found.root, lambda name: "") for image, mask in found.pairs]
     with TemporaryDirectory() as folder:
@@ -166,7 +166,7 @@ def _split(dataset: Dataset, shares: Mapping[str, float], part: Part, lists: Lis
     return split_dataset(dataset, shares)
 
 
-def _pictures(seen: Look, found: Found, name: str, lists: Lists) -> str | dict[str, str]:
+def _pictures(seen: FolderScan, found: FolderContents, name: str, lists: Lists) -> str | dict[str, str]:
     """Images without masks as a split: their folder where it holds nothing else, or a list."""
     if tuple(picture_files(found.root)) == tuple(sorted(found.images)):
         return {"images": "."}

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from tutelage.data.dataset import Dataset
 from tutelage.engine.log import read_log
 from tutelage.errors import RunError
+from tutelage.evaluation.evaluate import Counts, blocks_of, read_counts
 from tutelage.evaluation.inference import predict_labels
 from tutelage.evaluation.intervals import miou_of_counts, paired_bootstrap
 from tutelage.evaluation.protocol import Protocol
-from tutelage.evaluation.scoring import Counts, blocks_of, read_counts
 from tutelage.nets.segmentor import Segmentor
 from tutelage.pipeline.audit_results import audits
 from tutelage.pipeline.builder import Builder
@@ -39,16 +39,16 @@ from tutelage.report.content import (
     Figure,
     Figures,
     Gallery,
+    GalleryImage,
     GroupedQuality,
     Grouping,
     Identity,
     Interval,
-    Net,
-    Picture,
     Points,
     Quality,
     Reliability,
     ReportContent,
+    ScoredNet,
     Training,
 )
 from tutelage.report.pictures import shrunk
@@ -89,7 +89,7 @@ def report_content(builder: Builder, stage: ReportStage, device: torch.device) -
         title=builder.recipe.name,
         classes=_classes(student, confusion),
         nets=tuple(
-            Net(
+            ScoredNet(
                 label=label,
                 quality=_quality(scores[label]),
                 architecture=f"{net.settings.encoder} + {net.settings.decoder}",
@@ -299,7 +299,7 @@ def _galleries(
     protocol: Protocol,
     count: int,
     device: torch.device,
-) -> tuple[tuple[Picture, ...], tuple[Gallery, ...]]:
+) -> tuple[tuple[GalleryImage, ...], tuple[Gallery, ...]]:
     """The most changed, the worst and the best images, with what the nets say of them."""
     shown = [label for label in (roles.baseline, roles.student, roles.teacher) if label is not None]
     scores_N = {label: miou_of_counts(read_counts(scored.counts(label)).counts_NK3) for label in dict.fromkeys(shown)}
@@ -353,7 +353,7 @@ def _picture(
     scores_N: Mapping[str, NDArray[np.float64]],
     protocol: Protocol,
     device: torch.device,
-) -> Picture:
+) -> GalleryImage:
     image = dataset.image(index)
     maps = {"": dataset.label(index)}
     for label in scores_N:
@@ -361,7 +361,9 @@ def _picture(
             maps[f"={label}"], _ = predict_labels(net, image, protocol, device)
     small, ids = shrunk(image, maps)
     own = {label: float(values[index]) for label, values in scores_N.items()}
-    return Picture(dataset.samples[index].name, small, ids[""], {label: ids[f"={label}"] for label in scores_N}, own)
+    return GalleryImage(
+        dataset.samples[index].name, small, ids[""], {label: ids[f"={label}"] for label in scores_N}, own
+    )
 
 
 def _on(net: Segmentor, device: torch.device) -> Segmentor:

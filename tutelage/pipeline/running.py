@@ -20,14 +20,14 @@ from tutelage.pipeline.keys import assign_artefacts
 from tutelage.pipeline.preflight import preflight
 from tutelage.pipeline.stages import make
 from tutelage.recipe.moving import moved
-from tutelage.recipe.reading import Read, resolved
+from tutelage.recipe.reading import LoadedRecipe, resolved
 from tutelage.recipe.references import stages_before
 from tutelage.recipe.schema import RunSettings
 from tutelage.runs.store import Artefact, Store
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """The finished artefacts of a recipe, by stage."""
 
     out: Path
@@ -45,7 +45,7 @@ class Planned:
     why: str
 
 
-def run(read: Read, *, only: Sequence[str] = (), quiet: bool = False) -> Outcome:
+def run(read: LoadedRecipe, *, only: Sequence[str] = (), quiet: bool = False) -> RunResult:
     """Run all stages of a recipe, or those named in ``only``.
 
     Raises :class:`TutelageError` for anything that the user can mend; what was finished stays finished.
@@ -62,7 +62,7 @@ def run(read: Read, *, only: Sequence[str] = (), quiet: bool = False) -> Outcome
         if collectives.rank() == 0:
             _publish_report(work.builder, work.store)
         work.display.say(f"all done: {work.store.out}")
-    return Outcome(work.store.out, work.builder.artefacts)
+    return RunResult(work.store.out, work.builder.artefacts)
 
 
 @contextmanager
@@ -125,7 +125,7 @@ class Work:
         return collectives.from_first((self.builder.artefacts[name].fault() or "") if collectives.rank() == 0 else "")
 
 
-def begin(read: Read, names: Sequence[str], device: torch.device, display: Display) -> Work:
+def begin(read: LoadedRecipe, names: Sequence[str], device: torch.device, display: Display) -> Work:
     """Give all stages their artefacts, keep the recipe, and look at what the stages ``names`` need."""
     recipe = read.recipe
     store = Store(Path(recipe.out_folder()))
@@ -182,7 +182,7 @@ def _out_of_memory(name: str, text: str) -> RunError:
     )
 
 
-def plan(read: Read) -> list[Planned]:
+def plan(read: LoadedRecipe) -> list[Planned]:
     """What :func:`run` would do, and why. Reads the data's lists and fingerprints; makes nothing."""
     builder = Builder(read)
     assign_artefacts(builder, Store(Path(read.recipe.out_folder())))

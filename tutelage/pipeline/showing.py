@@ -16,16 +16,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tutelage.data.batch import Batch, Geometries, View
 from tutelage.data.dataset import Classes
 from tutelage.data.labels import IGNORE
 from tutelage.data.stream import Stream, StreamSettings
-from tutelage.data.views import Batch, Geometries, View
 from tutelage.errors import RunError
 from tutelage.pipeline.builder import Builder, Say
+from tutelage.pipeline.contact_sheet import Bytes, Group, SampleBlock, SheetCell, Swatch, draw_sheet
 from tutelage.pipeline.keys import seed_of, stage_content
-from tutelage.pipeline.sheet import Block, Bytes, Cell, Group, Swatch, draw_sheet
 from tutelage.recipe.choice import ON_TARGET, chosen_on_target
-from tutelage.recipe.reading import Read
+from tutelage.recipe.reading import LoadedRecipe
 from tutelage.recipe.references import listed
 from tutelage.recipe.schema import AnnotateStage, TrainStage, TransformStage
 from tutelage.runs.atomic import writing
@@ -35,7 +35,7 @@ _LEGEND_CLASSES = 40
 
 
 def show(
-    read: Read,
+    read: LoadedRecipe,
     out: Path,
     *,
     stages: Sequence[str] | None = None,
@@ -139,7 +139,7 @@ def _sheet(builder: Builder, name: str, stage: TrainStage, stream: Stream, posit
     return draw_sheet(f"{name}: stream {stream.name}, method {stage.method.name}", subtitle, blocks, legend)
 
 
-def _block(classes: Classes, batch: Batch) -> Block:
+def _block(classes: Classes, batch: Batch) -> SampleBlock:
     """One sample: its views, those of one geometry side by side with the maps that they share."""
     groups: list[tuple[Geometries, list[str]]] = []
     for name, view in batch.views.items():
@@ -149,13 +149,13 @@ def _block(classes: Classes, batch: Batch) -> Block:
         else:
             mates.append(name)
     title = f"#{int(batch.positions[0])}   {batch.samples[0]}"
-    return Block(title, tuple(_group(classes, batch, names) for _, names in groups))
+    return SampleBlock(title, tuple(_group(classes, batch, names) for _, names in groups))
 
 
 def _group(classes: Classes, batch: Batch, names: Sequence[str]) -> Group:
     first = batch[names[0]]
     padded = ~first.valid[0].numpy()
-    cells = [Cell(name, _photograph(batch[name]), padded) for name in names]
+    cells = [SheetCell(name, _photograph(batch[name]), padded) for name in names]
     for key, values in first.maps.items():
         if key == "label":
             cells.append(_label_cell(classes, values[0], padded))
@@ -170,7 +170,7 @@ def _photograph(view: View) -> Bytes:
     return image
 
 
-def _label_cell(classes: Classes, label_HW: Tensor, padded: np.ndarray) -> Cell:
+def _label_cell(classes: Classes, label_HW: Tensor, padded: np.ndarray) -> SheetCell:
     ids = label_HW.numpy()
     table = np.zeros((256, 3), dtype=np.uint8)
     table[: len(classes)] = classes.palette
@@ -179,16 +179,16 @@ def _label_cell(classes: Classes, label_HW: Tensor, padded: np.ndarray) -> Cell:
     noun = "class" if len(present) == 1 else "classes"
     share = ignored.sum() / max(1, (~padded).sum())
     title = f"label: {len(present)} {noun}" + (f", {_percent(share)} ignored" if share else "")
-    return Cell(title, table[ids], padded, ignored, smooth=False)
+    return SheetCell(title, table[ids], padded, ignored, smooth=False)
 
 
-def _share_cell(key: str, values_HW: Tensor, padded: np.ndarray) -> Cell:
+def _share_cell(key: str, values_HW: Tensor, padded: np.ndarray) -> SheetCell:
     """A map of weights or confidences: black is 0, white is 1."""
     values = values_HW.float().numpy()
     grey = (values * 255).round().clip(0, 255).astype(np.uint8)
     shown = values[~padded]
     title = f"{key}: mean {shown.mean():.2f}, white is 1" if shown.size else key
-    return Cell(title, np.repeat(grey[..., None], 3, axis=2), padded, smooth=False)
+    return SheetCell(title, np.repeat(grey[..., None], 3, axis=2), padded, smooth=False)
 
 
 def describe_geometry(geometry: Geometries) -> tuple[str, str]:

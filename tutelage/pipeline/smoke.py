@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from tutelage.engine import checkpoint
-from tutelage.engine.loop import Hooks, fit
+from tutelage.engine.loop import Callbacks, fit
 from tutelage.engine.meter import peak_memory
 from tutelage.engine.optimizers import build_optimizer
 from tutelage.errors import TutelageError
-from tutelage.evaluation.scoring import evaluate
+from tutelage.evaluation.evaluate import evaluate
 from tutelage.methods.distillation.cache import Replaying
 from tutelage.nets.cost import counting
 from tutelage.nets.devices import find_device
@@ -25,7 +25,7 @@ from tutelage.nets.segmentor import Segmentor
 from tutelage.pipeline import teacher_cache
 from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.keys import assign_artefacts, seed_of
-from tutelage.recipe.reading import Read
+from tutelage.recipe.reading import LoadedRecipe
 from tutelage.recipe.schema import TrainStage
 from tutelage.runs.store import Store
 
@@ -33,7 +33,7 @@ _WARM, _MEASURED = 1, 2
 
 
 @dataclass(frozen=True)
-class Cost:
+class TrainingCost:
     """The estimated cost of one training stage."""
 
     hours: float
@@ -54,7 +54,7 @@ _CHILD = (
 )
 
 
-def smoke(read: Read, name: str, count: bool = False) -> Cost | str:
+def smoke(read: LoadedRecipe, name: str, count: bool = False) -> TrainingCost | str:
     """Train two steps of a stage in another process and extrapolate; a reason instead where that is not possible.
 
     With ``count``, one more step is taken, whose multiply-adds are counted.
@@ -63,18 +63,18 @@ def smoke(read: Read, name: str, count: bool = False) -> Cost | str:
     trial = subprocess.run([sys.executable, "-c", _CHILD], input=given, stdout=subprocess.PIPE, check=False)
     if trial.returncode:
         return f"the trial process ended with status {trial.returncode} (out of memory?)"
-    result: Cost | str = pickle.loads(trial.stdout)
+    result: TrainingCost | str = pickle.loads(trial.stdout)
     return result
 
 
-def answer(read: Read, name: str, count: bool) -> None:
+def answer(read: LoadedRecipe, name: str, count: bool) -> None:
     """Write what the trial found to the standard output, pickled. What else is printed goes to the error output."""
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)
         out.write(pickle.dumps(_found(read, name, count)))
 
 
-def _found(read: Read, name: str, count: bool) -> Cost | str:
+def _found(read: LoadedRecipe, name: str, count: bool) -> TrainingCost | str:
     if read.recipe.run.threads is not None:
         torch.set_num_threads(read.recipe.run.threads)
     try:
@@ -85,7 +85,7 @@ def _found(read: Read, name: str, count: bool) -> Cost | str:
         return f"{type(error).__name__}: {error}"
 
 
-def measure(read: Read, name: str, count: bool = False) -> Cost:
+def measure(read: LoadedRecipe, name: str, count: bool = False) -> TrainingCost:
     """Train a few steps of a stage here and extrapolate. Nothing is written."""
     stage = read.recipe.stages[name]
     assert isinstance(stage, TrainStage)
@@ -104,14 +104,14 @@ def measure(read: Read, name: str, count: bool = False) -> Cost:
 
     def timed() -> float:
         marks: list[float] = []
-        hooks = Hooks(log=lambda record: marks.append(time.perf_counter()))
-        fit(method, streams, settings, seed=seed, device=device, hooks=hooks, stop_at=_WARM + _MEASURED)
+        callbacks = Callbacks(log_line=lambda record: marks.append(time.perf_counter()))
+        fit(method, streams, settings, seed=seed, device=device, callbacks=callbacks, stop_at=_WARM + _MEASURED)
         return (marks[-1] - marks[_WARM - 1]) / _MEASURED
 
     note, verdict = "", ""
     cached = teacher_cache.chosen(stage) is not None
     if isinstance(method, Replaying) and (cached or not count) and teacher_cache.possible(stage) is not None:
-        role, name_of_stream = method.replayed
+        role, name_of_stream = method.cached_teacher
         stream = streams[name_of_stream]
         asker = teacher_cache.Asker(stage, nets[role], device)
         cache, per_image = teacher_cache.trial(asker, stream, _WARM + _MEASURED)
@@ -155,4 +155,4 @@ def measure(read: Read, name: str, count: bool = False) -> Cost:
         with counting() as counted:
             fit(method, streams, settings, seed=seed, device=device, stop_at=1)
         multiply_adds = counted()
-    return Cost(hours, step_seconds, memory, disk, note, multiply_adds, verdict)
+    return TrainingCost(hours, step_seconds, memory, disk, note, multiply_adds, verdict)

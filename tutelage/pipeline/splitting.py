@@ -17,11 +17,11 @@ from tutelage.data.splits import (
 )
 from tutelage.errors import DataError, RecipeError
 from tutelage.pipeline.builder import Builder, named
-from tutelage.recipe.reading import Read
+from tutelage.recipe.reading import LoadedRecipe
 
 
 def write_partitions(
-    read: Read,
+    read: LoadedRecipe,
     data: str,
     out: Path,
     *,

@@ -15,11 +15,11 @@ from tutelage.data.stream import Stream
 from tutelage.engine import collectives
 from tutelage.engine.contract import Method
 from tutelage.engine.log import TrainingLog, read_log
-from tutelage.engine.loop import Hooks, Progress, fit
+from tutelage.engine.loop import Callbacks, Progress, fit
 from tutelage.engine.meter import peak_memory
 from tutelage.errors import RunError, TutelageError
 from tutelage.evaluation.audit import LabelledCounts
-from tutelage.evaluation.scoring import evaluate, summary, write_evaluation
+from tutelage.evaluation.evaluate import evaluate, summary, write_evaluation
 from tutelage.methods.distillation.cache import Replaying
 from tutelage.nets.segmentor import Segmentor
 from tutelage.nets.storage import check_classes, load_segmentor, save_segmentor
@@ -33,7 +33,7 @@ from tutelage.pipeline.keys import cache_content, net_key, seed_of
 from tutelage.pipeline.label_audits import audit_labels, sure_levels
 from tutelage.pipeline.labelling import policy_of
 from tutelage.pipeline.reporting import report_content
-from tutelage.pipeline.slices import evenly
+from tutelage.pipeline.subsample import evenly
 from tutelage.pipeline.teachers import check_teachers
 from tutelage.recipe.choice import chosen_on_target, evaluates_on_target
 from tutelage.recipe.schema import (
@@ -113,17 +113,17 @@ def train(builder: Builder, stage: TrainStage, artefact: Artefact, device: torch
     # Scores that must not choose are looked at, and that is all.
     silent = chooser is not None or (stage.keep == "last" and evaluates_on_target(builder.recipe, stage))
     seen = None if stage.evaluate is None else look
-    hooks = Hooks(
-        evaluate=chooser or (None if silent else seen),
+    callbacks = Callbacks(
+        on_evaluate=chooser or (None if silent else seen),
         evaluate_every=rhythm if chooser is None else chooser.every,
-        look=seen if silent else None,
-        look_every=rhythm,
-        keep_best=keep_best,
-        audit=None if auditor is None else auditor.audit,
+        on_monitor=seen if silent else None,
+        monitor_every=rhythm,
+        on_best=keep_best,
+        on_audit=None if auditor is None else auditor.audit,
         audit_every=0 if auditor is None else auditor.every,
-        begin=begin,
-        log=log.record,
-        say=display.say,
+        on_begin=begin,
+        log_line=log.record,
+        message=display.say,
     )
     if collectives.rank() == 0:
         for damaged in _damaged(artefact.best_net(name) for name in method.exported()):
@@ -135,7 +135,7 @@ def train(builder: Builder, stage: TrainStage, artefact: Artefact, device: torch
     if artefact.key in builder.caches:
         _replay_teacher(builder, stage, artefact, method, nets, streams, device, display)
     with log:
-        progress = fit(method, streams, stage, seed=seed, device=device, checkpoints=checkpoints, hooks=hooks)
+        progress = fit(method, streams, stage, seed=seed, device=device, checkpoints=checkpoints, callbacks=callbacks)
     if collectives.rank() == 0:
         _finish_training(builder, stage, artefact, method, progress)
 
@@ -152,7 +152,7 @@ def _replay_teacher(
 ) -> None:
     """Give the method what its teacher said of every image, asked now where nobody did."""
     assert isinstance(method, Replaying)
-    role, stream = method.replayed
+    role, stream = method.cached_teacher
     asker, content = teacher_cache.Asker(stage, nets[role], device), cache_content(builder, stage)
     assert content is not None
     method.cache = teacher_cache.ready(builder.caches[artefact.key], content, asker, streams[stream], display)

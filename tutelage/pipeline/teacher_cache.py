@@ -65,9 +65,9 @@ def temperature(stage: TrainStage) -> float:
     return settings.cache_temperature()
 
 
-def replayed(stage: TrainStage) -> tuple[str, str]:
+def cached_teacher(stage: TrainStage) -> tuple[str, str]:
     """The role of the net whose answers a stage keeps, and the stream of its images."""
-    return cast("type[Replaying]", find_method(stage.method.name)).replayed
+    return cast("type[Replaying]", find_method(stage.method.name)).cached_teacher
 
 
 def content(stage: TrainStage, teacher: str, data: list[str], classes: list[str]) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def content(stage: TrainStage, teacher: str, data: list[str], classes: list[str]
 
 def _resize(stage: TrainStage) -> tuple[int, int] | None:
     """The size that images are brought to before they are cut, for the one view of which answers are kept."""
-    stream = stage.streams[replayed(stage)[1]]
+    stream = stage.streams[cached_teacher(stage)[1]]
     view = stream.views.get("weak")
     return (stream.augment if view is None or view.augment is None else view.augment).resize
 

@@ -6,12 +6,12 @@ import torch
 
 from tutelage.engine.contract import Method
 from tutelage.errors import DataError, RunError
+from tutelage.evaluation.evaluate import evaluate
 from tutelage.evaluation.protocol import Protocol
-from tutelage.evaluation.scoring import evaluate
 from tutelage.nets.segmentor import Segmentor
 from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.display import Display
-from tutelage.pipeline.slices import evenly
+from tutelage.pipeline.subsample import evenly
 from tutelage.recipe.references import listed
 from tutelage.recipe.schema import TrainStage
 

@@ -22,7 +22,7 @@ _KEY = "[key]"  # how a validator says that a key, not its value, is meant
 
 
 @dataclass(frozen=True)
-class Finding:
+class ValidationFinding:
     """One thing that a validator found."""
 
     path: Path_
@@ -37,7 +37,7 @@ class Finding:
     """All that the validator says."""
 
 
-def findings(error: ValidationError, prefix: Path_, root: type[BaseModel]) -> list[Finding]:
+def findings(error: ValidationError, prefix: Path_, root: type[BaseModel]) -> list[ValidationFinding]:
     """What a validator of ``root``, whose content stands at ``prefix``, found."""
     found = [_located(item, prefix, root) for item in error.errors(include_url=False)]
     # A member of a union that fits in part says more than those that do not fit at all.
@@ -45,7 +45,7 @@ def findings(error: ValidationError, prefix: Path_, root: type[BaseModel]) -> li
     return [one for one in found if not (one.unfit and one.path in around)]
 
 
-def worded(found: Sequence[Finding], document: Document) -> list[str]:
+def worded(found: Sequence[ValidationFinding], document: Document) -> list[str]:
     """A line for each fault."""
     lines = []
     for one in found:
@@ -54,7 +54,7 @@ def worded(found: Sequence[Finding], document: Document) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _instead(one: Finding, document: Document) -> str:
+def _instead(one: ValidationFinding, document: Document) -> str:
     """What a misspelt override may have meant: it made a net or stage that lacks what every one has."""
     made = one.path[:2]
     if one.kind != "missing" or len(one.path) < 3 or document.lines.get(made) != COMMAND_LINE:
@@ -63,7 +63,7 @@ def _instead(one: Finding, document: Document) -> str:
     return f"; an override made {made[1]!r}{nearest(str(made[1]), others)}"
 
 
-def _sentence(alternatives: Sequence[Finding]) -> str:
+def _sentence(alternatives: Sequence[ValidationFinding]) -> str:
     one = next((each for each in alternatives if each.kind == "value_error"), alternatives[0])
     item, key = one.item, ".".join(map(str, one.path)) or "the recipe"
     if one.kind == "value_error":
@@ -86,7 +86,7 @@ def _sentence(alternatives: Sequence[Finding]) -> str:
     return f"{subject} should {wanted} (given: {_short(item['input'])})"
 
 
-def _wanted(one: Finding) -> str:
+def _wanted(one: ValidationFinding) -> str:
     if one.kind == "literal_error":
         return "be " + " or ".join(map(repr, _literals(one)))
     if one.kind == "string_pattern_mismatch":
@@ -96,7 +96,7 @@ def _wanted(one: Finding) -> str:
     return message.replace("a valid dictionary", "a mapping").replace("a valid tuple", "a list")
 
 
-def _literals(one: Finding) -> list[str]:
+def _literals(one: ValidationFinding) -> list[str]:
     return re.findall(r"'([^']*)'", one.item["ctx"]["expected"]) or [one.item["ctx"]["expected"]]
 
 
@@ -105,7 +105,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _located(item: Any, prefix: Path_, root: type[BaseModel]) -> Finding:
+def _located(item: Any, prefix: Path_, root: type[BaseModel]) -> ValidationFinding:
     """A finding whose path has no names of union members."""
     path: Path_ = prefix
     types_: list[Any] = [root]
@@ -120,7 +120,7 @@ def _located(item: Any, prefix: Path_, root: type[BaseModel]) -> Finding:
             path = (*path, part)
             holder = next((one for one in types_ if _is_model(one)), None)
             types_ = [inner for one in types_ for inner in _inside(one, part)]
-    return Finding(path, holder, unfit, str(item["type"]), item)
+    return ValidationFinding(path, holder, unfit, str(item["type"]), item)
 
 
 def _is_model(kind: Any) -> bool:

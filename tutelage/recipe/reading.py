@@ -18,7 +18,7 @@ from tutelage.errors import RecipeError
 from tutelage.evaluation.protocol import Protocol
 from tutelage.recipe.choice import counts_as_bare, leak_faults, settled
 from tutelage.recipe.document import COMMAND_LINE, Document, Path_, parse, read, value_of
-from tutelage.recipe.faults import Finding, findings, worded
+from tutelage.recipe.faults import ValidationFinding, findings, worded
 from tutelage.recipe.ladder import chain_stage, course, expand, known_rungs, nested, rung_settings, untuned
 from tutelage.recipe.references import Fault, check_references, nearest
 from tutelage.recipe.schema import (
@@ -38,7 +38,7 @@ from tutelage.recipe.schema import (
 from tutelage.settings import Settings
 
 
-class Read(typing.NamedTuple):
+class LoadedRecipe(typing.NamedTuple):
     """A recipe that was read, with what is needed to say where things stand."""
 
     recipe: Recipe
@@ -47,7 +47,7 @@ class Read(typing.NamedTuple):
     """Folder that data paths are relative to: the recipe's."""
 
 
-def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Read:
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Read and check a recipe file, with overrides such as ``stages.student.steps=200``.
 
     Raises :class:`RecipeError` that lists every fault.
@@ -56,12 +56,12 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Read:
     return _checked(document, overrides, path.resolve().parent)
 
 
-def parse_recipe(text: str, base: Path, overrides: Sequence[str] = (), name: str = "recipe") -> Read:
+def parse_recipe(text: str, base: Path, overrides: Sequence[str] = (), name: str = "recipe") -> LoadedRecipe:
     """Read and check a recipe that is text already."""
     return _checked(parse(text, name), overrides, base)
 
 
-def _checked(document: Document, overrides: Sequence[str], base: Path) -> Read:
+def _checked(document: Document, overrides: Sequence[str], base: Path) -> LoadedRecipe:
     if not isinstance(document.content, dict):
         raise RecipeError(f"{document.name}: a recipe is a mapping of keys", "start with `tutelage: 1` and `name: ...`")
     for override in overrides:
@@ -99,7 +99,7 @@ def _checked(document: Document, overrides: Sequence[str], base: Path) -> Read:
         raise RecipeError(
             f"{document.name} has {count}:\n  " + "\n  ".join(faults), "mend these; `tutelage schema` has all keys"
         )
-    return Read(recipe, document, base)
+    return LoadedRecipe(recipe, document, base)
 
 
 def method_settings(stage: TrainStage) -> Settings:
@@ -200,7 +200,7 @@ def _apply(document: Document, override: str) -> None:
     document.lines[tuple(parts)] = COMMAND_LINE
 
 
-def _faulty_references(document: Document, found: Sequence[Finding]) -> list[Fault]:
+def _faulty_references(document: Document, found: Sequence[ValidationFinding]) -> list[Fault]:
     """Faults of references in what is sound of a recipe that has faults of its own, so that all are said at once."""
     stand_ins: dict[str, Any] = {"tutelage": FORMAT, "name": "recipe", "data": {}, "stages": {}}
     content = copy.deepcopy(document.content)

@@ -105,7 +105,7 @@ def _train(recipe: Recipe, stage: TrainStage, place: tuple[str, ...], known: _Kn
         if net not in known.nets and (stage.nets or not known.unread):
             yield (*place, "nets", role), f"no net {net!r}{nearest(net, known.nets)}"
     method = find_method(stage.method.name) if stage.method.name in METHODS else None
-    fits, teachers = ((), ()) if method is None else (method.fits, method.teachers)
+    fits, teachers = ((), ()) if method is None else (method.fitted_inputs, method.teachers)
     for role, reference in stage.inputs.items():
         if role in fits:
             yield from _fitted(reference, (*place, "inputs", role), known, FIT_KINDS.get(role, CLASS_FITS), role)
@@ -160,14 +160,14 @@ def _method(stage: TrainStage, place: tuple[str, ...]) -> Iterator[Fault]:
             if view not in views:
                 yield (*place, "streams", stream, "views", view), f"no view {view!r}{nearest(view, views)}"
     chosen = {"student": "", **stage.nets}  # where no net is named there is a student all the same
-    for role in method.roles:
+    for role in method.trained_nets:
         if role not in chosen:
             yield (*place, "nets"), f"method {stage.method.name} trains a net {role!r}: `nets: {{{role}: <net>}}`"
     for role in stage.nets:
-        if role not in method.roles:
+        if role not in method.trained_nets:
             yield (
                 (*place, "nets", role),
-                f"method {stage.method.name} has no net {role!r}{nearest(role, method.roles)}",
+                f"method {stage.method.name} has no net {role!r}{nearest(role, method.trained_nets)}",
             )
     for teacher in method.teachers:
         if teacher not in stage.inputs:
@@ -175,15 +175,13 @@ def _method(stage: TrainStage, place: tuple[str, ...]) -> Iterator[Fault]:
                 (*place, "inputs"),
                 f"method {stage.method.name} needs a trained net: `inputs: {{{teacher}: <stage>}}`",
             )
-    for role in method.fits:
+    for role in method.fitted_inputs:
         if role not in stage.inputs:
             yield (*place, "inputs"), f"method {stage.method.name} needs a fit: `inputs: {{{role}: <fit stage>}}`"
     for role in stage.inputs:
-        if role not in method.teachers and role not in method.fits:
-            yield (
-                (*place, "inputs", role),
-                f"method {stage.method.name} has no role {role!r}{nearest(role, (*method.teachers, *method.fits))}",
-            )
+        if role not in method.teachers and role not in method.fitted_inputs:
+            hint = nearest(role, (*method.teachers, *method.fitted_inputs))
+            yield (*place, "inputs", role), f"method {stage.method.name} has no role {role!r}{hint}"
 
 
 CLASS_FITS = ("means", "anchors", "mixtures", "entropies")

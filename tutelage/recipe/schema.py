@@ -15,7 +15,7 @@ from tutelage.annotate.class_means import AnchorsFit, MeansFit
 from tutelage.annotate.entropies import EntropiesFit
 from tutelage.annotate.mixtures import MixturesFit
 from tutelage.annotate.transferability import TransferabilityFit
-from tutelage.data.opening import DataSettings
+from tutelage.data.sources import DataSettings
 from tutelage.data.stream import StreamSettings
 from tutelage.data.stylise import StyleSettings
 from tutelage.engine.loop import FitSettings

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from tutelage.report import charts, pictures, plots
 from tutelage.report.charts import Chart
 from tutelage.report.content import Audit, ClassInfo, Estimate, Figure, Labels, Reliability, ReportContent
-from tutelage.report.tables import Cell, Row, at
+from tutelage.report.tables import TableCell, TableRow, at
 from tutelage.report.words import NONE, interval, known, percent, significant
 
 
@@ -23,7 +23,7 @@ class ClassCells:
 
     info: ClassInfo
     reference: Figure
-    cells: tuple[tuple[Cell, Cell, Cell], ...]
+    cells: tuple[tuple[TableCell, TableCell, TableCell], ...]
     """Of each column: its share, its precision where covered, its precision anywhere."""
 
 
@@ -32,7 +32,7 @@ class AuditView:
     """One audit as the page shows it."""
 
     audit: Audit
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     classes: tuple[ClassCells, ...]
     courses: tuple[Chart, ...]
     calibration: tuple[Chart, ...]
@@ -78,38 +78,38 @@ def _view(audit: Audit, classes: tuple[ClassInfo, ...]) -> AuditView:
 # Tables
 
 
-def _rows(audit: Audit) -> Iterable[Row]:
+def _rows(audit: Audit) -> Iterable[TableRow]:
     """The figures of all columns; a row that no column has a figure for is left out."""
     names = dict.fromkeys(name for labels in audit.labels for name, _ in labels.hints)
     for name in names:
-        yield Row(name, "", tuple(Cell(dict(labels.hints).get(name, NONE)) for labels in audit.labels))
-    readers: list[tuple[str, str, Callable[[Labels], Cell]]] = [
-        ("Coverage", "covered pixels", lambda one: Cell(percent(one.coverage))),
-        ("Mean confidence", "all pixels", lambda one: Cell(percent(one.confidence))),
-        ("Change", audit.change_since, lambda one: Cell(percent(one.change, 2))),
+        yield TableRow(name, "", tuple(TableCell(dict(labels.hints).get(name, NONE)) for labels in audit.labels))
+    readers: list[tuple[str, str, Callable[[Labels], TableCell]]] = [
+        ("Coverage", "covered pixels", lambda one: TableCell(percent(one.coverage))),
+        ("Mean confidence", "all pixels", lambda one: TableCell(percent(one.confidence))),
+        ("Change", audit.change_since, lambda one: TableCell(percent(one.change, 2))),
         ("Precision", "covered pixels", lambda one: _estimate(one.precision)),
         ("Precision", "all pixels", lambda one: _estimate(one.accuracy)),
         ("Calibration error", "ECE", lambda one: _errors(one)),
-        ("Temperature", "above 1: too sure", lambda one: Cell(_temperature(one))),
+        ("Temperature", "above 1: too sure", lambda one: TableCell(_temperature(one))),
     ]
     for name, hint, read in readers:
         cells = tuple(read(labels) for labels in audit.labels)
         if any(cell.text != NONE for cell in cells):
-            yield Row(name, hint, cells)
+            yield TableRow(name, hint, cells)
 
 
-def _estimate(given: Estimate | None) -> Cell:
+def _estimate(given: Estimate | None) -> TableCell:
     if given is None:
-        return Cell(NONE)
+        return TableCell(NONE)
     bounds = interval(given.interval)
     doubt = " *" if bounds and given.interval is not None and not given.interval.reliable else ""
-    return Cell(percent(given.share), bounds + doubt)
+    return TableCell(percent(given.share), bounds + doubt)
 
 
-def _errors(labels: Labels) -> Cell:
+def _errors(labels: Labels) -> TableCell:
     if labels.scaling is None:
-        return Cell(NONE)
-    return Cell(percent(labels.scaling.before.error, 2), f"scaled {percent(labels.scaling.after.error, 2)}")
+        return TableCell(NONE)
+    return TableCell(percent(labels.scaling.before.error, 2), f"scaled {percent(labels.scaling.after.error, 2)}")
 
 
 def _temperature(labels: Labels) -> str:
@@ -120,7 +120,7 @@ def _classes(audit: Audit, classes: tuple[ClassInfo, ...]) -> Iterable[ClassCell
     for index, info in enumerate(classes):
         cells = tuple(
             (
-                Cell(percent(at(one.shares, index), 2), _sure_share(one, index)),
+                TableCell(percent(at(one.shares, index), 2), _sure_share(one, index)),
                 _estimate(one.precisions[index] if index < len(one.precisions) else None),
                 _estimate(one.precisions_all[index] if index < len(one.precisions_all) else None),
             )

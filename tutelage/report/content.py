@@ -90,7 +90,7 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class Cost:
+class InferenceCost:
     """What one image costs."""
 
     parameters: int
@@ -99,7 +99,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Net:
+class ScoredNet:
     """One scored net; ``label`` is what the recipe calls it."""
 
     label: str
@@ -107,7 +107,7 @@ class Net:
     architecture: str = ""
     key: str = ""
     """The identity of its weights."""
-    cost: Cost | None = None
+    cost: InferenceCost | None = None
     stage: str = ""
     """The train stage that made it; see :class:`Training`."""
 
@@ -154,7 +154,7 @@ class Identity:
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class GalleryImage:
     """One image, its truth and what nets say of it, all (H, W) at one small size; 255 in the truth is ignored."""
 
     name: str
@@ -300,7 +300,7 @@ class ReportContent:
 
     title: str
     classes: tuple[ClassInfo, ...]
-    nets: tuple[Net, ...]
+    nets: tuple[ScoredNet, ...]
     student: str
     """Label of the net that the report is about."""
     identity: Identity
@@ -313,7 +313,7 @@ class ReportContent:
     """(K, K) of the student: rows are the truth, columns the prediction."""
     trainings: tuple[Training, ...] = ()
     audits: tuple[Audit, ...] = ()
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[GalleryImage, ...] = ()
     galleries: tuple[Gallery, ...] = ()
     cost_setting: str = ""
     """For what, and where, costs were measured: one sentence."""
@@ -321,7 +321,7 @@ class ReportContent:
     recipe: str = ""
     """The resolved recipe (YAML)."""
 
-    def net(self, label: str | None) -> Net | None:
+    def net(self, label: str | None) -> ScoredNet | None:
         """The net with ``label``, or ``None``."""
         return next((net for net in self.nets if net.label == label), None)
 

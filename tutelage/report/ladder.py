@@ -545,7 +545,7 @@ def trial_text(rung: RungResult) -> str:
 def render(content: LadderContent) -> str:
     """The result as a page that needs nothing else."""
     others = [rung for rung in content.rungs if rung.name != content.plain]
-    gains = [plots.Gain(rung.name, rung.comparison, tone(rung)) for rung in others if rung.comparison is not None]
+    gains = [plots.GainRow(rung.name, rung.comparison, tone(rung)) for rung in others if rung.comparison is not None]
     told = "; ".join(f"{rung.name} {gain_text(rung)}" for rung in others if rung.comparison is not None)
     headline, how = verdict(content)
     values: dict[str, Any] = {

@@ -17,7 +17,7 @@ from tutelage import __version__
 from tutelage.report import audit, pictures, plots, tables, words
 from tutelage.report.charts import MOST_LINES, Chart, about, legend
 from tutelage.report.charts import lines as lines_of
-from tutelage.report.content import Gallery, Net, ReportContent, Training
+from tutelage.report.content import Gallery, ReportContent, ScoredNet, Training
 
 _LONGEST_RECIPE = 200_000
 
@@ -173,7 +173,7 @@ def _heat_map(content: ReportContent) -> str:
     return pictures.heat_map(tables.row_shares(content)[order][:, order])
 
 
-def _reliability(content: ReportContent, net: Net) -> Chart | None:
+def _reliability(content: ReportContent, net: ScoredNet) -> Chart | None:
     curve = net.quality.reliability
     if curve is None or not any(count for count in curve.count if words.known(count)):
         return None

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tutelage.report.content import IGNORE, LabelPicture, Picture, ReportContent
+from tutelage.report.content import IGNORE, GalleryImage, LabelPicture, ReportContent
 from tutelage.report.words import known, percent
 
 Bytes = NDArray[np.uint8]
@@ -60,7 +60,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Shown:
-    """All panels of one :class:`~tutelage.report.content.Picture`."""
+    """All panels of one :class:`~tutelage.report.content.GalleryImage`."""
 
     name: str
     panels: tuple[Panel, ...]
@@ -104,7 +104,7 @@ def _size(one: Shown) -> int:
     return sum(len(panel.source) for panel in one.panels)
 
 
-def _shown(content: ReportContent, picture: Picture, scale: float, quality: int) -> Shown:
+def _shown(content: ReportContent, picture: GalleryImage, scale: float, quality: int) -> Shown:
     maps = {"": picture.truth, **{f"={label}": ids for label, ids in picture.predictions.items()}}
     image = _scaled(picture.image, scale)
     scaled = {name: _scaled(ids, scale) for name, ids in maps.items()}
@@ -113,7 +113,7 @@ def _shown(content: ReportContent, picture: Picture, scale: float, quality: int)
     return Shown(picture.name, tuple(_panels(content, small, quality)))
 
 
-def _panels(content: ReportContent, picture: Picture, quality: int) -> Iterator[Panel]:
+def _panels(content: ReportContent, picture: GalleryImage, quality: int) -> Iterator[Panel]:
     """Image, truth, each net in turn, then where the student differs from the baseline and from the teacher."""
     height, width = picture.truth.shape
     palette = [one.colour for one in content.classes]

@@ -198,7 +198,7 @@ def gain_chart(comparison: Comparison, about: str) -> Markup:
 
 
 @dataclass(frozen=True)
-class Gain:
+class GainRow:
     """One row of :func:`gains_chart`; ``tone`` is ``gain``, ``loss`` or ``open``."""
 
     name: str
@@ -206,7 +206,7 @@ class Gain:
     tone: str
 
 
-def gains_chart(gains: Sequence[Gain], worth: float, about: str) -> Markup:
+def gains_chart(gains: Sequence[GainRow], worth: float, about: str) -> Markup:
     """A dot with its interval for each name; a line at 0 and one at ``worth``. Empty where there is no interval."""
     rows = [(gain, bounds) for gain in gains if (bounds := _bounds(gain.comparison)) is not None]
     if not rows:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.report.content import ClassInfo, Figure, Figures, GroupedQuality, Interval, Net, ReportContent
+from tutelage.report.content import ClassInfo, Figure, Figures, GroupedQuality, Interval, ReportContent, ScoredNet
 from tutelage.report.pictures import log_level
 from tutelage.report.words import (
     NONE,
@@ -36,7 +36,7 @@ _MOST_CHANGED = 3
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """One figure, a smaller one beside it, and whether it is the best of its row."""
 
     text: str
@@ -45,12 +45,12 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One figure of every net."""
 
     name: str
     hint: str
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
 
 
 def role(content: ReportContent, label: str) -> str:
@@ -59,13 +59,13 @@ def role(content: ReportContent, label: str) -> str:
     return roles.get(label, "other")
 
 
-def in_order(content: ReportContent) -> list[Net]:
+def in_order(content: ReportContent) -> list[ScoredNet]:
     """Baseline, student, teacher, then the others as they came."""
     rank = {"baseline": 0, "student": 1, "teacher": 2, "other": 3}
     return sorted(content.nets, key=lambda net: rank[role(content, net.label)])
 
 
-def summary(content: ReportContent) -> list[tuple[str, list[Row]]]:
+def summary(content: ReportContent) -> list[tuple[str, list[TableRow]]]:
     """The figures of all nets in groups; a row that no net has a figure for is left out."""
     nets = in_order(content)
     absent = max((net.quality.absent for net in nets), default=0)
@@ -92,25 +92,25 @@ def summary(content: ReportContent) -> list[tuple[str, list[Row]]]:
 
 
 def _row(
-    nets: Sequence[Net],
+    nets: Sequence[ScoredNet],
     name: str,
     hint: str,
-    read: Callable[[Net], Figure],
+    read: Callable[[ScoredNet], Figure],
     form: Callable[[Figure], str],
-    note: Callable[[Net], str] = lambda net: "",
+    note: Callable[[ScoredNet], str] = lambda net: "",
     best: Callable[[list[float]], float] | None = None,
-) -> Row | None:
+) -> TableRow | None:
     values = [read(net) for net in nets]
     there = [value for value in values if value is not None and known(value)]
     if not there:
         return None
     # What looks equal is equally good: the words are compared, not the numbers.
     top = form(best(there)) if best is not None and len({form(value) for value in there}) > 1 else None
-    cells = [Cell(form(value), note(net), form(value) == top) for net, value in zip(nets, values, strict=True)]
-    return Row(name, hint, tuple(cells))
+    cells = [TableCell(form(value), note(net), form(value) == top) for net, value in zip(nets, values, strict=True)]
+    return TableRow(name, hint, tuple(cells))
 
 
-def _interval(net: Net) -> str:
+def _interval(net: ScoredNet) -> str:
     return _bounds(net.quality.interval)
 
 
@@ -122,24 +122,24 @@ def _giga(value: Figure) -> str:
     return NONE if value is None else significant(value / 1e9)
 
 
-def _calibration_error(net: Net) -> Figure:
+def _calibration_error(net: ScoredNet) -> Figure:
     return None if net.quality.reliability is None else net.quality.reliability.error
 
 
-def _of_cost(name: str) -> Callable[[Net], Figure]:
+def _of_cost(name: str) -> Callable[[ScoredNet], Figure]:
     """Reads one figure of a net's cost."""
 
-    def read(net: Net) -> Figure:
+    def read(net: ScoredNet) -> Figure:
         value: Figure = None if net.cost is None else getattr(net.cost, name)
         return value
 
     return read
 
 
-def _of_training(content: ReportContent, name: str) -> Callable[[Net], Figure]:
+def _of_training(content: ReportContent, name: str) -> Callable[[ScoredNet], Figure]:
     """Reads one figure of the stage that made a net."""
 
-    def read(net: Net) -> Figure:
+    def read(net: ScoredNet) -> Figure:
         training = content.training(net.stage)
         value: Figure = None if training is None else getattr(training, name)
         return value
@@ -147,7 +147,7 @@ def _of_training(content: ReportContent, name: str) -> Callable[[Net], Figure]:
     return read
 
 
-def costs(content: ReportContent) -> list[tuple[Net, tuple[Cell, ...]]]:
+def costs(content: ReportContent) -> list[tuple[ScoredNet, tuple[TableCell, ...]]]:
     """What each net costs, each figure beside how many times the student's it is."""
     student = content.net(content.student)
     result = []
@@ -158,9 +158,9 @@ def costs(content: ReportContent) -> list[tuple[Net, tuple[Cell, ...]]]:
         for name, form in (("parameters", magnitude), ("multiply_adds", _giga), ("milliseconds", significant)):
             value = _of_cost(name)(net)
             own = None if student is None or student is net else _of_cost(name)(student)
-            cells.append(Cell(form(value), ratio(value, own)))
-        cells.append(Cell(duration(_of_training(content, "seconds")(net))))
-        cells.append(Cell(memory(_of_training(content, "peak_memory_mib")(net))))
+            cells.append(TableCell(form(value), ratio(value, own)))
+        cells.append(TableCell(duration(_of_training(content, "seconds")(net))))
+        cells.append(TableCell(memory(_of_training(content, "peak_memory_mib")(net))))
         result.append((net, tuple(cells)))
     return result
 
@@ -215,9 +215,9 @@ class GroupingRow:
 
     name: str
     hint: str
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
     """One a net, in order."""
-    change: Cell
+    change: TableCell
     """Student less baseline."""
     tone: str
     """``gain`` or ``loss``, as the change reads when it is printed, or nothing."""
@@ -231,9 +231,11 @@ def grouping_rows(content: ReportContent) -> list[GroupingRow]:
     rows = []
     for one in content.groupings:
         found = [one.nets.get(net.label, GroupedQuality()) for net in nets]
-        cells = tuple(Cell(percent(each.miou, 2), _bounds(each.interval)) for each in found)
+        cells = tuple(TableCell(percent(each.miou, 2), _bounds(each.interval)) for each in found)
         gain = None if one.comparison is None else one.comparison.gain
-        change = Cell(signed(gain, 2), "" if one.comparison is None else _bounds(one.comparison.interval, sign=True))
+        change = TableCell(
+            signed(gain, 2), "" if one.comparison is None else _bounds(one.comparison.interval, sign=True)
+        )
         if one.groups:
             hint = "; ".join(f"{name}: {', '.join(members)}" for name, members in one.groups.items())
             title = f"{one.name} merged"
@@ -244,8 +246,8 @@ def grouping_rows(content: ReportContent) -> list[GroupingRow]:
             values = {net.label: at(each.iou, index) for net, each in zip(nets, found, strict=True)}
             before, after = values.get(content.baseline or ""), values.get(content.student)
             delta = None if before is None or after is None else after - before
-            parts = tuple(Cell(percent(value, 2)) for value in values.values())
-            rows.append(GroupingRow(name, "", parts, Cell(signed(delta, 2)), _tone(delta, 2), part=True))
+            parts = tuple(TableCell(percent(value, 2)) for value in values.values())
+            rows.append(GroupingRow(name, "", parts, TableCell(signed(delta, 2)), _tone(delta, 2), part=True))
     return rows
 
 

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from tutelage.report.content import Comparison, Figure, Interval, Net, ReportContent, Training
+from tutelage.report.content import Comparison, Figure, Interval, ReportContent, ScoredNet, Training
 
 NONE = "–"
 _MINUS = "−"
@@ -175,14 +175,14 @@ def _reading(student: str, baseline: str, comparison: Comparison) -> tuple[Liter
     return "open", f"{student}: {difference}, not clear with these data", text
 
 
-def _teacher(content: ReportContent, student: Net) -> tuple[str, ...]:
+def _teacher(content: ReportContent, student: ScoredNet) -> tuple[str, ...]:
     teacher = content.net(content.teacher)
     if teacher is None or teacher.label == student.label or not known(teacher.quality.miou):
         return ()
     return (f"The teacher {teacher.label} scores {percent(teacher.quality.miou, 2)}.",)
 
 
-def _selection(content: ReportContent, student: Net) -> tuple[str, ...]:
+def _selection(content: ReportContent, student: ScoredNet) -> tuple[str, ...]:
     """How the student's weights were chosen."""
     training = content.training(student.stage)
     return () if training is None or not training.kept else (f"Weights of {student.label}: {chosen(training)}.",)

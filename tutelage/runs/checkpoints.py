@@ -20,7 +20,7 @@ _STATE_NAME = re.compile(r"checkpoint-(\d+)\.json")
 
 
 @dataclass(frozen=True)
-class Found:
+class VerifiedCheckpoint:
     """A checkpoint that was verified."""
 
     step: int
@@ -58,7 +58,7 @@ class Checkpoints:
             if path not in kept:  # also those whose state a kill kept from being written
                 path.unlink(missing_ok=True)
 
-    def latest(self) -> Found | None:
+    def latest(self) -> VerifiedCheckpoint | None:
         """The newest checkpoint whose checksum holds, or ``None``; damaged ones are named and taken away."""
         if not self.folder.is_dir():
             return None
@@ -82,7 +82,7 @@ class Checkpoints:
         names = (_STATE_NAME.fullmatch(path.name) for path in self.folder.glob("checkpoint-*.json"))
         return sorted(int(name[1]) for name in names if name is not None)
 
-    def _verified(self, step: int) -> Found:
+    def _verified(self, step: int) -> VerifiedCheckpoint:
         content = json.loads(self._state(step).read_text(encoding="utf-8"))
         if not isinstance(content, dict) or content.keys() != {"step", "sha256", "state", "state_sha256"}:
             raise ValueError("its state file holds something else")
@@ -90,7 +90,7 @@ class Checkpoints:
             raise ValueError("the checksum of its state does not hold")
         if sha256(self._tensors(step)) != content["sha256"]:
             raise ValueError("its checksum does not hold")
-        return Found(step, self._tensors(step), content["state"])
+        return VerifiedCheckpoint(step, self._tensors(step), content["state"])
 
     def _tensors(self, step: int) -> Path:
         return self.folder / f"checkpoint-{step:09d}.safetensors"

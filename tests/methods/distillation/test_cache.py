@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.methods.cases import CLASSES, FACTS, Stub, batch, terms, tiny, view
 from tutelage.data.augmentation import Geometry, take_valid
-from tutelage.data.views import Batch, Geometries, View, warp
+from tutelage.data.batch import Batch, Geometries, View, warp
 from tutelage.losses.distillation import pixel_kd
 from tutelage.methods.cirkd import CIRKD, CIRKDV2
 from tutelage.methods.distillation.cache import TeacherCache, compress, error_bound, expand, replay

@@ -15,20 +15,20 @@ from torch import Tensor
 
 from tests.methods.cases import CPU, FACTS, Stream, batch, copied, terms, tiny, train
 from tests.processes import start
-from tutelage.engine.contract import Tick
+from tutelage.engine.contract import StepContext
 from tutelage.errors import TutelageError
 from tutelage.losses.relations import unit
 from tutelage.methods.cirkd import CIRKD, CIRKDV2
 from tutelage.methods.distillation.cirkd import Memory, MemorySettings, MinibatchPixel, SeededDraws
 from tutelage.methods.distillation.cirkd_v2 import Channel, ChannelSettings, ContextBlock
 from tutelage.methods.distillation.queues import enqueue
-from tutelage.methods.distillation.term import Maps, Pair, Seen, Side
+from tutelage.methods.distillation.term import Maps, NetShape, Pair, TermInputs
 
 SMALL = {"pixel_slots": 40, "region_slots": 12, "pixels": 60, "regions": 12}
 
 
 def pair(classes: int = 3, grid: tuple[int, int] = (8, 8)) -> Pair:
-    return Pair(classes, Side(6, False), Side(9, False), grid, grid)
+    return Pair(classes, NetShape(6, False), NetShape(9, False), grid, grid)
 
 
 def memory(**changes: Any) -> Memory:
@@ -36,16 +36,16 @@ def memory(**changes: Any) -> Memory:
     return Memory(MemorySettings.model_validate({**SMALL, "precision": "fp32", **changes}), pair())
 
 
-def seen(label: Tensor, seed: int = 0, grid: tuple[int, int] = (8, 8), scale: float = 1.0) -> Seen:
+def seen(label: Tensor, seed: int = 0, grid: tuple[int, int] = (8, 8), scale: float = 1.0) -> TermInputs:
     generator = torch.Generator().manual_seed(seed)
     student = torch.randn(len(label), 6, *grid, generator=generator).requires_grad_()
     teacher = torch.randn(len(label), 9, *grid, generator=generator) * scale
     nothing = torch.empty(0)
-    return Seen(Maps(nothing, student, None), Maps(nothing, teacher, None), label)
+    return TermInputs(Maps(nothing, student, None), Maps(nothing, teacher, None), label)
 
 
-def a_tick(step: int = 0) -> Tick:
-    return Tick(step, 10, 1, CPU, "train")
+def a_tick(step: int = 0) -> StepContext:
+    return StepContext(step, 10, 1, CPU, "train")
 
 
 def total(found: dict[str, Tensor]) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from tests.methods.cases import CPU, FACTS, Stream, batch, changed, copied, terms, tick, tiny, train
-from tutelage.engine.contract import Tick
+from tests.methods.cases import CPU, FACTS, Stream, batch, changed, context, copied, terms, tiny, train
+from tutelage.engine.contract import StepContext
 from tutelage.errors import TutelageError
 from tutelage.losses.attention import dsd_pixel
 from tutelage.losses.distillation import cwd, dist, fitnet, ifvd, pixel_kd
@@ -22,7 +22,7 @@ from tutelage.methods.distillation.dsd import DSDPixel
 from tutelage.methods.distillation.fitnet import FitNet
 from tutelage.methods.distillation.mgd import MGD
 from tutelage.methods.distillation.skd import SKDHolistic
-from tutelage.methods.distillation.term import Maps, Pair, Seen, Side
+from tutelage.methods.distillation.term import Maps, NetShape, Pair, TermInputs
 from tutelage.nets.discriminators import HolisticCritic
 from tutelage.runs.checkpoints import Checkpoints
 
@@ -60,11 +60,11 @@ def maps(seed: int, channels: int = 6, auxiliary: bool = True, size: tuple[int, 
 
 
 def pair(student: int = 6, teacher: int = 9, auxiliary: tuple[bool, bool] = (True, True)) -> Pair:
-    return Pair(3, Side(student, auxiliary[0]), Side(teacher, auxiliary[1]), (8, 8), (8, 8))
+    return Pair(3, NetShape(student, auxiliary[0]), NetShape(teacher, auxiliary[1]), (8, 8), (8, 8))
 
 
-def a_tick(step: int = 0) -> Tick:
-    return Tick(step, 10, 1, CPU)
+def a_tick(step: int = 0) -> StepContext:
+    return StepContext(step, 10, 1, CPU)
 
 
 @pytest.mark.parametrize(("student", "teacher"), [("lraspp", "deeplabv3plus"), ("deeplabv3plus", "lraspp")])
@@ -161,7 +161,7 @@ def test_half_precision_nets_have_single_precision_terms() -> None:
     for net in (method.student, method.teacher):
         net.precision = "bf16"
     given = {"labeled": batch(1, count=4, size=(64, 64))}
-    moment = tick(method, given)
+    moment = context(method, given)
     found = method(given, "train", moment)
     found |= method(given, "judge", moment)
     assert found.keys() >= {*ALL, "skd_holistic_critic"}
@@ -212,7 +212,7 @@ def test_what_is_projected_is_said() -> None:
 
 def test_terms_are_their_losses() -> None:
     student, teacher = maps(1), maps(2, 6)
-    seen = Seen(student, teacher, torch.randint(0, 3, (2, 16, 16), generator=torch.Generator().manual_seed(0)))
+    seen = TermInputs(student, teacher, torch.randint(0, 3, (2, 16, 16), generator=torch.Generator().manual_seed(0)))
     expected: dict[str, Tensor] = {
         "pixel_kd": pixel_kd(student.logits, teacher.logits, 2.0),
         "cwd": 3 * cwd(student.logits, teacher.logits, 2.0),
@@ -234,7 +234,7 @@ def test_cwd_aligns_only_where_channels_differ() -> None:
 
 
 def test_the_published_divisor_is_the_students_channels() -> None:
-    seen = Seen(maps(1), maps(2, 9), torch.zeros(2, 8, 8, dtype=torch.long))
+    seen = TermInputs(maps(1), maps(2, 9), torch.zeros(2, 8, 8, dtype=torch.long))
     found = []
     for divisor in ("teacher", "published"):
         torch.manual_seed(0)
@@ -247,7 +247,7 @@ def test_fitnet_has_a_projection_also_between_equals() -> None:
     term = FitNet(FitNet.Settings(), pair(6, 6))
     (weight,) = term.parameters()
     assert weight.shape == (6, 6, 1, 1)
-    seen = Seen(maps(1), maps(2), torch.zeros(2, 8, 8, dtype=torch.long))
+    seen = TermInputs(maps(1), maps(2), torch.zeros(2, 8, 8, dtype=torch.long))
     expected = 10 * fitnet(nn.functional.conv2d(seen.student.feature, weight), seen.teacher.feature)
     torch.testing.assert_close(term(seen, a_tick())["fitnet"], expected)
 
@@ -257,7 +257,7 @@ def test_fitnet_has_a_projection_also_between_equals() -> None:
 def test_dsd_takes_its_maps_by_name(student: bool, teacher: bool) -> None:
     term = DSDPixel(DSDPixel.Settings(), pair(auxiliary=(student, teacher)))
     ours, theirs = maps(1, 6, student), maps(2, 9, teacher)
-    found = term(Seen(ours, theirs, torch.zeros(2, 8, 8, dtype=torch.long)), a_tick())["dsd_pixel"]
+    found = term(TermInputs(ours, theirs, torch.zeros(2, 8, 8, dtype=torch.long)), a_tick())["dsd_pixel"]
     names = ("auxiliary", "feature", "logits") if student and teacher else ("feature", "logits")
     sides = ([getattr(side, name) for name in names] for side in (ours, theirs))
     torch.testing.assert_close(found, 1000 * dsd_pixel(*sides))
@@ -281,7 +281,7 @@ def test_mgd_masks_a_share_of_the_positions_for_all_channels() -> None:
     term = MGD(MGD.Settings(ratio=0.75), pair(6, 6))
     term.generation = Mirror()  # type: ignore[assignment]
     student = maps(1, 6, size=(40, 40))
-    seen = Seen(student, student, torch.zeros(2, 8, 8, dtype=torch.long))
+    seen = TermInputs(student, student, torch.zeros(2, 8, 8, dtype=torch.long))
 
     def masked(step: int) -> Tensor:
         term(seen, a_tick(step))
@@ -301,7 +301,7 @@ def test_mgd_by_hand() -> None:
     term = MGD(MGD.Settings(ratio=0.0, weight=2.0), pair(6, 6))
     assert not list(term.align.parameters())
     term.generation = Mirror()  # type: ignore[assignment]
-    seen = Seen(maps(1), maps(2), torch.zeros(2, 8, 8, dtype=torch.long))
+    seen = TermInputs(maps(1), maps(2), torch.zeros(2, 8, 8, dtype=torch.long))
     expected = 2 * ((seen.student.feature - seen.teacher.feature) ** 2).sum() / 2
     torch.testing.assert_close(term(seen, a_tick())["mgd"], expected)
 
@@ -322,7 +322,7 @@ def test_the_critic_learns_to_tell_the_nets_apart(loss: str) -> None:
         optimizer.step()
     assert (critic(teacher).mean() - critic(student).mean()).item() > 0.5
     student = student.clone().requires_grad_()
-    seen = Seen(Maps(student, student, None), maps(2), torch.zeros(2, 8, 8, dtype=torch.long))
+    seen = TermInputs(Maps(student, student, None), maps(2), torch.zeros(2, 8, 8, dtype=torch.long))
     term.fool(critic, seen).backward()
     assert student.grad is not None
     assert student.grad.any()

@@ -1,6 +1,6 @@
 """Checks of data: every file read once, every finding with the files it is about and with what mends it."""
 
-from tutelage.data.checks.checking import CheckSettings, check_datasets, poisons
+from tutelage.data.checks.all_checks import CheckSettings, check_datasets, poisons
 from tutelage.data.checks.findings import Finding, format_findings, summary, worst
 from tutelage.data.checks.subject import Role, guess_roles
 

@@ -4,6 +4,6 @@ A mask says where the partner shows. Whatever lies over an image (its pseudo lab
 is pasted by the same mask. Draws are functions of a seed and a position; each file holds one paper's masks.
 """
 
-from tutelage.data.mixing.pasting import partners, paste
+from tutelage.data.mixing.paste import partners, paste
 
 __all__ = ["partners", "paste"]

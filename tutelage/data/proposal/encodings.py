@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from tutelage.data.gathering import gather
+from tutelage.data.fact_cache import gather
 from tutelage.data.images import opened, read_raw_mask
 from tutelage.data.labels import unpack
 from tutelage.data.statistics import row_runs
@@ -88,7 +88,7 @@ def _mostly_rare(values: Counter[int]) -> bool:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _MaskValues:
     values: dict[int, int]
     format: str = ""
     palette: dict[int, Colour] | None = None
@@ -97,7 +97,7 @@ class _Seen:
     fault: str = ""
 
 
-def _by_index(path: Path) -> _Seen:
+def _by_index(path: Path) -> _MaskValues:
     try:
         with opened(path, "mask") as image:
             format_, mode = image.format or "", image.mode
@@ -105,23 +105,23 @@ def _by_index(path: Path) -> _Seen:
         raw = read_raw_mask(path)
     except DataError as error:
         painted = error.message.startswith("mask holds colours")
-        return _Seen({}, painted=painted, fault="" if painted else error.message)
+        return _MaskValues({}, painted=painted, fault="" if painted else error.message)
     counts = _counted(raw)
     palette = None
     if colours is not None:
         palette = {
             v: (colours[3 * v], colours[3 * v + 1], colours[3 * v + 2]) for v in counts if 3 * v + 2 < len(colours)
         }
-    return _Seen(counts, format_, palette, deep=mode.startswith("I"))
+    return _MaskValues(counts, format_, palette, deep=mode.startswith("I"))
 
 
-def _by_colour(path: Path) -> _Seen:
+def _by_colour(path: Path) -> _MaskValues:
     try:
         with opened(path, "mask") as image:
             format_ = image.format or ""
-        return _Seen(_counted(read_raw_mask(path, "rgb")), format_)
+        return _MaskValues(_counted(read_raw_mask(path, "rgb")), format_)
     except DataError as error:
-        return _Seen({}, fault=error.message)
+        return _MaskValues({}, fault=error.message)
 
 
 def _counted(raw: np.ndarray) -> dict[int, int]:

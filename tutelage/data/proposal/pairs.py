@@ -40,7 +40,7 @@ _SPLITS = {
 
 
 @dataclass(frozen=True)
-class Found:
+class FolderContents:
     """The files under one or two folders."""
 
     root: Path
@@ -58,7 +58,7 @@ class Found:
         return tuple(sorted((*(image for image, _ in self.pairs), *self.unlabeled)))
 
 
-def find(images: Path, masks: Path | None = None) -> Found:
+def find(images: Path, masks: Path | None = None) -> FolderContents:
     """Images under a folder and their masks: under another one, inside the same one, or in one beside it.
 
     Raises :class:`DataError` for a folder that is missing, holds no image, or whose masks fit no image.
@@ -124,9 +124,9 @@ def group_pattern(names: Sequence[str]) -> tuple[str, int] | None:
     return None
 
 
-def _found(root: Path, images: Iterable[Path], masks: Iterable[Path], paired: dict[Path, Path]) -> Found:
+def _found(root: Path, images: Iterable[Path], masks: Iterable[Path], paired: dict[Path, Path]) -> FolderContents:
     taken = set(paired.values())
-    return Found(
+    return FolderContents(
         root,
         tuple(sorted(paired.items())),
         tuple(path for path in images if path not in paired),

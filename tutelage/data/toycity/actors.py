@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from tutelage.data.toycity.appearance import Colour, as_colour
 from tutelage.data.toycity.canvas import MATTER, NEAREST, Canvas
 from tutelage.data.toycity.cars import on_ground
-from tutelage.data.toycity.looks import Colour, as_colour
 from tutelage.data.toycity.scene import KERB, Array, Pedestrian, Pole, Tree
 
 _TO_CAMERA = (0.0, 0.0, -1.0)

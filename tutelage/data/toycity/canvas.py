@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
-from tutelage.data.toycity.looks import Colour, Look
+from tutelage.data.toycity.appearance import Appearance, Colour
 from tutelage.data.toycity.scene import Array, Scene
 
 MATERIALS = (
@@ -27,7 +27,7 @@ NEAREST = 0.8  # metres; nothing is projected from nearer
 class Canvas:
     """Colour and material images of one scene with its camera; positions are in metres, results in samples."""
 
-    def __init__(self, scene: Scene, look: Look, size: tuple[int, int]) -> None:
+    def __init__(self, scene: Scene, look: Appearance, size: tuple[int, int]) -> None:
         self.scene, self.look, self.size = scene, look, size
         self.height, self.width = size[0] * FINER, size[1] * FINER
         camera = scene.camera

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from tutelage.data.toycity.appearance import Colour, as_colour
 from tutelage.data.toycity.canvas import MATTER, NEAREST, Canvas
-from tutelage.data.toycity.looks import Colour, as_colour
 from tutelage.data.toycity.scene import Array, Car
 
 _TO_CAMERA = (0.0, 0.0, -1.0)

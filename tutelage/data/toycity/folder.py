@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from tutelage.data.toycity.looks import Domain
+from tutelage.data.toycity.appearance import Domain
 from tutelage.data.toycity.picture import CLASSES, IGNORE_INDEX, PALETTE, render
 from tutelage.errors import DataError
 from tutelage.runs.atomic import write_json, write_text, writing

@@ -17,9 +17,9 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from tutelage.data.toycity import actors, cars, street
+from tutelage.data.toycity.appearance import Domain, as_colour, draw_look
 from tutelage.data.toycity.canvas import FINER, MATERIALS, MATTER, Canvas
 from tutelage.data.toycity.layout import draw_scene, smooth_noise
-from tutelage.data.toycity.looks import Domain, as_colour, draw_look
 from tutelage.errors import DataError
 
 CLASSES = ("road", "pavement", "building", "sky", "tree", "pole", "car", "pedestrian")

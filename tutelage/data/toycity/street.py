@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from tutelage.data.toycity.appearance import Colour, as_colour
 from tutelage.data.toycity.canvas import MATTER, NEAREST, Canvas
-from tutelage.data.toycity.looks import Colour, as_colour
 from tutelage.data.toycity.scene import FAR, KERB, Array, Building
 
 _UP = (0.0, 1.0, 0.0)

@@ -15,9 +15,9 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from tutelage.engine.contract import Tick
+from tutelage.engine.contract import StepContext
 from tutelage.losses.attention import attention_transfer
-from tutelage.methods.distillation.term import Seen, Term, TermSettings
+from tutelage.methods.distillation.term import Term, TermInputs, TermSettings
 from tutelage.methods.supervised import Weight
 
 
@@ -35,7 +35,7 @@ class AT(Term):
 
     Settings = ATSettings
 
-    def forward(self, seen: Seen, tick: Tick) -> Mapping[str, Tensor]:
+    def forward(self, seen: TermInputs, context: StepContext) -> Mapping[str, Tensor]:
         """The weighted loss."""
         loss = attention_transfer(seen.student.feature, seen.teacher.feature, self.settings.power)
         return {"at": self.settings.weight * loss}

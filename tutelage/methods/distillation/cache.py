@@ -30,7 +30,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tutelage.data.views import Geometries, places
+from tutelage.data.batch import Geometries, places
 from tutelage.settings import Settings
 
 _UNITS = 1 << 16
@@ -77,7 +77,7 @@ def error_bound(records_MN: np.ndarray, classes: int) -> np.ndarray:
 def replay(records: Sequence[np.ndarray], classes: int, geometry: Geometries, grid: tuple[int, int]) -> Tensor:
     """Probabilities (B, K, h, w) of B views from what is kept of their images: bilinear, the border repeated outside.
 
-    Equal to expanding each image and sending it through :func:`tutelage.data.views.warp`, but only what the view shows
+    Equal to expanding each image and sending it through :func:`tutelage.data.batch.warp`, but only what the view shows
     is expanded.
     """
     y_Bhw, x_Bhw = places(geometry, grid)
@@ -143,7 +143,7 @@ class CacheableSettings(Protocol):
 class Replaying(Protocol):
     """A method of which one teacher need not run: what it said of the images of one stream may be looked up."""
 
-    replayed: ClassVar[tuple[str, str]]
+    cached_teacher: ClassVar[tuple[str, str]]
     """The teacher's role, and the stream."""
     cache: TeacherCache | None
     """What is looked up; ``None``: the teacher is asked."""

@@ -26,12 +26,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage.engine import collectives
-from tutelage.engine.contract import Tick
+from tutelage.engine.contract import StepContext
 from tutelage.losses.regions import class_counts, class_means, positions_of_ranks, random_ranks, shrink_labels
 from tutelage.losses.relations import SMALLEST_TEMPERATURE, bank_relations, pair_relations, rows_of, unit
 from tutelage.methods.distillation.projection import two_layers
 from tutelage.methods.distillation.queues import DTYPES, QueuePrecision, distinct, enqueue, random_rows
-from tutelage.methods.distillation.term import Pair, Seen, Term, TermSettings
+from tutelage.methods.distillation.term import Pair, Term, TermInputs, TermSettings
 from tutelage.methods.supervised import Weight
 
 Count = Annotated[int, Field(gt=0)]
@@ -59,7 +59,7 @@ class MinibatchPixel(Term):
         super().__init__(settings, pair)
         self.pool = settings.pool or (4 if min(pair.grid) >= 256 else 1)
 
-    def forward(self, seen: Seen, tick: Tick) -> Mapping[str, Tensor]:
+    def forward(self, seen: TermInputs, context: StepContext) -> Mapping[str, Tensor]:
         """The weighted loss."""
         settings: MinibatchPixelSettings = self.settings
         loss = minibatch_pixel(
@@ -107,9 +107,9 @@ class Draws(Protocol):
 class SeededDraws:
     """Pixels by this process's generator, slots by the one that all processes share."""
 
-    def __init__(self, tick: Tick) -> None:
-        self.own = tick.generator
-        self.shared = tick.shared_generator
+    def __init__(self, context: StepContext) -> None:
+        self.own = context.generator
+        self.shared = context.shared_generator
 
     def ranks(self, counts_BK: Tensor, limit: int) -> Tensor:
         """See :class:`Draws`."""
@@ -183,16 +183,16 @@ class Memory(Term):
             self.register_buffer(f"{name}_queue", queue.to(DTYPES[settings.precision]))
             self.register_buffer(f"{name}_pointer", torch.zeros(pair.classes, dtype=torch.int64))
 
-    def forward(self, seen: Seen, tick: Tick) -> Mapping[str, Tensor]:
+    def forward(self, seen: TermInputs, context: StepContext) -> Mapping[str, Tensor]:
         """Both weighted losses."""
         settings: MemorySettings = self.settings
-        pixel, region = self.relate(seen, SeededDraws(tick))
+        pixel, region = self.relate(seen, SeededDraws(context))
         return {
             "cirkd_memory_pixel": settings.weight * settings.pixel * pixel,
             "cirkd_memory_region": settings.weight * settings.region * region,
         }
 
-    def relate(self, seen: Seen, draws: Draws) -> tuple[Tensor, Tensor]:
+    def relate(self, seen: TermInputs, draws: Draws) -> tuple[Tensor, Tensor]:
         """Remember the teacher's pixels and regions, then compare with a draw of what is remembered; unweighted."""
         settings: MemorySettings = self.settings
         feature = seen.student.feature

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tutelage.engine import collectives
-from tutelage.engine.contract import Tick
+from tutelage.engine.contract import StepContext
 from tutelage.errors import TutelageError
 from tutelage.losses.relations import bank_relations, pair_relations, unit
 from tutelage.methods.distillation.cirkd import Compat, Count, Temperature, pooled
 from tutelage.methods.distillation.projection import Projection, precision_of, two_layers
 from tutelage.methods.distillation.queues import DTYPES, QueuePrecision, distinct, enqueue, random_rows
-from tutelage.methods.distillation.term import Pair, Seen, Term, TermSettings
+from tutelage.methods.distillation.term import Pair, Term, TermInputs, TermSettings
 from tutelage.methods.supervised import Weight
 
 
@@ -107,8 +107,8 @@ class ChannelDraws(Protocol):
 class SeededChannelDraws:
     """Both by the generator that all processes share."""
 
-    def __init__(self, tick: Tick) -> None:
-        self.shared = tick.shared_generator
+    def __init__(self, context: StepContext) -> None:
+        self.shared = context.shared_generator
 
     def rows(self, total: int, count: int) -> Tensor:
         """See :class:`ChannelDraws`."""
@@ -133,16 +133,16 @@ class Channel(Term):
         self.register_buffer("queue", random_rows(settings.slots, height * width)[None].to(DTYPES[settings.precision]))
         self.register_buffer("pointer", torch.zeros(1, dtype=torch.int64))
 
-    def forward(self, seen: Seen, tick: Tick) -> Mapping[str, Tensor]:
+    def forward(self, seen: TermInputs, context: StepContext) -> Mapping[str, Tensor]:
         """The three weighted losses."""
         settings: ChannelSettings = self.settings
         names = ("cirkd_channel_minibatch", "cirkd_channel_memory", "cirkd_channel_regression")
         weights = (settings.minibatch, settings.memory, settings.regression)
-        losses = self.relate(seen, SeededChannelDraws(tick))
+        losses = self.relate(seen, SeededChannelDraws(context))
         weighted = (settings.weight * weight * loss for weight, loss in zip(weights, losses, strict=True))
         return dict(zip(names, weighted, strict=True))
 
-    def relate(self, seen: Seen, draws: ChannelDraws) -> tuple[Tensor, Tensor, Tensor]:
+    def relate(self, seen: TermInputs, draws: ChannelDraws) -> tuple[Tensor, Tensor, Tensor]:
         """Mini-batch, memory and regression, unweighted."""
         settings: ChannelSettings = self.settings
         feature = seen.student.feature

@@ -19,10 +19,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from tutelage.engine.contract import Tick
+from tutelage.engine.contract import StepContext
 from tutelage.losses.distillation import cwd
 from tutelage.methods.distillation.projection import linear
-from tutelage.methods.distillation.term import Pair, Seen, Term, TermSettings
+from tutelage.methods.distillation.term import Pair, Term, TermInputs, TermSettings
 from tutelage.methods.supervised import Weight
 
 
@@ -40,7 +40,7 @@ class CWD(Term):
 
     Settings = CWDSettings
 
-    def forward(self, seen: Seen, tick: Tick) -> Mapping[str, Tensor]:
+    def forward(self, seen: TermInputs, context: StepContext) -> Mapping[str, Tensor]:
         """The weighted loss."""
         loss = cwd(seen.student.logits, seen.teacher.logits, self.settings.temperature)
         return {"cwd": self.settings.weight * loss}
@@ -69,7 +69,7 @@ class CWDFeatures(Term):
         self.align = linear(ours, theirs) if ours != theirs else None
         self.divisor = theirs if settings.divisor == "teacher" else ours
 
-    def forward(self, seen: Seen, tick: Tick) -> Mapping[str, Tensor]:
+    def forward(self, seen: TermInputs, context: StepContext) -> Mapping[str, Tensor]:
         """The weighted loss."""
         feature = seen.student.feature
         if self.align is not None:

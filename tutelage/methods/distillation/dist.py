@@ -18,9 +18,9 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from tutelage.engine.contract import Tick
+from tutelage.engine.contract import StepContext
 from tutelage.losses.distillation import dist
-from tutelage.methods.distillation.term import Seen, Term, TermSettings
+from tutelage.methods.distillation.term import Term, TermInputs, TermSettings
 from tutelage.methods.supervised import Weight
 
 
@@ -47,7 +47,7 @@ class DIST(Term):
         """Auxiliary logits, unless they have no weight."""
         return "its auxiliary logits (`auxiliary: 0` leaves them out)" if settings.auxiliary else ""
 
-    def forward(self, seen: Seen, tick: Tick) -> Mapping[str, Tensor]:
+    def forward(self, seen: TermInputs, context: StepContext) -> Mapping[str, Tensor]:
         """The weighted losses."""
         settings = self.settings
         options = (settings.inter, settings.intra, settings.temperature)

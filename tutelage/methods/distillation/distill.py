@@ -17,8 +17,8 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tutelage.data.views import Batch, View, warp
-from tutelage.engine.contract import Facts, Method, Needs, Optimization, Pass, Tick
+from tutelage.data.batch import Batch, View, warp
+from tutelage.engine.contract import Method, OptimizerSpec, Pass, StepContext, StreamSpec, TaskInfo
 from tutelage.engine.optimizers import ScheduleSettings
 from tutelage.errors import RecipeError
 from tutelage.methods.distillation.at import AT, ATSettings
@@ -33,7 +33,7 @@ from tutelage.methods.distillation.ifvd import IFVD, IFVDSettings
 from tutelage.methods.distillation.mgd import MGD, MGDSettings
 from tutelage.methods.distillation.pixel_kd import PixelKDTerm, PixelKDTermSettings
 from tutelage.methods.distillation.skd import SKDHolistic, SKDHolisticSettings, SKDPairwise, SKDPairwiseSettings
-from tutelage.methods.distillation.term import AdversarialTerm, Maps, Pair, Seen, Side, Term, WeightOrSettings
+from tutelage.methods.distillation.term import AdversarialTerm, Maps, NetShape, Pair, Term, TermInputs, WeightOrSettings
 from tutelage.methods.supervised import TaskLoss, TaskSettings
 from tutelage.nets.segmentor import Prediction, Segmentor
 from tutelage.settings import Settings
@@ -167,20 +167,20 @@ class Distill(Method):
     """A frozen teacher and labels teach the student on the same crops."""
 
     Settings: ClassVar[type[_AnySettings]] = DistillSettings
-    streams = {"labeled": Needs(labels=True, views=("weak",), about="images with masks")}
+    streams = {"labeled": StreamSpec(labels=True, views=("weak",), about="images with masks")}
     teachers = ("teacher",)
-    replayed = ("teacher", "labeled")
+    cached_teacher = ("teacher", "labeled")
 
-    def __init__(self, nets: Mapping[str, Segmentor], settings: Any, facts: Facts) -> None:
+    def __init__(self, nets: Mapping[str, Segmentor], settings: Any, info: TaskInfo) -> None:
         super().__init__()
         self.student = nets["student"]
         self.teacher = nets["teacher"]
-        self.task = TaskLoss(settings.task, facts)
+        self.task = TaskLoss(settings.task, info)
         self.cache: TeacherCache | None = None
         """What the teacher said of every image, where that is replayed; given before training."""
         self.chosen = (settings.student_feature, settings.teacher_feature)
         chosen = settings.terms().chosen()
-        pair, self.sizes = self._pair(facts)
+        pair, self.sizes = self._pair(info)
         self.terms = nn.ModuleDict({name: TERMS[name](term, pair) for name, term in chosen.items()})
         self.context = ContextBlock(pair.student.channels) if self.context_of(settings) else None
         self.critics = nn.ModuleDict(
@@ -197,42 +197,42 @@ class Distill(Method):
         train = Pass("train", {"student", "terms", *(("context",) if self.context is not None else ())})
         return (train, Pass("judge", {"critics"})) if len(self.critics) else (train,)
 
-    def optimizers(self) -> Mapping[str, Optimization]:
+    def optimizers(self) -> Mapping[str, OptimizerSpec]:
         """What the terms learn goes with the student; a critic has its own optimizer, at a constant rate."""
         nets = ("student", "terms", *(("context",) if self.context is not None else ()))
-        result = {"main": Optimization(nets)}
+        result = {"main": OptimizerSpec(nets)}
         for term in self._terms().values():
             if isinstance(term, AdversarialTerm):
-                result["critic"] = Optimization(("critics",), term.critic_optimizer, ScheduleSettings(kind="constant"))
+                result["critic"] = OptimizerSpec(("critics",), term.critic_optimizer, ScheduleSettings(kind="constant"))
         return result
 
     def counts(self, batches: Mapping[str, Batch]) -> Mapping[str, Tensor]:
         """The weight of the valid labels."""
         return {"labeled": self.task.counts(batches["labeled"]["weak"].label)}
 
-    def forward(self, batches: Mapping[str, Batch], pass_name: str, tick: Tick) -> dict[str, Tensor]:
+    def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         """One labelled batch, seen by both nets; or the critics' turn."""
-        return self._judge(tick) if pass_name == "judge" else self._train(batches, tick)
+        return self._judge(context) if pass_name == "judge" else self._train(batches, context)
 
-    def _train(self, batches: Mapping[str, Batch], tick: Tick) -> dict[str, Tensor]:
+    def _train(self, batches: Mapping[str, Batch], context: StepContext) -> dict[str, Tensor]:
         view = batches["labeled"]["weak"]
         with torch.no_grad():
             taught = self._taught(batches["labeled"])
         prediction = self.student(view.image)
-        terms: dict[str, Tensor] = self.task(prediction, self.student.stride, view.label, tick.share("labeled"))
+        terms: dict[str, Tensor] = self.task(prediction, self.student.stride, view.label, context.normalizer("labeled"))
         mine = self._maps(self.student, prediction, self.chosen[0])
         if self.context is not None:
             mine = mine._replace(feature=self.context(mine.feature))
         theirs = on_grids_of(taught, mine)
         if self.cache is not None:
             theirs = theirs._replace(logits=_only_shown(theirs.logits, mine.logits.detach(), view))
-        seen = Seen(mine, theirs, view.label)
+        seen = TermInputs(mine, theirs, view.label)
         for name, term in self._terms().items():
             if isinstance(term, AdversarialTerm):
                 terms[name] = term.fool(self.critics[name], seen)
-                tick.carry["student"], tick.carry["teacher"] = seen.student.logits, seen.teacher.logits
+                context.carry["student"], context.carry["teacher"] = seen.student.logits, seen.teacher.logits
             else:
-                terms.update(term(seen, tick))
+                terms.update(term(seen, context))
         return terms
 
     def _taught(self, batch: Batch) -> Maps:
@@ -244,10 +244,10 @@ class Distill(Method):
         logits = self.cache.logits(batch.samples, view.geometry, (int(height), int(width)))
         return Maps(logits, logits, None)  # settings let no term near the others
 
-    def _judge(self, tick: Tick) -> dict[str, Tensor]:
-        student, teacher = tick.carry["student"], tick.carry["teacher"]
+    def _judge(self, context: StepContext) -> dict[str, Tensor]:
+        student, teacher = context.carry["student"], context.carry["teacher"]
         return {
-            f"{name}_critic": term.judge(self.critics[name], student, teacher, tick)
+            f"{name}_critic": term.judge(self.critics[name], student, teacher, context)
             for name, term in self._terms().items()
             if isinstance(term, AdversarialTerm)
         }
@@ -270,11 +270,11 @@ class Distill(Method):
         lines += [f"{name}: {text}" for name, term in self._terms().items() if (text := term.describe())]
         return {"distillation": "\n  ".join(lines)}
 
-    def _pair(self, facts: Facts) -> tuple[Pair, tuple[Maps, Maps]]:
+    def _pair(self, info: TaskInfo) -> tuple[Pair, tuple[Maps, Maps]]:
         """What both nets give for one crop, from shapes alone."""
-        if facts.size is None:
+        if info.size is None:
             raise RecipeError("distillation must know the size of the crops", "give streams.labeled.augment.crop")
-        size = facts.size()
+        size = info.size()
         sides = []
         for net, chosen, who in ((self.student, self.chosen[0], "student"), (self.teacher, self.chosen[1], "teacher")):
             level = re.fullmatch(r"level(\d)", chosen)
@@ -294,15 +294,15 @@ class Distill(Method):
                     f"{who}_feature: {chosen} gives {tuple(maps.feature.shape)}, no map (B, C, h, w)",
                     "choose a submodule that gives a map, `embedding`, or `level0` and so on",
                 )
-        if theirs.logits.shape[1] != facts.classes:
+        if theirs.logits.shape[1] != info.classes:
             raise RecipeError(
-                f"the teacher has {theirs.logits.shape[1]} classes and the task {facts.classes}",
+                f"the teacher has {theirs.logits.shape[1]} classes and the task {info.classes}",
                 "train the teacher on the task's classes",
             )
         grid, logits_grid = ((int(maps.shape[2]), int(maps.shape[3])) for maps in (mine.feature, mine.logits))
-        student = Side(int(mine.feature.shape[1]), mine.auxiliary is not None)
-        teacher = Side(int(theirs.feature.shape[1]), theirs.auxiliary is not None)
-        return Pair(facts.classes, student, teacher, grid, logits_grid), (mine, theirs)
+        student = NetShape(int(mine.feature.shape[1]), mine.auxiliary is not None)
+        teacher = NetShape(int(theirs.feature.shape[1]), theirs.auxiliary is not None)
+        return Pair(info.classes, student, teacher, grid, logits_grid), (mine, theirs)
 
     @staticmethod
     def _maps(net: Segmentor, prediction: Prediction, chosen: str) -> Maps:

@@ -19,9 +19,9 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from tutelage.engine.contract import Tick
+from tutelage.engine.contract import StepContext
 from tutelage.losses.attention import dsd_category, dsd_pixel
-from tutelage.methods.distillation.term import Pair, Seen, Term, TermSettings
+from tutelage.methods.distillation.term import Pair, Term, TermInputs, TermSettings
 from tutelage.methods.supervised import Weight
 
 
@@ -42,7 +42,7 @@ class DSDPixel(Term):
         both = pair.student.auxiliary and pair.teacher.auxiliary
         self.maps = ("auxiliary", "feature", "logits") if both else ("feature", "logits")
 
-    def forward(self, seen: Seen, tick: Tick) -> Mapping[str, Tensor]:
+    def forward(self, seen: TermInputs, context: StepContext) -> Mapping[str, Tensor]:
         """The weighted loss."""
         student, teacher = ([getattr(side, name) for name in self.maps] for side in (seen.student, seen.teacher))
         return {"dsd_pixel": self.settings.weight * dsd_pixel(student, teacher)}
@@ -66,7 +66,7 @@ class DSDCategory(Term):
 
     Settings = DSDCategorySettings
 
-    def forward(self, seen: Seen, tick: Tick) -> Mapping[str, Tensor]:
+    def forward(self, seen: TermInputs, context: StepContext) -> Mapping[str, Tensor]:
         """The weighted loss."""
         loss = dsd_category(seen.student.logits, seen.teacher.logits, self.settings.temperature)
         return {"dsd_category": self.settings.weight * loss}

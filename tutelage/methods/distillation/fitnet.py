@@ -12,10 +12,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from tutelage.engine.contract import Tick
+from tutelage.engine.contract import StepContext
 from tutelage.losses.distillation import fitnet
 from tutelage.methods.distillation.projection import linear
-from tutelage.methods.distillation.term import Pair, Seen, Term, TermSettings
+from tutelage.methods.distillation.term import Pair, Term, TermInputs, TermSettings
 from tutelage.methods.supervised import Weight
 
 
@@ -36,7 +36,7 @@ class FitNet(Term):
         self.channels = (pair.student.channels, pair.teacher.channels)
         self.align = linear(*self.channels)
 
-    def forward(self, seen: Seen, tick: Tick) -> Mapping[str, Tensor]:
+    def forward(self, seen: TermInputs, context: StepContext) -> Mapping[str, Tensor]:
         """The weighted loss."""
         loss = fitnet(self.align(seen.student.feature), seen.teacher.feature)
         return {"fitnet": self.settings.weight * loss}

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from tutelage.engine.contract import Tick
+from tutelage.engine.contract import StepContext
 from tutelage.losses.distillation import ifvd
-from tutelage.methods.distillation.term import Pair, Seen, Term, TermSettings
+from tutelage.methods.distillation.term import Pair, Term, TermInputs, TermSettings
 from tutelage.methods.supervised import Weight
 
 
@@ -36,7 +36,7 @@ class IFVD(Term):
         super().__init__(settings, pair)
         self.classes = pair.classes
 
-    def forward(self, seen: Seen, tick: Tick) -> Mapping[str, Tensor]:
+    def forward(self, seen: TermInputs, context: StepContext) -> Mapping[str, Tensor]:
         """The weighted loss."""
         loss = ifvd(seen.student.feature, seen.teacher.feature, seen.label_BHW, self.classes)
         return {"ifvd": self.settings.weight * loss}

@@ -21,10 +21,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tutelage.engine.contract import Tick
+from tutelage.engine.contract import StepContext
 from tutelage.losses.distillation import mgd
 from tutelage.methods.distillation.projection import Projection
-from tutelage.methods.distillation.term import Pair, Seen, Term, TermSettings
+from tutelage.methods.distillation.term import Pair, Term, TermInputs, TermSettings
 from tutelage.methods.supervised import Weight
 
 
@@ -51,11 +51,11 @@ class MGD(Term):
         )
         self.projected = f"{ours} channels are projected to {theirs}" if ours != theirs else f"{theirs} channels"
 
-    def forward(self, seen: Seen, tick: Tick) -> Mapping[str, Tensor]:
+    def forward(self, seen: TermInputs, context: StepContext) -> Mapping[str, Tensor]:
         """The weighted loss."""
         aligned = self.align(seen.student.feature)
         images, _, height, width = aligned.shape
-        drawn = torch.rand(images, 1, height, width, generator=tick.generator, device=aligned.device)
+        drawn = torch.rand(images, 1, height, width, generator=context.generator, device=aligned.device)
         generated = self.generation(aligned * (drawn >= self.settings.ratio))
         return {"mgd": self.settings.weight * mgd(generated, seen.teacher.feature)}
 

@@ -13,9 +13,9 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from tutelage.engine.contract import Tick
+from tutelage.engine.contract import StepContext
 from tutelage.losses.distillation import pixel_kd
-from tutelage.methods.distillation.term import Seen, Term, TermSettings
+from tutelage.methods.distillation.term import Term, TermInputs, TermSettings
 
 
 class PixelKDTermSettings(TermSettings):
@@ -35,7 +35,7 @@ class PixelKDTerm(Term):
         """Nothing."""
         return ""
 
-    def forward(self, seen: Seen, tick: Tick) -> Mapping[str, Tensor]:
+    def forward(self, seen: TermInputs, context: StepContext) -> Mapping[str, Tensor]:
         """The weighted loss."""
         loss = pixel_kd(seen.student.logits, seen.teacher.logits, self.settings.temperature)
         return {"pixel_kd": self.settings.weight * loss}

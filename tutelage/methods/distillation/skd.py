@@ -20,11 +20,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tutelage.engine.contract import Tick
+from tutelage.engine.contract import StepContext
 from tutelage.engine.optimizers import OptimizerSettings
 from tutelage.losses.adversarial import critic_loss, fooling_loss, gradient_penalty
 from tutelage.losses.distillation import skd_pairwise
-from tutelage.methods.distillation.term import AdversarialTerm, Pair, Seen, Term, TermSettings
+from tutelage.methods.distillation.term import AdversarialTerm, Pair, Term, TermInputs, TermSettings
 from tutelage.methods.supervised import Weight
 from tutelage.nets.discriminators import HolisticCritic
 
@@ -43,7 +43,7 @@ class SKDPairwise(Term):
 
     Settings = SKDPairwiseSettings
 
-    def forward(self, seen: Seen, tick: Tick) -> Mapping[str, Tensor]:
+    def forward(self, seen: TermInputs, context: StepContext) -> Mapping[str, Tensor]:
         """The weighted loss."""
         loss = skd_pairwise(seen.student.feature, seen.teacher.feature, self.settings.pool)
         return {"skd_pairwise": self.settings.weight * loss}
@@ -78,19 +78,19 @@ class SKDHolistic(AdversarialTerm):
         """The critic, as deep as the maps allow."""
         return HolisticCritic(pair.classes, pair.logits_grid)
 
-    def fool(self, critic: nn.Module, seen: Seen) -> Tensor:
+    def fool(self, critic: nn.Module, seen: TermInputs) -> Tensor:
         """What the student is told by the critic, weighted."""
         loss: Tensor = self.settings.weight * fooling_loss(critic(seen.student.logits))
         return loss
 
-    def judge(self, critic: nn.Module, student: Tensor, teacher: Tensor, tick: Tick) -> Tensor:
+    def judge(self, critic: nn.Module, student: Tensor, teacher: Tensor, context: StepContext) -> Tensor:
         """The critic's own loss on detached logits of both nets, weighted."""
         settings = self.settings
         student_scores, teacher_scores = critic(student), critic(teacher)  # in the published order: D has statistics
         if settings.loss == "hinge":
             loss = critic_loss(student_scores, teacher_scores)
         else:
-            alpha = torch.rand(student.shape[0], 1, 1, 1, generator=tick.generator, device=student.device)
+            alpha = torch.rand(student.shape[0], 1, 1, 1, generator=context.generator, device=student.device)
             penalty = gradient_penalty(critic, student, teacher, alpha)
             loss = critic_loss(student_scores, teacher_scores, "wasserstein") + settings.gradient_penalty * penalty
         weighted: Tensor = settings.critic_weight * loss

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 from pydantic import BeforeValidator
 from torch import Tensor, nn
 
-from tutelage.engine.contract import Tick
+from tutelage.engine.contract import StepContext
 from tutelage.engine.optimizers import OptimizerSettings
 from tutelage.methods.supervised import Weight
 from tutelage.settings import Settings
@@ -45,7 +45,7 @@ class Maps(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Side:
+class NetShape:
     """One net as a term must know it when it is made."""
 
     channels: int
@@ -59,15 +59,15 @@ class Pair:
     """The two nets, and the grid on which they are compared."""
 
     classes: int
-    student: Side
-    teacher: Side
+    student: NetShape
+    teacher: NetShape
     grid: tuple[int, int]
     """h, w of the student's distilled feature for a crop of the training stream."""
     logits_grid: tuple[int, int]
     """h, w of its logits."""
 
 
-class Seen(NamedTuple):
+class TermInputs(NamedTuple):
     """One labelled batch as both nets see it; the teacher's maps lie on the student's grid and carry no gradient."""
 
     student: Maps
@@ -84,7 +84,7 @@ class Term(nn.Module):
         super().__init__()
         self.settings = settings
 
-    def forward(self, seen: Seen, tick: Tick) -> Mapping[str, Tensor]:
+    def forward(self, seen: TermInputs, context: StepContext) -> Mapping[str, Tensor]:
         """The weighted losses, by name."""
         raise NotImplementedError
 
@@ -107,10 +107,10 @@ class AdversarialTerm(Term):
         """The critic."""
         raise NotImplementedError
 
-    def fool(self, critic: nn.Module, seen: Seen) -> Tensor:
+    def fool(self, critic: nn.Module, seen: TermInputs) -> Tensor:
         """What the student is told by the critic, weighted."""
         raise NotImplementedError
 
-    def judge(self, critic: nn.Module, student: Tensor, teacher: Tensor, tick: Tick) -> Tensor:
+    def judge(self, critic: nn.Module, student: Tensor, teacher: Tensor, context: StepContext) -> Tensor:
         """The critic's own loss on detached logits of both nets, weighted."""
         raise NotImplementedError

@@ -2,5 +2,5 @@
 
 CIRKD (arXiv 2204.06986) and CIRKDV2: section 2 of the method's specification. Encoders keep the tensor names of the
 published files, so that ImageNet weights made for them load by name; heads have names of ours, and
-:mod:`tutelage.nets.published.importing` knows both.
+:mod:`tutelage.nets.published.cirkd_checkpoint` knows both.
 """

@@ -17,7 +17,7 @@ from tutelage.nets.published.layers import ConvNorm, init_convolutions, named
 from timm.layers import make_divisible  # isort: skip
 
 
-class Row(NamedTuple):
+class BlockSpec(NamedTuple):
     """One block: kernel, expanded and outer channels, squeeze-excite, hard-swish (or ReLU), stride, dilation."""
 
     kernel: int
@@ -30,34 +30,34 @@ class Row(NamedTuple):
 
 
 _SMALL = (
-    Row(3, 16, 16, True, False, stride=2),
-    Row(3, 72, 24, False, False, stride=2),
-    Row(3, 88, 24, False, False),
-    Row(5, 96, 40, True, True, dilation=2),
-    Row(5, 240, 40, True, True, dilation=2),
-    Row(5, 240, 40, True, True, dilation=2),
-    Row(5, 120, 48, True, True, dilation=2),
-    Row(5, 144, 48, True, True, dilation=2),
-    Row(5, 288, 96, True, True, dilation=4),
-    Row(5, 576, 96, True, True, dilation=4),
-    Row(5, 576, 96, True, True, dilation=4),
+    BlockSpec(3, 16, 16, True, False, stride=2),
+    BlockSpec(3, 72, 24, False, False, stride=2),
+    BlockSpec(3, 88, 24, False, False),
+    BlockSpec(5, 96, 40, True, True, dilation=2),
+    BlockSpec(5, 240, 40, True, True, dilation=2),
+    BlockSpec(5, 240, 40, True, True, dilation=2),
+    BlockSpec(5, 120, 48, True, True, dilation=2),
+    BlockSpec(5, 144, 48, True, True, dilation=2),
+    BlockSpec(5, 288, 96, True, True, dilation=4),
+    BlockSpec(5, 576, 96, True, True, dilation=4),
+    BlockSpec(5, 576, 96, True, True, dilation=4),
 )
 _LARGE = (
-    Row(3, 16, 16, False, False),
-    Row(3, 64, 24, False, False, stride=2),
-    Row(3, 72, 24, False, False),
-    Row(5, 72, 40, True, False, stride=2),
-    Row(5, 120, 40, True, False),
-    Row(5, 120, 40, True, False),
-    Row(3, 240, 80, False, True, dilation=2),
-    Row(3, 200, 80, False, True, dilation=2),
-    Row(3, 184, 80, False, True, dilation=2),
-    Row(3, 184, 80, False, True, dilation=2),
-    Row(3, 480, 112, True, True, dilation=2),
-    Row(3, 672, 112, True, True, dilation=2),
-    Row(5, 672, 160, True, True, dilation=4),
-    Row(5, 960, 160, True, True, dilation=4),
-    Row(5, 960, 160, True, True, dilation=4),
+    BlockSpec(3, 16, 16, False, False),
+    BlockSpec(3, 64, 24, False, False, stride=2),
+    BlockSpec(3, 72, 24, False, False),
+    BlockSpec(5, 72, 40, True, False, stride=2),
+    BlockSpec(5, 120, 40, True, False),
+    BlockSpec(5, 120, 40, True, False),
+    BlockSpec(3, 240, 80, False, True, dilation=2),
+    BlockSpec(3, 200, 80, False, True, dilation=2),
+    BlockSpec(3, 184, 80, False, True, dilation=2),
+    BlockSpec(3, 184, 80, False, True, dilation=2),
+    BlockSpec(3, 480, 112, True, True, dilation=2),
+    BlockSpec(3, 672, 112, True, True, dilation=2),
+    BlockSpec(5, 672, 160, True, True, dilation=4),
+    BlockSpec(5, 960, 160, True, True, dilation=4),
+    BlockSpec(5, 960, 160, True, True, dilation=4),
 )
 
 
@@ -76,10 +76,10 @@ class SqueezeExcite(nn.Module):
         return x_BCHW * F.hardsigmoid(self.conv2(squeezed))
 
 
-class Block(nn.Module):
+class InvertedBottleneck(nn.Module):
     """1x1 expansion, depthwise convolution, squeeze-excite, linear 1x1; added to its input where shapes allow."""
 
-    def __init__(self, inner: int, row: Row) -> None:
+    def __init__(self, inner: int, row: BlockSpec) -> None:
         super().__init__()
         activation = nn.Hardswish if row.swish else nn.ReLU
         self.expand_conv = nn.Identity() if inner == row.expanded else ConvNorm(inner, row.expanded, 1, activation)
@@ -112,7 +112,7 @@ class MobileNetV3(nn.Module):
         self.layer0 = ConvNorm(3, 16, 3, nn.Hardswish, stride=2, same=True)
         width = 16
         for number, row in enumerate(rows, start=1):
-            self.add_module(f"layer{number}", Block(width, row))
+            self.add_module(f"layer{number}", InvertedBottleneck(width, row))
             width = row.outer
         self.add_module(f"layer{len(rows) + 1}", ConvNorm(width, 6 * width, 1, nn.Hardswish))
         init_convolutions(self)

@@ -14,7 +14,7 @@ from tutelage.nets.published.layers import ConvNorm, init_convolutions, named
 _HEADS = 4
 
 
-class InvertedResidual(nn.Module):
+class MobileViTInvertedResidual(nn.Module):
     """1x1 to twice the channels, depthwise 3x3, linear 1x1; added to its input where shapes allow."""
 
     def __init__(self, inner: int, outer: int, stride: int = 1, dilation: int = 1) -> None:
@@ -33,7 +33,7 @@ class InvertedResidual(nn.Module):
         return x_BCHW + residual if self.adds else residual
 
 
-class Attention(nn.Module):
+class MobileViTAttention(nn.Module):
     """Self-attention with 4 heads; not torch's module, whose fast path hides its cost from the counter."""
 
     def __init__(self, width: int) -> None:
@@ -61,7 +61,7 @@ class TransformerLayer(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.ln1 = nn.LayerNorm(width)
-        self.attn = named(attn=Attention(width))
+        self.attn = named(attn=MobileViTAttention(width))
         self.ln2 = nn.LayerNorm(width)
         hidden = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU())
         self.ffn = named(layers=nn.Sequential(hidden, nn.Linear(2 * width, width)))
@@ -115,11 +115,15 @@ class MobileViTXXS(nn.Module):
         self.stem = ConvNorm(3, 16, 3, nn.SiLU, stride=2)
         self.layers = nn.ModuleList(
             [
-                nn.Sequential(InvertedResidual(16, 16)),
-                nn.Sequential(InvertedResidual(16, 24, 2), InvertedResidual(24, 24), InvertedResidual(24, 24)),
-                nn.Sequential(InvertedResidual(24, 48, 2), MobileViTBlock(48, 64, 2)),
-                nn.Sequential(InvertedResidual(48, 64, dilation=2), MobileViTBlock(64, 80, 4)),
-                nn.Sequential(InvertedResidual(64, 80, dilation=4), MobileViTBlock(80, 96, 3)),
+                nn.Sequential(MobileViTInvertedResidual(16, 16)),
+                nn.Sequential(
+                    MobileViTInvertedResidual(16, 24, 2),
+                    MobileViTInvertedResidual(24, 24),
+                    MobileViTInvertedResidual(24, 24),
+                ),
+                nn.Sequential(MobileViTInvertedResidual(24, 48, 2), MobileViTBlock(48, 64, 2)),
+                nn.Sequential(MobileViTInvertedResidual(48, 64, dilation=2), MobileViTBlock(64, 80, 4)),
+                nn.Sequential(MobileViTInvertedResidual(64, 80, dilation=4), MobileViTBlock(80, 96, 3)),
             ]
         )
         self.conv_1x1_exp = ConvNorm(80, 320, 1, nn.SiLU)

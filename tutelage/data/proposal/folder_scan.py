@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.data.gathering import gather
+from tutelage.data.fact_cache import gather
 from tutelage.data.images import image_size
 from tutelage.data.lists import read_list
 from tutelage.data.proposal.classes import Reading, decide
 from tutelage.data.proposal.encodings import Encoding, look_at_masks
 from tutelage.data.proposal.names import find_names, given_names
-from tutelage.data.proposal.pairs import Found, Pair, find, group_pattern, split_of
+from tutelage.data.proposal.pairs import FolderContents, Pair, find, group_pattern, split_of
 from tutelage.errors import DataError
 
 _MEASURED = 2000  # images whose size is read
@@ -39,7 +39,7 @@ class Sizes:
 class Part:
     """Images and masks of one domain, with the splits that are there."""
 
-    found: Found
+    found: FolderContents
     lists: dict[str, Path]
     """Split → a list file that can be used as it is."""
     splits: dict[str, tuple[Pair, ...]]
@@ -50,14 +50,14 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Look:
+class FolderScan:
     """What was seen."""
 
     data: Part
     encoding: Encoding
     reading: Reading
     sizes: Sizes
-    unlabeled: Found | None
+    unlabeled: FolderContents | None
     """Images without masks, or ``None``."""
     target: Part | None
     doubts: tuple[str, ...]
@@ -70,7 +70,7 @@ def look(
     unlabeled: Path | None = None,
     target: Path | None = None,
     classes: str | None = None,
-) -> Look:
+) -> FolderScan:
     """Look at folders of images and masks, and at further images without masks or from another domain.
 
     ``classes`` is `a,b,c` or a file. Raises :class:`DataError` for missing folders and where no mask is found.
@@ -92,7 +92,7 @@ def look(
     if sizes.least != sizes.most:
         low, high = (f"{width}x{height}" for height, width in (sizes.least, sizes.most))
         doubts.append(f"image sizes vary from {low} to {high}: look whether one scale suits all")
-    return Look(
+    return FolderScan(
         data,
         encoding,
         reading,
@@ -113,7 +113,7 @@ def _homes(root: Path, *folders: Path | None) -> list[Path]:
     return [*homes, root]
 
 
-def _part(found: Found, doubts: list[str]) -> Part:
+def _part(found: FolderContents, doubts: list[str]) -> Part:
     lists = _find_lists(found, doubts)
     splits = {} if lists else _folder_splits(found)
     pattern = group_pattern([path.relative_to(found.root).with_suffix("").as_posix() for path, _ in found.pairs])
@@ -122,7 +122,7 @@ def _part(found: Found, doubts: list[str]) -> Part:
     return Part(found, lists, splits, *(pattern or (None, 0)))
 
 
-def _find_lists(found: Found, doubts: list[str]) -> dict[str, Path]:
+def _find_lists(found: FolderContents, doubts: list[str]) -> dict[str, Path]:
     """List files of splits near the data that name its images and masks; all from one folder, with `train` in it."""
     known = {(image.resolve(), mask.resolve()) for image, mask in found.pairs}
     for folder in (found.root, found.root / "splits", found.root / "lists"):
@@ -146,7 +146,7 @@ def _find_lists(found: Found, doubts: list[str]) -> dict[str, Path]:
     return {}
 
 
-def _folder_splits(found: Found) -> dict[str, tuple[Pair, ...]]:
+def _folder_splits(found: FolderContents) -> dict[str, tuple[Pair, ...]]:
     splits: dict[str, list[Pair]] = {}
     for pair in found.pairs:
         split = split_of(pair[0], found.root)
@@ -173,17 +173,17 @@ def _sizes(images: Sequence[Path]) -> Sizes:
     return Sizes((int(least[0]), int(least[1])), (int(median[0]), int(median[1])), (int(most[0]), int(most[1])))
 
 
-def _unlabeled(folder: Path | None, data: Found, doubts: list[str]) -> Found | None:
+def _unlabeled(folder: Path | None, data: FolderContents, doubts: list[str]) -> FolderContents | None:
     if folder is not None:
         found = find(folder, folder)
-        return Found(found.root, (), found.images, ())
+        return FolderContents(found.root, (), found.images, ())
     if not data.unlabeled:
         return None
     if len(data.unlabeled) < _FEWEST_UNLABELED:
         doubts.append(f"{len(data.unlabeled)} images have no mask and are left out; the first: {data.unlabeled[0]}")
         return None
     doubts.append(f"{len(data.unlabeled)} images have no mask: they are used as unlabelled images")
-    return Found(data.root, (), data.unlabeled, ())
+    return FolderContents(data.root, (), data.unlabeled, ())
 
 
 def _target(folder: Path, source: Encoding, doubts: list[str]) -> Part:

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from tutelage.losses.segmentation import IGNORE
-from tutelage.prototypes import scoring
+from tutelage.prototypes import likelihood
 from tutelage.prototypes.gaussians import Mixtures
-from tutelage.prototypes.scoring import (
+from tutelage.prototypes.likelihood import (
     ABSENT,
     Scorer,
     best_class,
@@ -138,7 +138,7 @@ def test_a_class_with_fewer_components() -> None:
 def test_maps_at_the_image_are_those_of_resized_features(
     size: tuple[int, int], block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "_CPU", block)
+    monkeypatch.setattr(likelihood, "_CPU", block)
     mixtures = some(dead=0.3)
     features = rows_of(mixtures, 2 * 4 * 6).float().view(2, 4, 6, 12).movedim(-1, 1)
     scorer = Scorer(mixtures)

@@ -59,7 +59,7 @@ def _set_limit() -> None:
     Image.MAX_IMAGE_PIXELS = (max(_allowed) + 1) // 2 if _allowed else _pillows_own[0]
 
 
-class Picture:
+class DecodedImage:
     """A decoded image that is indexed like an array (H, W, 3) of RGB bytes, by two slices.
 
     It has as much of an array's face as :func:`tutelage.evaluation.inference.predict_labels` looks at.
@@ -72,7 +72,7 @@ class Picture:
         self.image = _eight_bits(image) if image.mode.startswith("I") or image.mode == "F" else image
 
     @staticmethod
-    def read(path: Path, admit: Callable[[int], None] = lambda pixels: None) -> Picture:
+    def read(path: Path, admit: Callable[[int], None] = lambda pixels: None) -> DecodedImage:
         """Decode a file, upright; ``admit`` is told its pixels before, and may wait.
 
         Raises :class:`~tutelage.errors.DataError` for a file that is missing, unreadable, cut short or too large.
@@ -81,7 +81,7 @@ class Picture:
             admit(image.width * image.height)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            return Picture(image)
+            return DecodedImage(image)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -109,7 +109,7 @@ class Columns:
     ndim = 3
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, picture: Picture, left: int, right: int) -> None:
+    def __init__(self, picture: DecodedImage, left: int, right: int) -> None:
         self._picture, self._left, self._width = picture, left, right - left
 
     @property

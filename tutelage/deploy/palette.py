@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from tutelage.deploy.picture import Bytes, strips
+from tutelage.deploy.decoded_image import Bytes, strips
 
 Palette = Sequence[tuple[int, int, int]]
 

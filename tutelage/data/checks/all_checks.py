@@ -14,7 +14,7 @@ from tutelage.data.checks.orientation import orientation
 from tutelage.data.checks.shifts import ShiftLimits, shifts
 from tutelage.data.checks.subject import TEACHING, Subject, named_roles
 from tutelage.data.dataset import Dataset
-from tutelage.data.gathering import Progress
+from tutelage.data.fact_cache import Progress
 from tutelage.data.pictures import read_pictures
 from tutelage.data.statistics import read_statistics
 from tutelage.settings import Settings

@@ -36,7 +36,7 @@ def image_size(image: Image) -> tuple[int, int]:
     )
 
 
-class View:
+class ImageView:
     """One size of an image, perhaps mirrored left to right; read with :meth:`crop`."""
 
     def __init__(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tutelage.losses.views import attention_loss, spatial_loss
+from tutelage.losses.cross_architecture import attention_loss, spatial_loss
 
 SMALL, LARGE = (2, 3), (4, 6)
 

@@ -26,6 +26,7 @@ from tutelage.engine.allocator import keep_freed_memory
 from tutelage.errors import DataError, RunError
 from tutelage.evaluation.boundary import BoundaryIoU
 from tutelage.evaluation.calibration import Calibration
+from tutelage.evaluation.class_groups import ClassGroups, class_ids, merged_names
 from tutelage.evaluation.confusion import (
     Confusion,
     confusion_of,
@@ -34,8 +35,7 @@ from tutelage.evaluation.confusion import (
     scores_of,
     subset_mean,
 )
-from tutelage.evaluation.grouping import ClassGroups, class_ids, merged_names
-from tutelage.evaluation.inference import Net, predict_logits
+from tutelage.evaluation.inference import SegmentationModel, predict_logits
 from tutelage.evaluation.intervals import bootstrap_miou
 from tutelage.evaluation.protocol import Protocol
 from tutelage.runs.atomic import write_json, writing
@@ -64,7 +64,7 @@ class Evaluation:
 
 
 def evaluate(
-    net: Net,
+    net: SegmentationModel,
     dataset: Dataset,
     protocol: Protocol,
     *,

@@ -22,7 +22,7 @@ Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Look:
+class Appearance:
     """One scene's appearance; colours are RGB in 0..255, lights are factors on them."""
 
     ambient: Array
@@ -147,16 +147,16 @@ def _sun(azimuth: float, elevation: float) -> Array:
     )
 
 
-def draw_look(domain: Domain, rng: np.random.Generator) -> Look:
+def draw_look(domain: Domain, rng: np.random.Generator) -> Appearance:
     """Draw a scene's appearance in ``domain``."""
     return _day(rng) if domain == "day" else _dusk(rng)
 
 
-def _day(rng: np.random.Generator) -> Look:
+def _day(rng: np.random.Generator) -> Appearance:
     grey = rng.uniform(80, 140) + rng.normal(0, 4, 3)
     stone = rng.uniform(95, 190) + rng.uniform(0, 1) * np.array([8.0, 1.0, -12.0]) + rng.normal(0, 4, 3)
     warm = rng.uniform(0.94, 1.06)
-    look = Look(
+    look = Appearance(
         ambient=np.array([0.50, 0.54, 0.60]),
         sun=np.array([0.66, 0.60, 0.50]),
         towards_sun=_sun(rng.uniform(0, 2 * np.pi), rng.uniform(0.4, 1.1)),
@@ -204,7 +204,7 @@ def _day(rng: np.random.Generator) -> Look:
     return look
 
 
-def _dusk(rng: np.random.Generator) -> Look:
+def _dusk(rng: np.random.Generator) -> Appearance:
     grey = rng.uniform(88, 150) + rng.normal(0, 4, 3) + np.array([-6.0, 0, 8])
     stone = rng.uniform(90, 180) + rng.normal(0, 5, 3) + np.array([-4.0, 0, 5])
     late = rng.uniform(0, 1) ** 1.6  # 0: the sun has just set, 1: almost night
@@ -213,7 +213,7 @@ def _dusk(rng: np.random.Generator) -> Look:
     horizon = np.array([232.0, 150, 96]) * ember + np.array([150.0, 150, 170]) * (1 - ember)
     grain = _DAY_GRAIN * np.array([0.7, 1.3, 1.4, 0.7])
     grain[0] = [0.01, 0.0, 0.0, 0.0]
-    return Look(
+    return Appearance(
         ambient=np.array([0.88, 0.90, 1.05]) * dim,
         sun=np.array([0.55, 0.33, 0.20]) * (1 - late) * ember,
         towards_sun=_sun(rng.uniform(0, 2 * np.pi), rng.uniform(0.05, 0.2)),

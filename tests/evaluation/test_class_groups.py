@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tutelage.errors import RecipeError
-from tutelage.evaluation.grouping import class_ids, merged_names, same_groups
+from tutelage.evaluation.class_groups import class_ids, merged_names, same_groups
 
 NAMES = ("soil", "crop", "weed", "stone")
 

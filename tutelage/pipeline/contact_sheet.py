@@ -32,7 +32,7 @@ _SWATCH = 14
 
 
 @dataclass(frozen=True)
-class Cell:
+class SheetCell:
     """One picture: RGB (H, W, 3), and where (H, W) it is hatched as ignored or as padding."""
 
     title: str
@@ -48,11 +48,11 @@ class Group:
     """Pictures that share one geometry, and two lines about it."""
 
     caption: tuple[str, str]
-    cells: tuple[Cell, ...]
+    cells: tuple[SheetCell, ...]
 
 
 @dataclass(frozen=True)
-class Block:
+class SampleBlock:
     """One sample."""
 
     title: str
@@ -75,7 +75,7 @@ class _Fonts:
     plain: ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def draw_sheet(title: str, subtitle: str, blocks: Sequence[Block], legend: Sequence[Swatch]) -> Image.Image:
+def draw_sheet(title: str, subtitle: str, blocks: Sequence[SampleBlock], legend: Sequence[Swatch]) -> Image.Image:
     """A sheet of ``blocks`` of like structure, under a title and over a legend."""
     fonts = _Fonts(ImageFont.load_default(20), ImageFont.load_default(14), ImageFont.load_default(12.5))
     layout = _layout(blocks)
@@ -111,7 +111,7 @@ class _Layout:
     height: int
 
 
-def _layout(blocks: Sequence[Block]) -> _Layout:
+def _layout(blocks: Sequence[SampleBlock]) -> _Layout:
     """Groups side by side, or, where the sheet is not wide enough for that, one under the other."""
     cells, sizes = [], []
     for number in range(len(blocks[0].groups)):
@@ -132,13 +132,13 @@ def _layout(blocks: Sequence[Block]) -> _Layout:
     return _Layout(tuple(cells), tuple(places), right, bottom)
 
 
-def _scaled_size(cell: Cell) -> tuple[int, int]:
+def _scaled_size(cell: SheetCell) -> tuple[int, int]:
     height, width = cell.padded_HW.shape
     scale = min((_CELL_AREA / (height * width)) ** 0.5, _WIDEST / width, _TALLEST / height)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _draw_block(sheet: Image.Image, block: Block, place: tuple[int, int], layout: _Layout, fonts: _Fonts) -> None:
+def _draw_block(sheet: Image.Image, block: SampleBlock, place: tuple[int, int], layout: _Layout, fonts: _Fonts) -> None:
     draw = ImageDraw.Draw(sheet)
     draw.line((place[0], place[1] - 6, place[0] + layout.width, place[1] - 6), _LINE)
     draw.text((place[0], place[1] - 2), _fitted(block.title, fonts.bold, layout.width), _INK, fonts.bold)
@@ -153,7 +153,7 @@ def _draw_block(sheet: Image.Image, block: Block, place: tuple[int, int], layout
             x += wide + _GAP
 
 
-def _rendered(cell: Cell) -> Image.Image:
+def _rendered(cell: SheetCell) -> Image.Image:
     """The picture in its size on the sheet, hatched there, so that all hatchings are alike."""
     size = _scaled_size(cell)
     enlarged = size[0] > cell.padded_HW.shape[1]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tutelage.evaluation.intervals import Gain
-from tutelage.evaluation.worth import holm, judge
+from tutelage.evaluation.verdict import holm, judge
 
 WORTH = 0.005
 SPREADS = (0.004, 0.004)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tutelage.data.dataset import Dataset
 from tutelage.errors import DataError
+from tutelage.evaluation.image_view import ImageView
 from tutelage.evaluation.protocol import Protocol
-from tutelage.evaluation.views import View
 from tutelage.nets.segmentor import Segmentor
 
 OnUnreadable = Literal["error", "skip"]
@@ -25,7 +25,7 @@ _AHEAD = 4
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageWithMask:
     """An image of a data set, and its mask where it was asked for."""
 
     index: int
@@ -36,10 +36,10 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Look:
+class NetOutput:
     """A picture and what a net says of it."""
 
-    picture: Picture
+    picture: ImageWithMask
     features_1Chw: Tensor
     """The classifier's input, float32."""
     logits_1Khw: Tensor
@@ -52,13 +52,13 @@ class Look:
 
 def pictures(
     dataset: Dataset, indices: Sequence[int], *, labels: bool = False, on_unreadable: OnUnreadable = "error"
-) -> Iterator[Picture]:
+) -> Iterator[ImageWithMask]:
     """Images in the order of ``indices``, read ahead. :class:`DataError` for one that cannot be read, or it is skipped.
 
     With ``labels`` the masks, too; an image whose mask has another size is one that cannot be read.
     """
     with ThreadPoolExecutor(1) as reader:
-        pending: list[Future[Picture]] = []
+        pending: list[Future[ImageWithMask]] = []
         try:
             for place in range(len(indices) + _AHEAD):
                 if place < len(indices):
@@ -74,7 +74,7 @@ def pictures(
                 waiting.cancel()
 
 
-def _read(dataset: Dataset, index: int, labels: bool) -> Picture:
+def _read(dataset: Dataset, index: int, labels: bool) -> ImageWithMask:
     image = dataset.image(index)
     label = dataset.label(index) if labels else None
     if label is not None and label.shape != image.shape[:2]:
@@ -84,7 +84,7 @@ def _read(dataset: Dataset, index: int, labels: bool) -> Picture:
             f"{sample.label} is {label.shape[1]}x{label.shape[0]}",
             "run `tutelage check`; it lists all such pairs and likely reasons",
         )
-    return Picture(index, image, label)
+    return ImageWithMask(index, image, label)
 
 
 @torch.no_grad()
@@ -97,7 +97,7 @@ def looks(
     *,
     labels: bool = False,
     on_unreadable: OnUnreadable = "error",
-) -> Iterator[Look]:
+) -> Iterator[NetOutput]:
     """What ``net``, as it stands, says of :func:`pictures`, one at a time; of a protocol size, flip and the like count.
 
     With ``flip`` features and logits are means over the image and its mirror image.
@@ -107,18 +107,18 @@ def looks(
 
 
 @torch.no_grad()
-def look(net: Segmentor, picture: Picture, protocol: Protocol, device: torch.device) -> Look:
+def look(net: Segmentor, picture: ImageWithMask, protocol: Protocol, device: torch.device) -> NetOutput:
     """What ``net``, as it stands, says of one picture; see :func:`looks`."""
     height, width = picture.image.shape[:2]
     (size,) = protocol.input_sizes(height, width)
     seen = []
     for flip in (False, True)[: 1 + protocol.flip]:
-        view = View(picture.image, size, flip, protocol.antialias, protocol.fill, device)
+        view = ImageView(picture.image, size, flip, protocol.antialias, protocol.fill, device)
         prediction = net(view.whole())
         maps = prediction.embedding.float(), prediction.logits.float()
         seen.append(tuple(each.flip(-1) for each in maps) if flip else maps)
     features, logits = (torch.stack(parts).mean(0) for parts in zip(*seen, strict=True))
-    return Look(picture, features, logits)
+    return NetOutput(picture, features, logits)
 
 
 def missing(dataset: Dataset, seen: Sequence[int]) -> list[str]:

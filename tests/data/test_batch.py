@@ -7,8 +7,8 @@ from hypothesis import given, settings
 
 from tests.data.test_augmentation import cuts
 from tutelage.data.augmentation import Geometry, take_image, take_map, take_valid
+from tutelage.data.batch import Geometries, RawBatch, RawView, warp, warp_label
 from tutelage.data.colour import PLAIN
-from tutelage.data.views import Geometries, RawBatch, RawView, warp, warp_label
 
 SIZE = (24, 32)
 
