@@ -11,7 +11,8 @@ import torch
 from benchmarks.common import in_turns, street_data
 from tutelage.data.augmentation import AugmentSettings
 from tutelage.data.batch import Batch
-from tutelage.data.stream import Stream, ViewSettings
+from tutelage.data.settings import ViewSettings
+from tutelage.data.stream import Stream
 from tutelage.engine.allocator import keep_freed_memory
 from tutelage.engine.contract import Method, StepContext, TaskInfo
 from tutelage.methods.cirkd import CIRKD, CIRKDV2

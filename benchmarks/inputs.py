@@ -7,8 +7,8 @@ import torch
 from benchmarks.common import HEADER, in_turns, ratio_line, street_data
 from benchmarks.plain import Images, transforms
 from tutelage.data.augmentation import AugmentSettings
-from tutelage.data.colour import ColourSettings
-from tutelage.data.stream import LoaderSettings, Stream, ViewSettings
+from tutelage.data.settings import ColourSettings, ViewSettings
+from tutelage.data.stream import LoaderSettings, Stream
 
 IMAGES, CROP = 64, 256
 

@@ -21,8 +21,9 @@ from torch import Tensor
 from benchmarks.common import in_process, one_thread, peak_since, ratio_line
 from tutelage.engine.allocator import keep_freed_memory
 from tutelage.engine.meter import peak_memory
-from tutelage.prototypes.gaussians import Mixture, Mixtures, MixtureSettings, component_log_density, em, fit_mixture
+from tutelage.prototypes.gaussians import Mixture, Mixtures, component_log_density, em, fit_mixture
 from tutelage.prototypes.likelihood import Scorer
+from tutelage.prototypes.settings import MixtureSettings
 
 CHANNELS, COMPONENTS, CLASSES = 256, 8, 19
 ROWS, POSITIONS = 300_000, (1024 // 4) * (2048 // 4)

@@ -11,13 +11,14 @@ import torch
 
 from benchmarks.common import street_data
 from tutelage.data.augmentation import AugmentSettings
-from tutelage.data.colour import ColourSettings
-from tutelage.data.stream import LoaderSettings, Stream, ViewSettings
+from tutelage.data.settings import ColourSettings, ViewSettings
+from tutelage.data.stream import LoaderSettings, Stream
 from tutelage.engine.contract import TaskInfo
-from tutelage.engine.loop import Callbacks, FitSettings, fit
+from tutelage.engine.loop import Callbacks, fit
 from tutelage.engine.meter import peak_memory
-from tutelage.engine.optimizers import OptimizerSettings
-from tutelage.methods.supervised import Supervised, SupervisedSettings
+from tutelage.engine.settings import FitSettings, OptimizerSettings
+from tutelage.methods.settings.supervised import SupervisedSettings
+from tutelage.methods.supervised import Supervised
 from tutelage.nets.build import build
 from tutelage.nets.settings import NetSettings
 

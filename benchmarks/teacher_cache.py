@@ -18,10 +18,10 @@ from benchmarks.common import in_turns, street_data
 from benchmarks.distillation import CPU, stepper_of
 from tutelage.data.augmentation import AugmentSettings, Geometry, take_image
 from tutelage.data.batch import Batch, Geometries, View, warp
-from tutelage.data.colour import ColourSettings
 from tutelage.data.dataset import Dataset
 from tutelage.data.draws import generator
-from tutelage.data.stream import Stream, ViewSettings, sample_name
+from tutelage.data.settings import ColourSettings, ViewSettings
+from tutelage.data.stream import Stream, sample_name
 from tutelage.engine.allocator import keep_freed_memory
 from tutelage.engine.contract import TaskInfo
 from tutelage.methods.distillation.cache import TeacherCache, compress, error_bound

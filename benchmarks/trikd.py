@@ -19,7 +19,8 @@ from tutelage.data.batch import Batch, Geometries, View
 from tutelage.engine.allocator import keep_freed_memory
 from tutelage.engine.contract import Carry, StepContext, TaskInfo
 from tutelage.engine.meter import peak_memory
-from tutelage.methods.trikd import STREAMS, VIEWS, TriKD, TriKDSettings
+from tutelage.methods.settings.trikd import VIEWS, TriKDSettings
+from tutelage.methods.trikd import STREAMS, TriKD
 from tutelage.nets.build import build
 from tutelage.nets.settings import NetSettings
 

@@ -17,11 +17,12 @@ from torch.nn import functional as F
 from benchmarks.common import HEADER, in_turns, ratio_line, street_data
 from tutelage.data.augmentation import AugmentSettings
 from tutelage.data.batch import Batch
-from tutelage.data.colour import ColourSettings
-from tutelage.data.stream import Stream, ViewSettings
+from tutelage.data.settings import ColourSettings, ViewSettings
+from tutelage.data.stream import Stream
 from tutelage.engine.allocator import keep_freed_memory
 from tutelage.engine.contract import StepContext, TaskInfo
-from tutelage.methods.unimatch_v2 import UniMatchV2, UniMatchV2Settings
+from tutelage.methods.settings.unimatch_v2 import UniMatchV2Settings
+from tutelage.methods.unimatch_v2 import UniMatchV2
 from tutelage.nets.build import build
 from tutelage.nets.segmentor import Features, Segmentor
 from tutelage.nets.settings import NetSettings

@@ -20,8 +20,9 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from tutelage.cli import _parser
-from tutelage.methods.distillation.term import WeightOrSettings
-from tutelage.recipe.schema import METHODS, MethodChoice, Recipe, find_method
+from tutelage.methods import METHODS, find_method
+from tutelage.methods.settings.distill_terms import WeightOrSettings
+from tutelage.recipe.schema import MethodChoice, Recipe
 from tutelage.settings import Settings
 
 _COMMAND_WIDTH = "100"
@@ -62,17 +63,17 @@ def method_reference(name: str) -> str:
     """The streams and the settings of one method."""
     method = find_method(name)
     lines = ["| stream | masks are read | views | what it is |", "| --- | --- | --- | --- |"]
-    for stream, needs in method.streams.items():
+    for stream, needs in method.Settings.streams.items():
         views = ", ".join([f"`{view}`" for view in needs.views] + [f"(`{view}`)" for view in needs.optional])
         lines.append(f"| `{stream}` | {'yes' if needs.labels else 'no'} | {views} | {needs.about} |")
-    if method.teachers:
-        needed = ", ".join(f"`{role}`" for role in method.teachers)
+    if method.Settings.teachers:
+        needed = ", ".join(f"`{role}`" for role in method.Settings.teachers)
         lines += ["", f"Trained nets that it consults, under `inputs`: {needed}."]
-    if method.fitted_inputs:
-        needed = ", ".join(f"`{role}`" for role in method.fitted_inputs)
+    if method.Settings.fitted_inputs:
+        needed = ", ".join(f"`{role}`" for role in method.Settings.fitted_inputs)
         lines += ["", f"`fit` stages that it starts from, under `inputs`: {needed}."]
-    if method.fitted_inputs:
-        needed = ", ".join(f"`{role}`" for role in method.fitted_inputs)
+    if method.Settings.fitted_inputs:
+        needed = ", ".join(f"`{role}`" for role in method.Settings.fitted_inputs)
         lines += ["", f"What `fit` stages made, under `inputs` as well: {needed}."]
     return "\n".join([*lines, "", _table(method.Settings)])
 

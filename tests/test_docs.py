@@ -29,9 +29,10 @@ from PIL import Image
 from docs.recipe_reference import command_reference, commands, filled, recipe_reference
 from tutelage.cli import _parser, main
 from tutelage.data.toycity import generate
+from tutelage.methods import METHODS, find_method
 from tutelage.pipeline import costs, smoke, teachers
 from tutelage.recipe.reading import parse_recipe
-from tutelage.recipe.schema import METHODS, Recipe, find_method
+from tutelage.recipe.schema import Recipe
 from tutelage.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,7 +17,8 @@ from tutelage.annotate.stylised import style_of, stylise_dataset
 from tutelage.data.copies import CopyFolder, with_copies
 from tutelage.data.dataset import Dataset, Sample
 from tutelage.data.images import read_image
-from tutelage.data.stylise import StyleSettings, stylise
+from tutelage.data.settings import StyleSettings
+from tutelage.data.stylise import stylise
 from tutelage.errors import DataError
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torchvision.transforms import functional as reference
 
-from tutelage.data.colour import PLAIN, ColourSettings, blur, colour_batch, draw_colour
+from tutelage.data.colour import PLAIN, blur, colour_batch, draw_colour
+from tutelage.data.settings import ColourSettings
 
 GREY_WEIGHTS = 1e-3  # torchvision rounds the weight of red to 0.2989
 

@@ -14,7 +14,8 @@ from PIL import Image
 from tutelage.data.dataset import Classes, Dataset, Sample
 from tutelage.data.labels import LabelMap, identity
 from tutelage.data.pseudo_labels import MANIFEST, PseudoLabelFolder, with_pseudo_labels, write_grey
-from tutelage.data.stream import Stream, ViewSettings
+from tutelage.data.settings import ViewSettings
+from tutelage.data.stream import Stream
 from tutelage.errors import DataError
 
 NAMES = ("a", "sub/b", "c.d")

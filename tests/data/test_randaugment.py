@@ -28,7 +28,8 @@ from tutelage.data.randaugment import (
     crop_matrix,
     draw_alteration,
 )
-from tutelage.data.stream import LoaderSettings, ViewSettings
+from tutelage.data.settings import ViewSettings
+from tutelage.data.stream import LoaderSettings
 
 GEOMETRIC = {"rotate", "shear_x", "shear_y", "translate_x", "translate_y"}
 STRONG = ViewSettings(

@@ -21,7 +21,8 @@ from tutelage.data.rare_classes import (
     centred,
     class_probabilities,
 )
-from tutelage.data.stream import SHARED, LoaderSettings, Stream, ViewSettings
+from tutelage.data.settings import ViewSettings
+from tutelage.data.stream import SHARED, LoaderSettings, Stream
 from tutelage.errors import DataError
 
 # Class 2 is in images 1 and 3; class 3 never occurs.

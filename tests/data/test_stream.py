@@ -12,10 +12,10 @@ from PIL import Image
 
 from tutelage.data.augmentation import AugmentSettings
 from tutelage.data.batch import Batch, warp_label
-from tutelage.data.colour import ColourSettings
 from tutelage.data.dataset import Classes, Dataset, Sample
 from tutelage.data.labels import identity
-from tutelage.data.stream import SHARED, LoaderSettings, Stream, ViewSettings
+from tutelage.data.settings import ColourSettings, ViewSettings
+from tutelage.data.stream import SHARED, LoaderSettings, Stream
 from tutelage.errors import DataError
 
 CPU = torch.device("cpu")

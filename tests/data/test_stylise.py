@@ -7,15 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tutelage.data.stylise import (
-    StyleSettings,
-    fourier_adapt,
-    lab_to_rgb,
-    match_statistics,
-    rgb_to_lab,
-    stylise,
-    window_half,
-)
+from tutelage.data.settings import StyleSettings
+from tutelage.data.stylise import fourier_adapt, lab_to_rgb, match_statistics, rgb_to_lab, stylise, window_half
 
 
 def images(seed: int, count: int = 2, size: tuple[int, int] = (20, 30)) -> Tensor:

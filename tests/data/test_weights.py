@@ -12,7 +12,8 @@ from PIL import Image
 
 from tutelage.data.dataset import Classes, Dataset, Sample
 from tutelage.data.labels import identity
-from tutelage.data.stream import LoaderSettings, Stream, ViewSettings
+from tutelage.data.settings import ViewSettings
+from tutelage.data.stream import LoaderSettings, Stream
 from tutelage.data.weights import WeightFolder, with_weights
 from tutelage.errors import DataError
 

@@ -12,8 +12,9 @@ from tests.engine.test_loop import CPU, Line, Numbers, settings
 from tests.engine.toy import Toy, ToyStream
 from tutelage.engine import checkpoint
 from tutelage.engine.contract import Method
-from tutelage.engine.loop import Callbacks, FitSettings, fit
-from tutelage.engine.optimizers import OptimizerSettings, build_optimizer
+from tutelage.engine.loop import Callbacks, fit
+from tutelage.engine.optimizers import build_optimizer
+from tutelage.engine.settings import FitSettings, MethodSettings, OptimizerSettings
 from tutelage.errors import RunError
 from tutelage.runs.atomic import write_json
 from tutelage.runs.checkpoints import Checkpoints
@@ -80,6 +81,8 @@ def test_a_file_has_everything_once_and_the_teachers_not_at_all(tmp_path: Path) 
 
 class Tied(Method):
     """Two nets that share a parameter."""
+
+    Settings = MethodSettings
 
     def __init__(self) -> None:
         super().__init__()

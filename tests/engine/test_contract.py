@@ -17,8 +17,8 @@ from tests.engine.toy import CLASSES, Toy, ToyStream, make_batch
 from tutelage.data.batch import warp_label
 from tutelage.engine import collectives
 from tutelage.engine.contract import StepContext
-from tutelage.engine.loop import FitSettings, fit
-from tutelage.engine.optimizers import OptimizerSettings
+from tutelage.engine.loop import fit
+from tutelage.engine.settings import FitSettings, OptimizerSettings
 from tutelage.runs.checkpoints import Checkpoints
 
 CPU = torch.device("cpu")

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from tests.engine.toy import Toy, ToyStream
 from tutelage.data.batch import Batch
-from tutelage.engine.contract import Carry, Method, OptimizerSpec, Pass, StepContext, StreamSpec
-from tutelage.engine.loop import Callbacks, FitSettings, Progress, fit
-from tutelage.engine.optimizers import OptimizerSettings, ScheduleSettings
+from tutelage.engine.contract import Carry, Method, OptimizerSpec, Pass, StepContext
+from tutelage.engine.loop import Callbacks, Progress, fit
+from tutelage.engine.settings import FitSettings, MethodSettings, OptimizerSettings, ScheduleSettings, StreamSpec
 from tutelage.errors import RunError
 from tutelage.runs.checkpoints import Checkpoints
 
@@ -40,8 +40,9 @@ class Point(nn.Module):
 class Line(Method):
     """The loss is slope x the sum of the student's numbers, and of the critic's; all is noted."""
 
-    streams = {"labeled": StreamSpec(labels=True, views=("weak",))}
-    teachers = ("teacher",)
+    class Settings(MethodSettings):
+        streams = {"labeled": StreamSpec(labels=True, views=("weak",))}
+        teachers = ("teacher",)
 
     def __init__(self) -> None:
         super().__init__()

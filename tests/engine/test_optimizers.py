@@ -9,13 +9,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from tutelage.engine.optimizers import (
-    OptimizerSettings,
-    ScheduleSettings,
-    build_optimizer,
-    parameter_groups,
-    set_rate,
-)
+from tutelage.engine.optimizers import build_optimizer, parameter_groups, set_rate
+from tutelage.engine.settings import OptimizerSettings, ScheduleSettings
 
 
 def factors(total: int = 4, **settings: object) -> list[float]:

@@ -18,8 +18,8 @@ from tutelage.data.augmentation import Geometry
 from tutelage.data.batch import Batch, Geometries, View, warp_label
 from tutelage.data.draws import generator
 from tutelage.engine import collectives
-from tutelage.engine.contract import Method, OptimizerSpec, Pass, StepContext, StreamSpec
-from tutelage.engine.optimizers import OptimizerSettings, ScheduleSettings
+from tutelage.engine.contract import Method, OptimizerSpec, Pass, StepContext
+from tutelage.engine.settings import MethodSettings, OptimizerSettings, ScheduleSettings, StreamSpec
 
 CLASSES, WIDTH, SOURCE, SIZE = 3, 8, (12, 14), (8, 8)
 
@@ -52,7 +52,8 @@ class Queue(nn.Module):
 class Toy(Method):
     """See the module."""
 
-    streams = {"labeled": StreamSpec(labels=True, views=("weak",))}
+    class Settings(MethodSettings):
+        streams = {"labeled": StreamSpec(labels=True, views=("weak",))}
 
     def __init__(self, norm: str = "batch", dropout: float = 0.0, noise: float = 0.0, gate: int = 2) -> None:
         super().__init__()

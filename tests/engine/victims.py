@@ -13,8 +13,8 @@ from tests.engine.toy import Toy, ToyStream
 from tests.processes import Countdown, count_disk_calls, write_half
 from tutelage.engine import checkpoint
 from tutelage.engine.log import TrainingLog
-from tutelage.engine.loop import Callbacks, FitSettings, fit
-from tutelage.engine.optimizers import OptimizerSettings
+from tutelage.engine.loop import Callbacks, fit
+from tutelage.engine.settings import FitSettings, OptimizerSettings
 from tutelage.runs.atomic import remove_partials, write_bytes, writing
 from tutelage.runs.checkpoints import Checkpoints
 

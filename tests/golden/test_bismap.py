@@ -21,7 +21,7 @@ from tutelage.data import randaugment
 from tutelage.data.augmentation import Geometry, take_map
 from tutelage.data.batch import Geometries, warp
 from tutelage.data.randaugment import CutoutSettings, alter, draw_alteration
-from tutelage.engine.optimizers import ScheduleSettings
+from tutelage.engine.settings import ScheduleSettings
 from tutelage.evaluation.confusion import Confusion, scores_of, subset_mean
 from tutelage.losses.consistency import masked_divergence, ramp_up
 from tutelage.losses.resize import resize_logits

@@ -8,7 +8,7 @@ import torch
 
 from tests.golden.compare import assert_gradient, assert_values, labels, tensor
 from tests.golden.conftest import Golden
-from tutelage.engine.optimizers import ScheduleSettings
+from tutelage.engine.settings import ScheduleSettings
 from tutelage.evaluation.confusion import Confusion, counts_of
 from tutelage.losses.distillation import pixel_kd
 from tutelage.losses.resize import resize_logits

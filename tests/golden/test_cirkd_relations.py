@@ -17,9 +17,10 @@ from tutelage.losses.distillation import pixel_kd
 from tutelage.losses.regions import class_counts, shrink_labels
 from tutelage.losses.resize import resize_logits
 from tutelage.losses.segmentation import cross_entropy
-from tutelage.methods.distillation.cirkd import Memory, MemorySettings, minibatch_pixel
-from tutelage.methods.distillation.cirkd_v2 import Channel, ChannelSettings, ContextBlock
+from tutelage.methods.distillation.cirkd import Memory, minibatch_pixel
+from tutelage.methods.distillation.cirkd_v2 import Channel, ContextBlock
 from tutelage.methods.distillation.term import Maps, NetShape, Pair, TermInputs
+from tutelage.methods.settings.distill_terms import ChannelSettings, MemorySettings
 
 File = Mapping[str, NDArray]
 

@@ -24,7 +24,7 @@ from tutelage.losses.symmetric import confidence_regularizer, reverse_cross_entr
 from tutelage.methods.advent import AdvEnt
 from tutelage.methods.proda import ProDA
 from tutelage.methods.self_distill import SelfDistill
-from tutelage.methods.supervised import TaskSettings
+from tutelage.methods.settings.common import TaskSettings
 from tutelage.nets.discriminators import ProDADiscriminator
 from tutelage.nets.pyramid_attention import PyramidAttention
 from tutelage.nets.segmentor import Prediction

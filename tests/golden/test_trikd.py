@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from tests.golden.compare import assert_gradient, assert_values, labels, tensor
 from tests.golden.conftest import Golden
-from tutelage.engine.optimizers import ScheduleSettings
+from tutelage.engine.settings import ScheduleSettings
 from tutelage.losses.consistency import cross_pseudo_supervision, pseudo_label
 from tutelage.losses.cross_architecture import attention_loss, spatial_loss
 from tutelage.losses.segmentation import cross_entropy, ohem_cross_entropy

@@ -16,9 +16,9 @@ from tests.golden.conftest import Golden
 from tests.methods.cases import context
 from tutelage.data.augmentation import Geometry
 from tutelage.data.batch import Batch, Geometries, View
-from tutelage.data.colour import ColourSettings
 from tutelage.data.mixing.blocks import block_masks, grid_of, hidden
 from tutelage.data.mixing.classmix import class_masks
+from tutelage.data.settings import ColourSettings
 from tutelage.engine.contract import TaskInfo
 from tutelage.losses.feature_distance import feature_distance, majority_label, things_mask
 from tutelage.methods import mixed_self_training

@@ -15,8 +15,8 @@ from tutelage.data.augmentation import Geometry
 from tutelage.data.batch import Batch, Geometries, View
 from tutelage.data.draws import generator
 from tutelage.engine.contract import Method, StepContext, TaskInfo
-from tutelage.engine.loop import FitSettings, Progress, fit
-from tutelage.engine.optimizers import OptimizerSettings, ScheduleSettings
+from tutelage.engine.loop import Progress, fit
+from tutelage.engine.settings import FitSettings, OptimizerSettings, ScheduleSettings
 from tutelage.nets.build import build
 from tutelage.nets.segmentor import Prediction, Segmentor
 from tutelage.nets.settings import NetSettings
@@ -146,10 +146,10 @@ def train(
     method: Method, steps: int = 1, checkpoints: Checkpoints | None = None, stop_at: int | None = None, **changes: Any
 ) -> Progress:
     """Train a method on streams of its kind through the engine."""
-    own = {name: changes.pop(name) for name in tuple(changes) if name in method.streams}
+    own = {name: changes.pop(name) for name in tuple(changes) if name in method.Settings.streams}
     streams = {
         name: own.get(name, Stream(seed, labels=needs.labels, views=needs.views))
-        for seed, (name, needs) in enumerate(method.streams.items())
+        for seed, (name, needs) in enumerate(method.Settings.streams.items())
     }
     settings = FitSettings(
         **{

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tests.methods.cases import FACTS, Stub, batch, context
 from tutelage.data.batch import Batch
-from tutelage.data.colour import ColourSettings
+from tutelage.data.settings import ColourSettings
 
 PLAIN = ColourSettings()
 

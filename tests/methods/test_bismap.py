@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from tests.methods.cases import FACTS, Stream, Stub, batch, changed, context, copied, terms, tiny, train
 from tutelage.data.batch import Batch
 from tutelage.errors import RecipeError
-from tutelage.methods.bismap import MASKED_VIEW, BiSMAP, BiSMAPWarmUp
-from tutelage.recipe.schema import METHODS
+from tutelage.methods import METHODS
+from tutelage.methods.bismap import BiSMAP, BiSMAPWarmUp
+from tutelage.methods.settings.bismap import MASKED_VIEW
 
 VIEWS = ("weak", "masked")
 STEP, RAMP = 3, 10
@@ -124,8 +125,8 @@ def test_pseudo_labels_cost_both_ways() -> None:
 
 
 def test_the_warm_up_never_reads_the_targets_labels() -> None:
-    assert not BiSMAPWarmUp.streams["target"].labels
-    assert BiSMAP.streams["target"].labels
+    assert not BiSMAPWarmUp.Settings.streams["target"].labels
+    assert BiSMAP.Settings.streams["target"].labels
     teacher = method(kind=BiSMAPWarmUp)
     names = backward(teacher, given(target=hidden(batch(2, VIEWS, labels=False))))
     assert names == ["source", "consistency"]
@@ -216,7 +217,7 @@ def test_micro_batches_make_one_batch(accumulate: int) -> None:
 
 
 def test_the_masked_view_is_the_published_one_where_nothing_is_said() -> None:
-    assert BiSMAP.streams["target"].defaults["masked"] == MASKED_VIEW
+    assert BiSMAP.Settings.streams["target"].defaults["masked"] == MASKED_VIEW
     assert MASKED_VIEW.randaugment is not None
     assert not MASKED_VIEW.randaugment.geometric
     assert MASKED_VIEW.cutout is not None

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from tests.methods.cases import FACTS, SGD, Stream, Stub, batch, changed, copied, gradients, terms, tiny, train
 from tutelage.data.batch import Batch
 from tutelage.data.draws import generator
-from tutelage.data.mixing.boxes import BoxSettings, box_masks
+from tutelage.data.mixing.boxes import box_masks
+from tutelage.data.settings import BoxSettings
 from tutelage.methods import cps
 from tutelage.methods.cps import CPS
 

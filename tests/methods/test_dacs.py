@@ -18,7 +18,8 @@ from tutelage.data.mixing.classmix import class_masks, draw_scores
 from tutelage.errors import RecipeError
 from tutelage.methods.dacs import DACS
 from tutelage.methods.ema import decay_at
-from tutelage.methods.mixed_self_training import MarginSettings, inside_margins
+from tutelage.methods.mixed_self_training import inside_margins
+from tutelage.methods.settings.mixed_self_training import MarginSettings
 
 
 def by_hand(method: Any, given: dict[str, Any], threshold: float, weighting: str, keep: Tensor | None = None) -> Tensor:

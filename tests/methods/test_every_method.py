@@ -83,16 +83,19 @@ def info(kind: type[Any], nets: dict[str, Any]) -> TaskInfo:
     width = next(iter(nets.values())).embedding_channels
     means = torch.rand(CLASSES, width, generator=torch.Generator().manual_seed(3))
     return replace(
-        FACTS, fitted_inputs={role: {"prototypes": means, "counts": torch.ones(CLASSES)} for role in kind.fitted_inputs}
+        FACTS,
+        fitted_inputs={
+            role: {"prototypes": means, "counts": torch.ones(CLASSES)} for role in kind.Settings.fitted_inputs
+        },
     )
 
 
 def make(name: str, decoder: str = "lraspp", auxiliary: bool = False, seed: int = 0, **changes: Any) -> Method:
     kind, settings = KINDS[name]
-    nets = {role: tiny(decoder, auxiliary, seed + number) for number, role in enumerate(kind.trained_nets)}
-    for role in kind.teachers:
+    nets = {role: tiny(decoder, auxiliary, seed + number) for number, role in enumerate(kind.Settings.trained_nets)}
+    for role in kind.Settings.teachers:
         nets[role] = tiny(
-            decoder if "anchors" in kind.fitted_inputs else "deeplabv3plus", seed=1
+            decoder if "anchors" in kind.Settings.fitted_inputs else "deeplabv3plus", seed=1
         )  # whose features they are
     torch.manual_seed(seed)
     made: Method = kind(nets, kind.Settings(**{**settings, **changes}), info(kind, nets))
@@ -120,8 +123,8 @@ def test_a_step_changes_what_is_trained_and_stays_finite(name: str, decoder: str
 @pytest.mark.parametrize("name", KINDS)
 def test_no_labels_at_all(name: str) -> None:
     method = make(name, "deeplabv3plus", True, **({"class_weights": None} if name == "supervised" else {}))
-    labelled = next(stream for stream, needs in method.streams.items() if needs.labels)
-    train(method, **{labelled: Stream(0, ignored=1.0, views=method.streams[labelled].views)})
+    labelled = next(stream for stream, needs in method.Settings.streams.items() if needs.labels)
+    train(method, **{labelled: Stream(0, ignored=1.0, views=method.Settings.streams[labelled].views)})
     assert all(torch.isfinite(value).all() for value in method.state_dict().values())
 
 
@@ -129,7 +132,7 @@ def test_no_labels_at_all(name: str) -> None:
 def test_state_goes_round(name: str) -> None:
     method, other = make(name, auxiliary=True), make(name, auxiliary=True, seed=9)
     train(method)
-    teachers = {role: copied(other.get_submodule(role)) for role in method.teachers}
+    teachers = {role: copied(other.get_submodule(role)) for role in method.Settings.teachers}
     other.load_learned_state(method.learned_state())
     for key, value in method.learned_state().items():
         assert torch.equal(value, other.learned_state()[key])

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from tests.methods.cases import FACTS, Stub, batch, changed, copied, terms, tiny, train
 from tutelage.data.batch import Batch
-from tutelage.data.stylise import StyleSettings, stylise
+from tutelage.data.settings import StyleSettings
+from tutelage.data.stylise import stylise
 from tutelage.losses.self_training import robust_entropy
 from tutelage.methods.fda import FDA, FDASelfTraining
 
@@ -98,8 +99,8 @@ def test_padding_does_not_count_in_the_entropy() -> None:
 
 
 def test_the_target_has_no_labels_in_the_first_phase() -> None:
-    assert not FDA.streams["target"].labels
-    assert FDASelfTraining.streams["target"].labels
+    assert not FDA.Settings.streams["target"].labels
+    assert FDASelfTraining.Settings.streams["target"].labels
 
 
 def test_second_phase_by_hand() -> None:

@@ -165,7 +165,7 @@ def test_what_is_exported_and_kept() -> None:
     assert list(averaged.exported()) == ["student", "ema"]
     assert {name.partition(".")[0] for name in plain.learned_state()} == {"student"}
     assert {name.partition(".")[0] for name in averaged.learned_state()} == {"student", "ema"}
-    assert FixMatch.trained_nets == ("student",)
+    assert FixMatch.Settings.trained_nets == ("student",)
 
 
 def test_a_strong_view_of_another_crop_is_refused() -> None:

@@ -149,4 +149,4 @@ def test_the_average_labels_with_windows_all_over_the_image() -> None:
     made.ema.mode(norm="running", dropout=False)
     expected = over(made.ema(given["target"]["weak"].image).logits).argmax(1)
     assert torch.equal(made._remembered(given["target"]).label_BHW, expected)
-    assert hrda.HRDA.trained_nets == ("student",)
+    assert hrda.HRDA.Settings.trained_nets == ("student",)

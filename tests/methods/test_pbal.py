@@ -18,7 +18,8 @@ from tests.processes import start
 from tutelage.data.batch import Batch, View
 from tutelage.engine.contract import Carry, Method
 from tutelage.losses.transport import cosine_cost, pixel_to_prototype
-from tutelage.methods.pbal import COLOURED, PBALBidirectional, PBALSelfTraining
+from tutelage.methods.pbal import PBALBidirectional, PBALSelfTraining
+from tutelage.methods.settings.pbal import COLOURED
 
 SIZE = (64, 96)
 
@@ -128,10 +129,10 @@ def test_settings() -> None:
 
 
 def test_the_source_is_coloured_and_the_targets_colours_are_the_stages() -> None:
-    assert PBALBidirectional.streams["source"].defaults == {"strong": COLOURED}
-    assert not PBALBidirectional.streams["target"].defaults
-    assert all(needs.defaults == {"strong": COLOURED} for needs in PBALSelfTraining.streams.values())
-    assert not PBALBidirectional.streams["target"].labels
+    assert PBALBidirectional.Settings.streams["source"].defaults == {"strong": COLOURED}
+    assert not PBALBidirectional.Settings.streams["target"].defaults
+    assert all(needs.defaults == {"strong": COLOURED} for needs in PBALSelfTraining.Settings.streams.values())
+    assert not PBALBidirectional.Settings.streams["target"].labels
 
 
 @pytest.mark.parametrize("learns", [False, True])

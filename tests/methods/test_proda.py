@@ -173,8 +173,10 @@ def test_micro_batches_are_one_batch() -> None:
     ends = []
     for accumulate in (1, 2):
         made = method(rate=0.1, decay=0.5)
-        streams = {name: Stream(seed, labels=made.streams[name].labels, views=made.streams[name].views)
-                   for seed, name in enumerate(made.streams)}  # fmt: skip
+        specs = made.Settings.streams
+        streams = {
+            name: Stream(seed, labels=spec.labels, views=spec.views) for seed, (name, spec) in enumerate(specs.items())
+        }
         train(made, steps=3, accumulate=accumulate, **streams)
         ends.append(copied(made))
     assert changed(method(), ends[0])

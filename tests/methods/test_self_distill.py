@@ -85,7 +85,9 @@ def test_micro_batches_are_one_batch() -> None:
     ends = []
     for accumulate in (1, 2):
         made = method()
-        views = {name: Stream(seed, views=needs.views) for seed, (name, needs) in enumerate(made.streams.items())}
+        views = {
+            name: Stream(seed, views=needs.views) for seed, (name, needs) in enumerate(made.Settings.streams.items())
+        }
         train(made, steps=2, accumulate=accumulate, **views)
         ends.append(copied(made))
     assert changed(method().student, copied(made.student))

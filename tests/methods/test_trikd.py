@@ -14,12 +14,13 @@ from torch.nn import functional as F
 from tests.methods.cases import FACTS, SGD, Stream, batch, changed, copied, gradients, terms, tiny, train
 from tutelage.data.batch import Batch
 from tutelage.engine.contract import Carry, TaskInfo
-from tutelage.engine.optimizers import OptimizerSettings, ScheduleSettings
+from tutelage.engine.settings import OptimizerSettings, ScheduleSettings
 from tutelage.errors import RecipeError
 from tutelage.losses.cross_architecture import attention_loss
 from tutelage.losses.resize import over_image
 from tutelage.losses.segmentation import cross_entropy
-from tutelage.methods.trikd import VIEWS, TriKD, TriKDSettings
+from tutelage.methods.settings.trikd import VIEWS, TriKDSettings
+from tutelage.methods.trikd import TriKD
 from tutelage.nets.build import build
 from tutelage.nets.modes import keeping_statistics
 from tutelage.nets.segmentor import Segmentor

@@ -18,7 +18,8 @@ from tutelage.data.batch import Batch
 from tutelage.engine.contract import TaskInfo
 from tutelage.errors import TutelageError
 from tutelage.losses import contrast
-from tutelage.methods.u2pl import U2PL, NegativeQueue, U2PLSettings
+from tutelage.methods.settings.u2pl import U2PLSettings
+from tutelage.methods.u2pl import U2PL, NegativeQueue
 
 SMALL: dict[str, Any] = {
     "low_rank": 1,

@@ -13,9 +13,9 @@ from tests.methods.cases import CPU, FACTS, gradients, terms, tiny
 from tests.methods.pyramid import Pyramid, few_and_many, full
 from tests.methods.test_fixmatch import by_hand, moved
 from tutelage.data.augmentation import AugmentSettings
-from tutelage.data.colour import ColourSettings
+from tutelage.data.settings import ColourSettings, ViewSettings
 from tutelage.data.sources import ToycitySettings, open_data
-from tutelage.data.stream import Stream, ViewSettings
+from tutelage.data.stream import Stream
 from tutelage.losses.consistency import masked_consistency
 from tutelage.methods import unimatch
 from tutelage.methods.unimatch import UniMatch, doubled, dropped

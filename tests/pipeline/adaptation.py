@@ -9,9 +9,10 @@ from torch import Tensor
 
 from tests.projects import DATA, write_project
 from tutelage.engine.contract import TaskInfo
-from tutelage.methods.supervised import Supervised, SupervisedSettings
+from tutelage.methods import METHODS
+from tutelage.methods.settings.supervised import SupervisedSettings
+from tutelage.methods.supervised import Supervised
 from tutelage.nets.segmentor import Segmentor
-from tutelage.recipe.schema import METHODS
 
 ADAPTATION = (
     """\
@@ -60,11 +61,17 @@ STAGES = ("looks", "teacher", "means", "anchors", "mixtures", "unsure", "maps", 
 FITS = ("means", "anchors", "mixtures", "unsure", "maps")
 
 
+class PrototypedSettings(SupervisedSettings):
+    """As supervised, with prototypes."""
+
+    implementation = "tests.pipeline.adaptation:Prototyped"
+    fitted_inputs = {"prototypes": ("means", "anchors")}
+
+
 class Prototyped(Supervised):
     """As supervised, but starts from prototypes; they show in a buffer."""
 
-    Settings = SupervisedSettings
-    fitted_inputs = ("prototypes",)
+    Settings = PrototypedSettings
 
     def __init__(self, nets: Mapping[str, Segmentor], settings: SupervisedSettings, facts: TaskInfo) -> None:
         super().__init__(nets, settings, facts)
@@ -74,7 +81,7 @@ class Prototyped(Supervised):
     prototypes: Tensor
 
 
-REGISTERED = (METHODS, "prototyped", "tests.pipeline.adaptation:Prototyped")
+REGISTERED = (METHODS, "prototyped", "tests.pipeline.adaptation:PrototypedSettings")
 """For ``monkeypatch.setitem``: a recipe may then name the method ``prototyped``."""
 
 

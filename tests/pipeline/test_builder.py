@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.projects import Project
-from tutelage.data.stream import ViewSettings
-from tutelage.methods.strong_views import STRONG_VIEW
+from tutelage.data.settings import ViewSettings
+from tutelage.methods.settings.strong_views import STRONG_VIEW
 from tutelage.pipeline.builder import Builder
 from tutelage.recipe.reading import read_recipe
 from tutelage.recipe.schema import TrainStage

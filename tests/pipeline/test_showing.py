@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,17 +11,17 @@ from PIL import Image
 
 from tutelage.data.augmentation import Geometry
 from tutelage.data.batch import Geometries
-from tutelage.engine.contract import StreamSpec
+from tutelage.engine.settings import MethodSettings, StreamSpec
 from tutelage.errors import DataError, RunError
+from tutelage.methods import METHODS
 from tutelage.pipeline import contact_sheet, showing
 from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.contact_sheet import SampleBlock, SheetCell
 from tutelage.pipeline.keys import seed_of, stage_content
 from tutelage.pipeline.showing import describe_geometry, show
 from tutelage.recipe.reading import LoadedRecipe, parse_recipe
-from tutelage.recipe.schema import METHODS, TrainStage
+from tutelage.recipe.schema import TrainStage
 from tutelage.runs.store import Store, content_key
-from tutelage.settings import Settings
 
 RECIPE = """
 tutelage: 1
@@ -52,25 +51,26 @@ stages:
 """
 
 
-class Consistency:
-    """As much of a method as :func:`show` looks at: two views of one geometry, one of its own."""
+class ConsistencySettings(MethodSettings):
+    """As much of a method as :func:`show` reads: two views of one geometry, one of its own."""
 
-    class Settings(Settings):
-        """None."""
-
-    version: ClassVar[int] = 1
-    trained_nets: ClassVar[tuple[str, ...]] = ("student",)
-    teachers: ClassVar[tuple[str, ...]] = ()
-    fitted_inputs: ClassVar[tuple[str, ...]] = ()
-    streams: ClassVar[dict[str, StreamSpec]] = {
+    implementation = f"{__name__}:Consistency"
+    streams = {
         "labeled": StreamSpec(labels=True, views=("weak",)),
         "unlabeled": StreamSpec(labels=True, views=("weak", "strong", "small")),
     }
 
 
+class Consistency:
+    """Never made."""
+
+    Settings = ConsistencySettings
+    version = 1
+
+
 @pytest.fixture
 def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedRecipe:
-    monkeypatch.setitem(METHODS, "consistency", f"{__name__}:Consistency")
+    monkeypatch.setitem(METHODS, "consistency", f"{__name__}:ConsistencySettings")
     root = tmp_path / "city"
     draw = np.random.default_rng(0)
     for split, count in (("train", 3), ("rest", 2)):

@@ -13,17 +13,9 @@ from torch import Tensor
 
 from tutelage.errors import TutelageError
 from tutelage.prototypes import blocks, gaussians
-from tutelage.prototypes.gaussians import (
-    Fit,
-    Mixture,
-    Mixtures,
-    MixtureSettings,
-    component_log_density,
-    em,
-    fit_mixture,
-    fit_mixtures,
-)
+from tutelage.prototypes.gaussians import Fit, Mixture, Mixtures, component_log_density, em, fit_mixture, fit_mixtures
 from tutelage.prototypes.means import ClassMeans
+from tutelage.prototypes.settings import MixtureSettings
 
 SMALL = MixtureSettings(components=3, tries=5)
 

@@ -14,9 +14,9 @@ from tutelage.data.augmentation import AugmentSettings
 from tutelage.data.catalogue import CatalogueSettings, variants
 from tutelage.data.catalogue.facts import class_list
 from tutelage.data.catalogue.layouts import KINDS
-from tutelage.methods.cirkd import CIRKDSettings, CIRKDV2Settings
-from tutelage.methods.distillation.distill import DistillSettings, Losses
-from tutelage.methods.supervised import SupervisedSettings
+from tutelage.methods.settings.cirkd import CIRKDSettings, CIRKDV2Settings
+from tutelage.methods.settings.distill import DistillSettings, Losses
+from tutelage.methods.settings.supervised import SupervisedSettings
 from tutelage.nets.published.nets import NETS
 from tutelage.nets.segmentor import Segmentor
 from tutelage.nets.settings import NetSettings

@@ -13,11 +13,10 @@ from tutelage.annotate.mixtures import MixturesFit
 from tutelage.annotate.transferability import TransferabilityFit
 from tutelage.data.augmentation import AugmentSettings
 from tutelage.data.catalogue.facts import class_list
-from tutelage.data.colour import ColourSettings
-from tutelage.data.stream import ViewSettings
+from tutelage.data.settings import ColourSettings, ViewSettings
 from tutelage.evaluation.protocol import Protocol
-from tutelage.methods.bismap import MASKED_VIEW, BiSMAPSettings, BiSMAPWarmUpSettings
-from tutelage.methods.self_distill import SelfDistillSettings
+from tutelage.methods.settings.bismap import MASKED_VIEW, BiSMAPSettings, BiSMAPWarmUpSettings
+from tutelage.methods.settings.self_distill import SelfDistillSettings
 from tutelage.nets.segmentor import Segmentor
 from tutelage.recipe.reading import method_settings, read_recipe
 from tutelage.recipe.schema import (

@@ -18,8 +18,8 @@ from PIL import Image
 
 from tutelage.data.augmentation import AugmentSettings
 from tutelage.data.catalogue import CatalogueSettings
-from tutelage.data.colour import ColourSettings
 from tutelage.data.folder import FolderSettings
+from tutelage.data.settings import ColourSettings
 from tutelage.evaluation.protocol import Protocol
 from tutelage.nets.segmentor import Segmentor
 from tutelage.pipeline.running import run

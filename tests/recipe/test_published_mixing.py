@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from tutelage.data.colour import ColourSettings
 from tutelage.data.rare_classes import RareClassSettings
+from tutelage.data.settings import ColourSettings
 from tutelage.evaluation.protocol import Protocol
-from tutelage.methods.mic import MICSettings
-from tutelage.methods.mixed_self_training import MarginSettings
+from tutelage.methods.settings.mic import MICSettings
+from tutelage.methods.settings.mixed_self_training import MarginSettings
 from tutelage.recipe.reading import method_settings, read_recipe
 from tutelage.recipe.schema import EvaluateStage, Recipe, TrainStage
 

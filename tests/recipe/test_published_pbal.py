@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.projects import CLASSES, write_project
-from tutelage.data.colour import ColourSettings
+from tutelage.data.settings import ColourSettings
 from tutelage.evaluation.protocol import Protocol
 from tutelage.pipeline.running import run
 from tutelage.recipe.reading import method_settings, read_recipe

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tutelage.methods.distillation.cache import CacheSettings
 from tutelage.methods.proda import ProDA
 from tutelage.methods.self_distill import SelfDistill
+from tutelage.methods.settings.common import CacheSettings
 from tutelage.recipe.reading import method_settings, read_recipe
 from tutelage.recipe.schema import AnnotateStage, FitStage, TrainStage
 
@@ -57,7 +57,7 @@ def test_the_stages_are_the_published_ones(
         assert labels.protocol.flip
         assert stage.inputs == {"teacher": labels.net}
         assert stage.streams["target"].data == f"labels{number - 1}"
-        assert stage.streams["target"].views["strong"] == ProDA.streams["target"].defaults["strong"]
+        assert stage.streams["target"].views["strong"] == ProDA.Settings.streams["target"].defaults["strong"]
         assert stage.init == ({} if number == 2 else {"student": "stage2"})
     fitted = stages["prototypes"]
     assert isinstance(fitted, FitStage)

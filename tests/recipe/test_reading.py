@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.recipe.texts import WHOLE, faults, line_of, parsed, refusal, spoilt
+from tutelage.methods import METHODS
 from tutelage.recipe.reading import method_settings, read_recipe, resolved
-from tutelage.recipe.schema import METHODS, EvaluateStage, TrainStage
+from tutelage.recipe.schema import EvaluateStage, TrainStage
 
 
 def test_a_good_recipe_is_read() -> None:

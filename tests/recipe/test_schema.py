@@ -11,9 +11,9 @@ import yaml
 from tests.recipe.texts import WHOLE, faults, parsed, spoilt
 from tutelage.engine.contract import Method
 from tutelage.errors import RecipeError
+from tutelage.methods import METHODS, find_method, find_settings
 from tutelage.recipe.reading import json_schema, resolved
-from tutelage.recipe.schema import METHODS, EvaluateStage, find_method
-from tutelage.settings import Settings
+from tutelage.recipe.schema import EvaluateStage
 
 jsonschema = pytest.importorskip("jsonschema")
 
@@ -82,11 +82,10 @@ def test_every_key_says_what_it_is() -> None:
 def test_every_method_keeps_the_contract(name: str) -> None:
     kind = find_method(name)
     assert issubclass(kind, Method)
-    assert issubclass(kind.Settings, Settings)
-    assert kind.Settings is not Settings
+    assert kind.Settings is find_settings(name)
     assert kind.version >= 1
-    assert kind.streams
-    assert all(needs.views and needs.about for needs in kind.streams.values())
+    assert kind.Settings.streams
+    assert all(needs.views and needs.about for needs in kind.Settings.streams.values())
     kind.Settings()  # defaults for everything
 
 

@@ -28,9 +28,10 @@ from tutelage.errors import TutelageError
 from tutelage.evaluation.protocol import Protocol
 from tutelage.losses.regions import class_counts, shrink_labels
 from tutelage.nets.segmentor import Segmentor
-from tutelage.prototypes.gaussians import Fit, MixtureSettings, fit_mixtures
+from tutelage.prototypes.gaussians import Fit, fit_mixtures
 from tutelage.prototypes.means import class_rows, correct_labels
 from tutelage.prototypes.reservoir import Reservoir
+from tutelage.prototypes.settings import MixtureSettings
 
 # Shares of the positions of a class that are kept, in the order of Cityscapes' 19 classes. Source: BiSMAP's code.
 _GTA5 = (.002, .01, .003, .1, .1, .1, 1, 1, .01, .05, .01, .5, 1, .05, .1, .2, 1, 1, 1)  # fmt: skip

@@ -20,7 +20,8 @@ from tutelage.annotate.net_outputs import OnUnreadable
 from tutelage.data.copies import CopyFolder
 from tutelage.data.dataset import Dataset
 from tutelage.data.draws import generator
-from tutelage.data.stylise import StyleSettings, stylise
+from tutelage.data.settings import StyleSettings
+from tutelage.data.stylise import stylise
 from tutelage.engine import collectives
 from tutelage.errors import DataError
 

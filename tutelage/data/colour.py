@@ -13,43 +13,17 @@ plane instead of the HSV cone.
 from __future__ import annotations
 
 import math
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage.data.draws import generator
-from tutelage.settings import Settings
-
-Probability = Annotated[float, Field(ge=0, le=1)]
-Strength = Annotated[float, Field(ge=0, le=1)]
+from tutelage.data.settings import ColourSettings
 
 GREY = (0.299, 0.587, 0.114)
 PLAIN = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue (turns), grey, blur sigma
-
-
-class ColourSettings(Settings):
-    """Random changes of colour and sharpness; the default changes nothing."""
-
-    probability: Probability = 1.0
-    """Probability of the colour jitter (brightness, contrast, saturation and hue together)."""
-    brightness: Strength = 0.0
-    """Brightness factor is drawn from 1 - b to 1 + b."""
-    contrast: Strength = 0.0
-    """Contrast factor is drawn from 1 - c to 1 + c, around the image's mean grey."""
-    saturation: Strength = 0.0
-    """Saturation factor is drawn from 1 - s to 1 + s."""
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    """Hue is turned by -h to h of a full circle."""
-    grey: Probability = 0.0
-    """Probability of a grey image."""
-    blur: Probability = 0.0
-    """Probability of Gaussian blur."""
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Range of the blur's standard deviation in pixels."""
 
 
 def draw_colour(settings: ColourSettings, seed: int, stream: str, position: int) -> tuple[float, ...]:

@@ -12,67 +12,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from tutelage.data.augmentation import AugmentSettings, Geometry, draw_geometry, take_image, take_map, take_valid
 from tutelage.data.batch import Batch, Geometries, RawBatch, RawView
 from tutelage.data.cache import ImageCache
-from tutelage.data.colour import ColourSettings, draw_colour
+from tutelage.data.colour import draw_colour
 from tutelage.data.dataset import Dataset
 from tutelage.data.draws import generator
 from tutelage.data.labels import IGNORE
-from tutelage.data.randaugment import Cut, CutoutSettings, RandAugmentSettings, alter, draw_alteration
+from tutelage.data.randaugment import Cut, alter, draw_alteration
 from tutelage.data.rare_classes import RareClassSampler, SamplerSettings, SmallClassSampler, SmallClassSettings, centred
+from tutelage.data.settings import ViewSettings
 from tutelage.data.statistics import read_statistics
 from tutelage.errors import DataError
-from tutelage.settings import Settings
 
 SHARED = "shared"
 _REPLACEMENTS = 20
-
-
-class ViewSettings(Settings):
-    """One view of a sample."""
-
-    colour: ColourSettings = ColourSettings()
-    """Random changes of colour and sharpness."""
-    augment: AugmentSettings | None = None
-    """A geometry of its own; null: the one that the stream's views share."""
-    randaugment: RandAugmentSettings | None = None
-    """Random operations on top of the crop, of colour and geometry; null: none."""
-    cutout: CutoutSettings | None = None
-    """A square that is left out, after all else; null: none."""
-
-
-class StreamSettings(Settings):
-    """A stream of training batches."""
-
-    data: str | list[str]
-    """Data set(s): `name/split`, `name`, or the name of an `annotate` stage (pseudo labels) or of a `transform` stage;
-    several are pooled."""
-    batch: Annotated[int, Field(gt=0)] = 8
-    """Images per step, over all micro-batches and processes together."""
-    augment: AugmentSettings = AugmentSettings()
-    """Geometry that the views share."""
-    views: dict[str, ViewSettings] = {}
-    """Settings of the views that the method asks for; a view left out is as the method says, mostly plain."""
-    draws_of: str | None = None
-    """Name of another stream whose random draws this one shares (same order, same crops)."""
-    repeat: list[Annotated[int, Field(gt=0)]] | Literal["equal"] | None = None
-    """For pooled data sets: how often each is repeated in one round; ``equal``: so often that all are seen about as
-    often as the largest."""
-    weights: str | None = None
-    """A `fit` stage of `transferability` made of these images: how much each labelled pixel counts, for methods that
-    weigh pixels."""
-    sampler: SamplerSettings | None = None
-    """Looks for rare classes in the masks: `kind: rare_classes` or `kind: small_classes`; null: images in turn. A
-    stream that shares the draws of one with a sampler needs the same data and the same sampler."""
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,13 @@ their logarithmic space, which has no value for black.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from tutelage.settings import Settings
-
-Window = Literal["symmetric", "corners"]
+from tutelage.data.settings import StyleSettings, Window
 
 # Linear RGB of sRGB's primaries to XYZ over its white (D65): each row sums to 1, so that white is (1, 1, 1).
 _TO_XYZ = (
@@ -38,19 +34,6 @@ _TO_XYZ = (
 _FROM_XYZ = np.linalg.inv(np.array(_TO_XYZ)).tolist()
 _BEND = 6.0 / 29.0  # below its cube CIELAB's root is a straight line
 _LEAST_STD = 1e-2  # of CIELAB's units: a flat channel has no deviation to divide by
-
-
-class StyleSettings(Settings):
-    """How an image takes on the style of another."""
-
-    kind: Literal["fda", "statistics"] = "fda"
-    """`fda`: the style's low-frequency amplitudes; `statistics`: its mean and deviation per channel of CIELAB."""
-    beta: Annotated[float, Field(ge=0, le=0.5)] = 0.01
-    """fda: half-width of the window of frequencies, as a share of the shorter side."""
-    window: Window = "symmetric"
-    """fda: frequencies -b..b (`symmetric`), or -b..b-1 as in the published training code (`corners`)."""
-    clip: bool = False
-    """fda: bring the result back to 0..1; the published code does not. Results of `statistics` always are."""
 
 
 @torch.no_grad()

@@ -18,9 +18,7 @@ from torch import Tensor, nn
 
 from tutelage.data.batch import Batch
 from tutelage.data.draws import key
-from tutelage.data.stream import ViewSettings
-from tutelage.engine.optimizers import OptimizerSettings, ScheduleSettings
-from tutelage.settings import Settings
+from tutelage.engine.settings import MethodSettings, OptimizerSettings, ScheduleSettings
 
 
 @dataclass(frozen=True)
@@ -33,32 +31,6 @@ class Pass:
     def __init__(self, name: str, trains: Iterable[str]) -> None:
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "trains", frozenset(trains))
-
-
-@dataclass(frozen=True)
-class StreamSpec:
-    """What a method asks of one of its streams."""
-
-    labels: bool
-    """Whether masks are read."""
-    views: tuple[str, ...]
-    """Names of the views, all of one sample."""
-    about: str = ""
-    """What the stream is, for the manual."""
-    defaults: Mapping[str, ViewSettings] = field(default_factory=dict)
-    """Settings of views of which the recipe says nothing; the others are plain."""
-    optional: tuple[str, ...] = ()
-    """Views that are made only where the recipe gives settings for them."""
-
-    @property
-    def known(self) -> tuple[str, ...]:
-        """All views that a recipe may give settings for."""
-        return (*self.views, *self.optional)
-
-    def shown(self, given: Mapping[str, ViewSettings]) -> dict[str, ViewSettings]:
-        """The views of a stream and their settings, of what a recipe says of some."""
-        asked = (*self.views, *(view for view in self.optional if view in given))
-        return {view: given.get(view) or self.defaults.get(view, ViewSettings()) for view in asked}
 
 
 @dataclass(frozen=True)
@@ -81,7 +53,7 @@ class TaskInfo:
     names: tuple[str, ...] = ()
     """Names of the classes, where they are known."""
     fitted_inputs: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    """Tensors of the `fit` stages that the method asks for (:attr:`Method.fitted_inputs`), by role."""
+    """Tensors of the `fit` stages that the method asks for (:attr:`MethodSettings.fitted_inputs`), by role."""
     size: Callable[[], tuple[int, int]] | None = None
     """Finds height and width of the crops of the first stream (reads an image where nothing is cropped); ``None``: they
     differ."""
@@ -149,21 +121,15 @@ class StepContext:
 class Method(nn.Module):
     """The base of every method; see the module's header and ``docs/adding_a_method.md``."""
 
-    Settings: ClassVar[type[Settings]] = Settings
+    Settings: ClassVar[type[MethodSettings]]
+    """The settings, which also declare streams, trained nets, teachers and fitted inputs."""
     version: ClassVar[int] = 1
     """Raised when the method's results change, so that finished stages are trained anew."""
-    streams: ClassVar[Mapping[str, StreamSpec]] = {}
-    trained_nets: ClassVar[tuple[str, ...]] = ("student",)
-    """Names of the nets that it trains and a recipe gives under `nets`."""
-    teachers: ClassVar[tuple[str, ...]] = ()
-    """Names of nets that come trained from another stage and are only consulted."""
-    fitted_inputs: ClassVar[tuple[str, ...]] = ()
-    """Names of what `fit` stages made of features (prototypes) and the method starts from; under `inputs`, too."""
 
     def train(self, mode: bool = True) -> Method:
         """Switch to training mode; teachers stay in evaluation mode."""
         super().train(mode)
-        for name in self.teachers:
+        for name in self.Settings.teachers:
             self.get_submodule(name).eval()
         return self
 
@@ -192,7 +158,7 @@ class Method(nn.Module):
 
     def learned_state(self) -> dict[str, Tensor]:
         """All tensors of the method but those of its trained teachers, which come from their own artefacts."""
-        given = tuple(f"{name}." for name in self.teachers)
+        given = tuple(f"{name}." for name in self.Settings.teachers)
         return {name: value for name, value in self.state_dict().items() if not name.startswith(given)}
 
     def load_learned_state(self, state: Mapping[str, Tensor]) -> None:

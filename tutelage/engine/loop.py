@@ -16,10 +16,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from tutelage.data.batch import Batch
@@ -28,46 +27,11 @@ from tutelage.engine.allocator import keep_freed_memory
 from tutelage.engine.contract import Carry, Method, Pass, StepContext
 from tutelage.engine.interruption import Interruption
 from tutelage.engine.meter import Meter
-from tutelage.engine.optimizers import OptimizerSettings, ScheduleSettings, build_optimizer, set_rate
+from tutelage.engine.optimizers import build_optimizer, set_rate
+from tutelage.engine.settings import FitSettings
 from tutelage.engine.watch import Watch
 from tutelage.errors import RunError
 from tutelage.runs.checkpoints import Checkpoints
-from tutelage.settings import Settings
-
-Count = Annotated[int, Field(gt=0)]
-
-
-class FitSettings(Settings):
-    """The course of a training stage."""
-
-    steps: Count = 1000
-    """Optimizer steps."""
-    accumulate: Count = 1
-    """Micro-batches per step; each is one more process, as far as the method's terms allow."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """What nets compute in; losses stay in fp32. `fp16` needs a GPU."""
-    optimizer: OptimizerSettings = OptimizerSettings()
-    """The main optimizer."""
-    schedule: ScheduleSettings = ScheduleSettings()
-    """The learning rate over the stage."""
-    clip: Annotated[float, Field(gt=0)] | None = None
-    """Largest norm of each optimizer's gradient; null: no clipping."""
-    compile: bool = False
-    """Compile every net with `torch.compile` (pays off for long runs; not byte-exact against eager)."""
-    channels_last: bool = True
-    """Memory layout of nets and images; the fast one for convolutions."""
-    log_every: Count = 20
-    """Steps between two lines of the log."""
-    checkpoint_every: Count | None = None
-    """Steps between two checkpoints; null: about twenty over the stage, at least every 500 steps."""
-    keep_checkpoints: Annotated[int, Field(ge=2)] = 2
-    """How many checkpoints stay; at least two, so that a damaged one can be replaced by the one before."""
-    patience: Count | None = None
-    """Stop after so many evaluations without a better score; null: never."""
-
-    def checkpoint_rhythm(self) -> int:
-        """Steps between two checkpoints."""
-        return self.checkpoint_every or min(max(self.steps // 20, 1), 500)
 
 
 class Batches(Protocol):
@@ -259,7 +223,7 @@ def _prepare(method: Method, settings: FitSettings, device: torch.device) -> dic
                 module.precision = settings.precision  # type: ignore[assignment]
         if settings.compile:
             net.compile()
-    for name in method.teachers:
+    for name in method.Settings.teachers:
         nets[name].requires_grad_(False)
     return nets
 

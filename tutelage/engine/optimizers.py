@@ -2,91 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import nn
 
-from tutelage.settings import Settings
-
-Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class OptimizerSettings(Settings):
-    """An optimizer. The default suits fine-tuning a pretrained encoder."""
-
-    kind: Literal["sgd", "adamw", "adam"] = "adamw"
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Learning rate of decoders, heads and everything else that is no encoder."""
-    encoder_lr_ratio: Annotated[float, Field(gt=0)] = 1.0
-    """The encoder's rate divided by `lr`; below 1 for a pretrained encoder."""
-    momentum: Share = 0.9
-    """For `sgd`."""
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    """For `adamw` and `adam`."""
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    """Share of every weight that is taken off, times the rate (`adam`, `sgd`: as part of the gradient)."""
-    decay_norm_and_bias: bool = False
-    """Whether weight decay also acts on normalisation parameters and biases."""
-
-
-class ScheduleSettings(Settings):
-    """How the learning rate moves over a stage."""
-
-    kind: Literal["poly", "cosine", "constant"] = "poly"
-    power: Annotated[float, Field(gt=0)] = 0.9
-    """For `poly`: rate x (1 - step/steps)^power."""
-    warmup: Annotated[int, Field(ge=0)] = 0
-    """Steps over which the rate rises linearly to its value."""
-    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 1e-3
-    """Where the rise starts, as a share of the rate."""
-    floor: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Smallest share of the rate, at the end."""
-    least_lr: Annotated[float, Field(ge=0)] = 0.0
-    """Smallest rate, at the end, for all parameters alike, in place of a share (`floor`)."""
-    lag: Annotated[int, Field(ge=0)] = 0
-    """Steps by which the whole course is late. Published codes that set the rate after the step have 1."""
-    horizon: Annotated[int, Field(gt=0)] | None = None
-    """Steps that the course is laid out for; null: the stage's. Published codes may stop long before its end."""
-
-    @model_validator(mode="after")
-    def _one_end(self) -> ScheduleSettings:
-        if self.floor and self.least_lr:
-            raise ValueError("floor is a share of the rate and least_lr a rate: give one of them")
-        return self
-
-    def rate(self, full: float, step: int, total: int) -> float:
-        """The rate at a zero-based step, of a full one above 0."""
-        if not self.least_lr:
-            return full * self.factor(step, total)
-        return full * self._factor(step, total, min(self.least_lr / full, 1.0))
-
-    def factor(self, step: int, total: int) -> float:
-        """The rate at a zero-based step, as a share of the full one; ``least_lr`` is left out."""
-        return self._factor(step, total, self.floor)
-
-    def _factor(self, step: int, total: int, floor: float) -> float:
-        total, step = self.horizon or total, max(step - self.lag, 0)
-        if step < self.warmup:
-            return self.warmup_ratio + (1.0 - self.warmup_ratio) * step / self.warmup
-        done = min((step - self.warmup) / max(total - self.warmup, 1), 1.0)
-        if self.kind == "constant":
-            return 1.0
-        left = (1.0 - done) ** self.power if self.kind == "poly" else 0.5 * (1.0 + math.cos(math.pi * done))
-        return floor + (1.0 - floor) * left
-
-    @model_serializer(mode="wrap")
-    def _without_nothing(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """All settings but those after `floor` that are not there, so that keys of stages without them stay equal."""
-        content: dict[str, Any] = written(self)
-        for name in ("lag", "least_lr", "horizon"):
-            if not getattr(self, name):
-                content.pop(name, None)
-        return content
-
+from tutelage.engine.settings import OptimizerSettings, ScheduleSettings
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tutelage.losses.resize import ResizeRule
+from tutelage.losses.options import ResizeRule
 
 Bands = Iterator[tuple[int, Tensor]]
 # A band that fits into a processor's cache is worked on two to three times faster; a device wants more at once.

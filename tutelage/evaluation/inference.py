@@ -26,7 +26,8 @@ from tutelage.evaluation.bands import Bands, RowReader, mirrored, rows_of_band, 
 from tutelage.evaluation.image_view import Image, ImageView, image_size
 from tutelage.evaluation.protocol import Protocol
 from tutelage.evaluation.windows import coverage, grid, padded_size, taper
-from tutelage.losses.resize import ResizeRule, resize_logits
+from tutelage.losses.options import ResizeRule
+from tutelage.losses.resize import resize_logits
 
 _LARGEST_CLASS_COUNT = 255
 

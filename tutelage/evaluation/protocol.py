@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from tutelage.errors import TutelageError
-from tutelage.losses.resize import ResizeRule
+from tutelage.losses.options import ResizeRule
 from tutelage.settings import Settings
 
 _SLIDING_ONLY = ("window", "stride", "overlap", "border", "weighting", "fill")

@@ -10,18 +10,16 @@ R rows of the memory, F some ranks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tutelage.losses.options import Indexing, NegativeRule, OneHot
 from tutelage.losses.relations import unit
 from tutelage.losses.segmentation import IGNORE
 
-NegativeRule = Literal["paper", "published"]
-Indexing = Literal["corrected", "published"]
-OneHot = Literal["correct", "published"]
 Draws = Callable[[Tensor, int], Tensor]
 """(counts (K,), n) -> n whole numbers (K, n) from 0 up to each count, with replacement; anything where a count is 0."""
 

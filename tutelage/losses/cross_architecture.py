@@ -8,28 +8,17 @@ Legend: B images, C channels, h w a grid and H W another's, n heads, N = h w and
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tutelage.losses.options import AttentionResize, Mean
 from tutelage.losses.precision import in_float32
 
 Grid = tuple[int, int]
 
-AttentionResize = Literal["published", "spatial", "pool"]
-"""How attention (N, N) of the student meets attention (M, M) of the transformer.
-
-``published``: the student's logits as a picture of N x N pixels, bilinear to M x M (``align_corners=True``). Neighbours
-in a row of that picture are neighbours along a line of the image, but the end of a line meets the start of the next.
-``spatial``: the same in the image: the keys of each query as a map (h, w), bilinear to (H, W); then the queries.
-``pool``: the other way round: the transformer's probabilities on the student's grid, summed over the keys of a cell,
-averaged over its queries. By far the cheapest where N < M.
-"""
-
-Mean = Literal["elements", "rows"]
-"""Over what a divergence of rows of attention is a mean: all their elements, as published, or the rows."""
 
 # A feature without variance, such as that of a blank image, asks for nothing large.
 _LEAST_VARIANCE = 1e-6

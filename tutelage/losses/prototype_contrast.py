@@ -5,18 +5,13 @@ Legend: B images, K classes, C channels, E channels behind the projection, h w t
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 from torch.nn import functional as F
 
+from tutelage.losses.options import Reduction
 from tutelage.losses.precision import in_float32
 from tutelage.losses.segmentation import IGNORE
 from tutelage.losses.transport import cosines
-
-Reduction = Literal["all", "valid"]
-"""What the sum over labelled positions is divided by: all positions, as published (few labels make a small loss), or
-those with a label."""
 
 
 @in_float32

@@ -17,9 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SMALLEST_TEMPERATURE = 0.03
-"""Below it, exp(-2 / tau) vanishes in float32: a row could sum to 0."""
-
 # Elements of one map of a block: smaller ones starve the matrix products, larger ones leave the cache.
 _BLOCK_ELEMENTS = 1 << 21
 _LARGEST_HALF = torch.finfo(torch.float16).max

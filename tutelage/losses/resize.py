@@ -8,19 +8,10 @@ Letters: B images, K classes, h x w the grid of the logits, H x W the image.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch.nn.functional as F
 from torch import Tensor
 
-ResizeRule = Literal["grid", "centers", "corners"]
-"""How logits (h, w) lie on an image (H, W).
-
-``grid``: each logit covers stride x stride pixels from the top left; bilinear by exactly that factor, then cropped.
-Exact for nets that pad the image at the bottom and at the right to a multiple of their stride.
-``centers``: the grid is stretched over the image by its pixels' outer edges (``align_corners=False``).
-``corners``: the grid's corner pixels lie on the image's corner pixels (``align_corners=True``).
-"""
+from tutelage.losses.options import ResizeRule
 
 
 def resize_logits(logits_BKhw: Tensor, size: tuple[int, int], rule: ResizeRule, stride: int) -> Tensor:

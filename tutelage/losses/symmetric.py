@@ -12,19 +12,13 @@ Legend: B images, K classes, H W the grid of logits and labels, h w that of feat
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 from torch import Tensor
 
 from tutelage.losses.distillation import pixel_kd
+from tutelage.losses.options import DivergenceForm, Regularizer
 from tutelage.losses.precision import in_float32
 from tutelage.losses.segmentation import IGNORE, cross_entropy
-
-Regularizer = Literal["mrkld", "mrent"]
-"""KL divergence from the uniform distribution, up to a constant; or the negative entropy (CRST, ICCV 2019)."""
-
-DivergenceForm = Literal["log", "code"]
-"""KL(teacher || student); or, a defect of ProDA's code, the student's probabilities in place of their logarithms."""
 
 _LEAST_PROBABILITY, _LEAST_TRUTH = 1e-7, 1e-4
 

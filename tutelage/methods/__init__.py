@@ -1,1 +1,61 @@
-"""One file a paper: each method reads like its paper's method section."""
+"""Methods by name: settings stand in ``methods/settings/``, which imports no torch, the methods beside it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tutelage.engine.contract import Method
+    from tutelage.engine.settings import MethodSettings
+
+METHODS: dict[str, str] = {
+    "supervised": "tutelage.methods.settings.supervised:SupervisedSettings",
+    "pixel_kd": "tutelage.methods.settings.pixel_kd:PixelKDSettings",
+    "distill": "tutelage.methods.settings.distill:DistillSettings",
+    "cirkd": "tutelage.methods.settings.cirkd:CIRKDSettings",
+    "cirkd_v2": "tutelage.methods.settings.cirkd:CIRKDV2Settings",
+    "mean_teacher": "tutelage.methods.settings.mean_teacher:MeanTeacherSettings",
+    "fixmatch": "tutelage.methods.settings.fixmatch:FixMatchSettings",
+    "unimatch": "tutelage.methods.settings.unimatch:UniMatchSettings",
+    "unimatch_v2": "tutelage.methods.settings.unimatch_v2:UniMatchV2Settings",
+    "trikd": "tutelage.methods.settings.trikd:TriKDSettings",
+    "advent": "tutelage.methods.settings.advent:AdvEntSettings",
+    "proda": "tutelage.methods.settings.proda:ProDASettings",
+    "self_distill": "tutelage.methods.settings.self_distill:SelfDistillSettings",
+    "cag": "tutelage.methods.settings.cag:CAGSettings",
+    "adaptsegnet": "tutelage.methods.settings.advent:AdaptSegNetSettings",
+    "minent": "tutelage.methods.settings.advent:MinEntSettings",
+    "fda": "tutelage.methods.settings.fda:FDASettings",
+    "fda_self_training": "tutelage.methods.settings.fda:FDASelfTrainingSettings",
+    "cbst": "tutelage.methods.settings.cbst:CBSTSettings",
+    "dacs": "tutelage.methods.settings.dacs:DACSSettings",
+    "daformer": "tutelage.methods.settings.daformer:DAFormerSettings",
+    "hrda": "tutelage.methods.settings.hrda:HRDASettings",
+    "mic": "tutelage.methods.settings.mic:MICSettings",
+    "bismap": "tutelage.methods.settings.bismap:BiSMAPSettings",
+    "bismap_warm_up": "tutelage.methods.settings.bismap:BiSMAPWarmUpSettings",
+    "pbal_bpl": "tutelage.methods.settings.pbal:PBALBidirectionalSettings",
+    "pbal_pst": "tutelage.methods.settings.pbal:PBALSelfTrainingSettings",
+    "cps": "tutelage.methods.settings.cps:CPSSettings",
+    "u2pl": "tutelage.methods.settings.u2pl:U2PLSettings",
+}
+"""Method name → ``module:class`` of its settings, which name the method's class in turn."""
+
+
+def find_settings(name: str) -> type[MethodSettings]:
+    """The settings class of a method, without importing torch. Raises ``KeyError`` for an unknown name."""
+    found: type[MethodSettings] = _load(METHODS[name])
+    return found
+
+
+def find_method(name: str) -> type[Method]:
+    """The class of a method. Raises ``KeyError`` for an unknown name."""
+    found: type[Method] = _load(find_settings(name).implementation)
+    return found
+
+
+def _load(place: str) -> type:
+    module, _, attribute = place.partition(":")
+    found: type = getattr(importlib.import_module(module), attribute)
+    return found

@@ -12,59 +12,27 @@ auxiliary) has a discriminator of its own. All logits are brought to the size of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from tutelage.data.batch import Batch, View
-from tutelage.engine.contract import Method, OptimizerSpec, Pass, StepContext, StreamSpec, TaskInfo
-from tutelage.engine.optimizers import OptimizerSettings, ScheduleSettings
+from tutelage.engine.contract import Method, OptimizerSpec, Pass, StepContext, TaskInfo
+from tutelage.engine.settings import MethodSettings
 from tutelage.losses.adversarial import SOURCE, TARGET, domain_loss, entropy, self_information
-from tutelage.losses.resize import ResizeRule, resize_logits
-from tutelage.methods.supervised import TaskLoss, TaskSettings, Weight
+from tutelage.losses.options import ResizeRule
+from tutelage.losses.resize import resize_logits
+from tutelage.methods.settings.advent import AdaptSegNetSettings, AdvEntSettings, MinEntSettings
+from tutelage.methods.supervised import TaskLoss
 from tutelage.nets.discriminators import OutputDiscriminator, ProDADiscriminator
 from tutelage.nets.segmentor import Prediction, Segmentor
-from tutelage.settings import Settings
-
-_AnySettings = Settings
-
-
-class AdvEntSettings(Settings):
-    """AdvEnt, and its relatives MinEnt and AdaptSegNet."""
-
-    maps: Literal["self_information", "softmax"] = "self_information"
-    """What the discriminators see: self-information (AdvEnt) or probabilities (AdaptSegNet)."""
-    adversarial: Weight = 0.001
-    """l: weight of the adversarial term of the main logits."""
-    adversarial_auxiliary: Weight = 0.0002
-    """The same for the auxiliary logits, where the net has them."""
-    entropy: Weight = 0.0
-    """m: weight of the entropy of the target's main logits (MinEnt: 0.001, with adversarial 0)."""
-    entropy_auxiliary: Weight = 0.0
-    """The same for the auxiliary logits (MinEnt: 0.0002)."""
-    loss: Literal["bce", "least_squares"] = "bce"
-    """The discriminators' loss."""
-    critic: Literal["adaptsegnet", "proda"] = "adaptsegnet"
-    """The discriminators' layers: AdaptSegNet's, which ADVENT shares, or those of ProDA's warm-up."""
-    critic_weight: Weight = 0.5
-    """Weight of each domain in the discriminators' loss (ProDA's warm-up: 1)."""
-    critic_optimizer: OptimizerSettings = OptimizerSettings(kind="adam", lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0)
-    """The discriminators' optimizer."""
-    critic_schedule: ScheduleSettings = ScheduleSettings(kind="poly", power=0.9)
-    """The discriminators' learning rate over the stage."""
-    task: TaskSettings = TaskSettings(auxiliary=0.1)
-    """The loss on the source's labels."""
 
 
 class AdvEnt(Method):
     """Labels of one domain, images of another: predictions on the target shall look as sure as on the source."""
 
-    Settings: ClassVar[type[_AnySettings]] = AdvEntSettings
-    streams = {
-        "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
-        "target": StreamSpec(labels=False, views=("weak",), about="images of the domain that matters, without masks"),
-    }
+    Settings: ClassVar[type[MethodSettings]] = AdvEntSettings
 
     def __init__(self, nets: Mapping[str, Segmentor], settings: AdvEntSettings, info: TaskInfo) -> None:
         super().__init__()
@@ -141,28 +109,10 @@ class AdvEnt(Method):
         return self_information(logits) if self.settings.maps == "self_information" else torch.softmax(logits, 1)
 
 
-class AdaptSegNetSettings(AdvEntSettings):
-    """AdaptSegNet; its least-squares variant: `loss: least_squares, adversarial: 0.01, adversarial_auxiliary: 0`."""
-
-    maps: Literal["self_information", "softmax"] = "softmax"
-    """What the discriminators see: probabilities."""
-
-
 class AdaptSegNet(AdvEnt):
     """Labels of one domain, images of another: predictions on the target shall look like those on the source."""
 
     Settings = AdaptSegNetSettings
-
-
-class MinEntSettings(Settings):
-    """Entropy minimisation on the target."""
-
-    entropy: Weight = 0.001
-    """m: weight of the entropy of the target's main logits."""
-    entropy_auxiliary: Weight = 0.0002
-    """The same for the auxiliary logits, where the net has them."""
-    task: TaskSettings = TaskSettings(auxiliary=0.1)
-    """The loss on the source's labels."""
 
 
 class MinEnt(AdvEnt):

@@ -20,90 +20,27 @@ Legend: B images, K classes, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tutelage.data.batch import Batch, View
-from tutelage.data.randaugment import CutoutSettings, RandAugmentSettings
-from tutelage.data.stream import ViewSettings
-from tutelage.engine.contract import Method, Pass, StepContext, StreamSpec, TaskInfo
+from tutelage.engine.contract import Method, Pass, StepContext, TaskInfo
 from tutelage.errors import RecipeError
 from tutelage.losses.consistency import masked_divergence, ramp_up
-from tutelage.losses.resize import ResizeRule, over_image
+from tutelage.losses.options import ResizeRule
+from tutelage.losses.resize import over_image
 from tutelage.losses.segmentation import label_weight, weighted_cross_entropy
 from tutelage.losses.symmetric import symmetric_cross_entropy
 from tutelage.methods.ema import average, twin
-from tutelage.methods.strong_views import Decay
-from tutelage.methods.supervised import Weight
+from tutelage.methods.settings.bismap import BiSMAPSettings, BiSMAPWarmUpSettings
 from tutelage.nets.segmentor import Segmentor
-from tutelage.settings import Settings
-
-MASKED_VIEW = ViewSettings(
-    randaugment=RandAugmentSettings(geometric=False), cutout=CutoutSettings(share=0.2, of="width", fill=0)
-)
-"""The published masked view: two random colour operations and a black square, for recipes that name none."""
-
-
-class BiSMAPWarmUpSettings(Settings):
-    """BiSMAP's warm-up."""
-
-    source: Weight = 1.0
-    """Weight of the loss on the source's labels."""
-    consistency: Weight = 30.0
-    """l: weight of the agreement with the average, at the end of its ramp."""
-    ramp_steps: Annotated[int, Field(ge=0)] = 4000
-    """T: steps over which this weight rises; 0: from the start."""
-    decay: Decay = 0.999
-    """Decay of the moving average."""
-    teacher_norm: Literal["batch", "running"] = "batch"
-    """How the average normalises: by the batch's statistics (published), or by running ones as in evaluation."""
-    auxiliary: Weight = 0.4
-    """Weight of the auxiliary head's loss on the source's labels, where the net has one (published: none)."""
-    resize: ResizeRule = "grid"
-    """How logits are brought to the size of the image (published: `corners`)."""
-
-    @model_validator(mode="after")
-    def _something(self) -> BiSMAPWarmUpSettings:
-        if not any(self.weights().values()):
-            raise ValueError(f"the weights of {', '.join(self.weights())} are all 0: there is nothing to train with")
-        return self
-
-    def weights(self) -> dict[str, float]:
-        """The weight of each pass, in the published order."""
-        return {"source": self.source, "consistency": self.consistency}
-
-
-class BiSMAPSettings(BiSMAPWarmUpSettings):
-    """BiSMAP's self-training."""
-
-    target: Weight = 1.0
-    """Weight of the loss on pseudo labels."""
-    alpha: Weight = 0.1
-    """a: weight of cross-entropy on pseudo labels."""
-    beta: Weight = 1.0
-    """b: weight of reverse cross-entropy on them."""
-
-    def weights(self) -> dict[str, float]:
-        """The weight of each pass, in the published order."""
-        return {**super().weights(), "pseudo": self.target}
 
 
 class BiSMAPWarmUp(Method):
     """Weighted labels of one domain; on images of another, the student agrees with its average through a mask."""
 
     Settings = BiSMAPWarmUpSettings
-    streams = {
-        "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
-        "target": StreamSpec(
-            labels=False,
-            views=("weak", "masked"),
-            defaults={"masked": MASKED_VIEW},
-            about="images of the domain that matters, without masks",
-        ),
-    }
 
     def __init__(self, nets: Mapping[str, Segmentor], settings: BiSMAPWarmUpSettings, info: TaskInfo) -> None:
         super().__init__()
@@ -177,15 +114,6 @@ class BiSMAP(BiSMAPWarmUp):
     """The same, and pseudo labels on the target: the likeliest mixture's class, where it is likely enough."""
 
     Settings = BiSMAPSettings
-    streams = {
-        "source": BiSMAPWarmUp.streams["source"],
-        "target": StreamSpec(
-            labels=True,
-            views=("weak", "masked"),
-            defaults={"masked": MASKED_VIEW},
-            about="images of the domain that matters, with pseudo labels of an `annotate` stage",
-        ),
-    }
 
     def __init__(self, nets: Mapping[str, Segmentor], settings: BiSMAPSettings, info: TaskInfo) -> None:
         super().__init__(nets, settings, info)

@@ -14,53 +14,28 @@ Legend: B batch, K classes, D embedding, H W pixels, h w the net's grid.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from tutelage.data.batch import Batch, View
-from tutelage.engine.contract import Method, Pass, StepContext, StreamSpec, TaskInfo
+from tutelage.engine.contract import Method, Pass, StepContext, TaskInfo
 from tutelage.errors import RecipeError
 from tutelage.losses.prototypes import anchor_distance
 from tutelage.losses.regions import shrink_labels
 from tutelage.losses.segmentation import IGNORE, cross_entropy
 from tutelage.methods.proda import started_prototypes
-from tutelage.methods.supervised import TaskLoss, TaskSettings, Weight
+from tutelage.methods.settings.cag import CAGSettings
+from tutelage.methods.supervised import TaskLoss
 from tutelage.nets.segmentor import Prediction, Segmentor
 from tutelage.prototypes.anchors import anchor_labels, confident_labels
 from tutelage.prototypes.means import class_vectors
-from tutelage.settings import Settings
-
-
-class CAGSettings(Settings):
-    """CAG-UDA."""
-
-    margin: Annotated[float, Field(ge=0)] = 2.5
-    """How much farther the second nearest anchor must be; it depends on the features' scale."""
-    threshold: Annotated[float, Field(ge=0, le=1)] = 0.95
-    """A prediction above this probability is a label, too."""
-    pseudo_labels: Weight = 0.5
-    """Weight of cross-entropy against each kind of pseudo label."""
-    distance: Weight = 0.7
-    """Weight of the distances to the anchors, of each domain."""
-    min_pixels: Annotated[int, Field(ge=1)] = 10
-    """A class mean of fewer positions is left out."""
-    task: TaskSettings = TaskSettings()
-    """The loss on the source's labels."""
 
 
 class CAG(Method):
     """Labels of one domain, images of another: a class shall look alike in both, to the features."""
 
     Settings = CAGSettings
-    streams = {
-        "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
-        "target": StreamSpec(labels=False, views=("weak",), about="images of the domain that matters, without masks"),
-    }
-    teachers = ("labeller",)
-    fitted_inputs = ("anchors",)
 
     def __init__(self, nets: Mapping[str, Segmentor], settings: CAGSettings, info: TaskInfo) -> None:
         super().__init__()

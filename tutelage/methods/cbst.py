@@ -18,35 +18,20 @@ import torch
 from torch import Tensor
 
 from tutelage.data.batch import Batch
-from tutelage.engine.contract import Method, StepContext, StreamSpec, TaskInfo
+from tutelage.engine.contract import Method, StepContext, TaskInfo
 from tutelage.errors import RecipeError
 from tutelage.losses.resize import over_image
 from tutelage.losses.segmentation import IGNORE
 from tutelage.losses.self_training import even_divergence
-from tutelage.methods.supervised import TaskLoss, TaskSettings, Weight
+from tutelage.methods.settings.cbst import CBSTSettings
+from tutelage.methods.supervised import TaskLoss
 from tutelage.nets.segmentor import Segmentor
-from tutelage.settings import Settings
-
-
-class CBSTSettings(Settings):
-    """Class-balanced self-training, one round."""
-
-    regulariser: Weight = 0.1
-    """r: weight of MRKLD, the divergence from the even distribution on labelled target pixels; 0: plain CBST."""
-    task: TaskSettings = TaskSettings()
-    """The loss on labels and pseudo labels."""
 
 
 class CBST(Method):
     """Labels of one domain, pseudo labels of another, learned as one set."""
 
     Settings = CBSTSettings
-    streams = {
-        "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
-        "target": StreamSpec(
-            labels=True, views=("weak",), about="images of the domain that matters, with pseudo labels"
-        ),
-    }
 
     def __init__(self, nets: Mapping[str, Segmentor], settings: CBSTSettings, info: TaskInfo) -> None:
         super().__init__()

@@ -13,49 +13,27 @@ Source: CPS (CVPR 2021) and its code. The threshold is not theirs; it works as F
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from tutelage.data.batch import Batch, View
 from tutelage.data.draws import generator
-from tutelage.data.mixing.boxes import BoxSettings, box_masks
+from tutelage.data.mixing.boxes import box_masks
 from tutelage.data.mixing.paste import partners, paste
-from tutelage.engine.contract import Method, OptimizerSpec, Pass, StepContext, StreamSpec, TaskInfo
+from tutelage.engine.contract import Method, OptimizerSpec, Pass, StepContext, TaskInfo
 from tutelage.losses.consistency import cross_pseudo_supervision, masked_consistency, pseudo_label
 from tutelage.losses.resize import over_image
-from tutelage.methods.supervised import TaskLoss, TaskSettings, Weight
+from tutelage.methods.settings.cps import CPSSettings
+from tutelage.methods.supervised import TaskLoss
 from tutelage.nets.build import sibling
 from tutelage.nets.segmentor import Segmentor
-from tutelage.settings import Settings
-
-
-class CPSSettings(Settings):
-    """Cross pseudo supervision."""
-
-    weight: Weight = 1.5
-    """w: weight of either cross term. Published: 1.5 (VOC), 6 (Cityscapes); with CutMix 1 and 5."""
-    cutmix: bool = False
-    """Whether the nets teach one another on mixed unlabelled images, rather than on all images as they are."""
-    boxes: BoxSettings = BoxSettings()
-    """What is mixed, with `cutmix`."""
-    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Only pixels of which the other net is so sure count; the sum is still divided by all pixels. null (published):
-    all count."""
-    task: TaskSettings = TaskSettings()
-    """The loss on labels."""
 
 
 class CPS(Method):
     """Few labels and many images: two nets that began differently learn from one another."""
 
     Settings = CPSSettings
-    streams = {
-        "labeled": StreamSpec(labels=True, views=("weak",), about="images with masks"),
-        "unlabeled": StreamSpec(labels=False, views=("weak",), about="images without masks"),
-    }
 
     def __init__(self, nets: Mapping[str, Segmentor], settings: CPSSettings, info: TaskInfo) -> None:
         super().__init__()

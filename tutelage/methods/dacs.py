@@ -12,12 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tutelage.engine.contract import TaskInfo
-from tutelage.methods.mixed_self_training import MixedSelfTraining, MixedSettings
+from tutelage.methods.mixed_self_training import MixedSelfTraining
+from tutelage.methods.settings.dacs import DACSSettings
 from tutelage.nets.segmentor import Segmentor
-
-
-class DACSSettings(MixedSettings):
-    """DACS."""
 
 
 class DACS(MixedSelfTraining):

@@ -12,52 +12,18 @@ Source: DAFormer (CVPR 2022) and its code.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from tutelage.data.colour import ColourSettings
-from tutelage.data.mixing.classmix import ClassesFrom
 from tutelage.engine.contract import TaskInfo
 from tutelage.errors import RecipeError
 from tutelage.losses.feature_distance import feature_distance, majority_label, things_mask
 from tutelage.methods.ema import twin
-from tutelage.methods.mixed_self_training import Decay, MaskedSettings, MixedSelfTraining, MixedSettings
-from tutelage.methods.supervised import Weight
+from tutelage.methods.mixed_self_training import MixedSelfTraining
+from tutelage.methods.settings.daformer import DAFormerSettings
+from tutelage.methods.settings.mixed_self_training import MaskedSettings, MixedSettings
 from tutelage.nets.segmentor import Prediction, Segmentor
-from tutelage.settings import Settings
-
-
-class FeatureDistanceSettings(Settings):
-    """How the encoder is held to its start."""
-
-    weight: Weight = 0.005
-    """Weight of the distance."""
-    things: list[int | str] | None = None
-    """Names or numbers of the classes whose features are held; null: all. Published: those ImageNet knows."""
-    share: Annotated[float, Field(gt=0, le=1)] = 0.75
-    """A cell of the features belongs to the class that covers at least this share of it."""
-
-
-class DAFormerSettings(MixedSettings):
-    """DAFormer."""
-
-    feature_distance: FeatureDistanceSettings | None = FeatureDistanceSettings()
-    """The distance to the encoder's first features; null: none."""
-    classes_from: ClassesFrom = "batch"
-    """Half of whose classes is pasted: each source `image`'s, or those of the whole (micro-)`batch`."""
-    decay: Decay = 0.999
-    """Decay of the moving average, at most; it begins with 1 - 1/n."""
-    reduction: Literal["valid", "all"] = "all"
-    """The loss on source labels is divided by the number of valid pixels, or of all."""
-    colour: ColourSettings = ColourSettings(
-        probability=0.8, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.2, blur=0.5, blur_sigma=(0.15, 1.15)
-    )
-    """Colours of mixed images. Whether they change is drawn once a step, how much for each image."""
-
-    first_update: ClassVar[int] = 1
 
 
 class DAFormer(MixedSelfTraining):

@@ -14,47 +14,24 @@ with windows of several widths. Source: Yang and Soatto, FDA: Fourier Domain Ada
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage.data.batch import Batch, View
-from tutelage.data.stylise import StyleSettings, stylise
-from tutelage.engine.contract import Method, StepContext, StreamSpec, TaskInfo
+from tutelage.data.stylise import stylise
+from tutelage.engine.contract import Method, StepContext, TaskInfo
 from tutelage.losses.self_training import robust_entropy
-from tutelage.methods.supervised import TaskLoss, TaskSettings, Weight
+from tutelage.methods.settings.fda import FDASelfTrainingSettings, FDASettings
+from tutelage.methods.supervised import TaskLoss
 from tutelage.nets.segmentor import Prediction, Segmentor
-from tutelage.settings import Settings
-
-
-class FDASettings(Settings):
-    """FDA."""
-
-    style: StyleSettings = StyleSettings()
-    """How source images take on the target's style; `beta` is the width of the window."""
-    entropy: Weight = 0.005
-    """w: weight of the entropy of the target."""
-    entropy_eta: Annotated[float, Field(gt=0)] = 2.0
-    """eta: the power of the squared entropy. Above 0.5 pixels that are unsure count more than in proportion."""
-    entropy_normaliser: Annotated[float, Field(gt=0)] | None = None
-    """What the entropy (nats) is divided by; null: ln K, so that it is in 0..1. Published: 2.9444 (ln 19) always."""
-    entropy_start: Annotated[int, Field(ge=0)] = 0
-    """The step from which the entropy counts."""
-    task: TaskSettings = TaskSettings()
-    """The loss on labels."""
 
 
 class FDA(Method):
     """Labels of one domain, images of another: the source takes on the target's low frequencies."""
 
     Settings = FDASettings
-    streams = {
-        "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
-        "target": StreamSpec(labels=False, views=("weak",), about="images of the domain that matters, without masks"),
-    }
 
     def __init__(self, nets: Mapping[str, Segmentor], settings: FDASettings, info: TaskInfo) -> None:
         super().__init__()
@@ -97,23 +74,10 @@ class FDA(Method):
         return settings.entropy * rho
 
 
-class FDASelfTrainingSettings(FDASettings):
-    """FDA's second phase."""
-
-    pseudo: Weight = 1.0
-    """v: weight of the cross-entropy on the target's pseudo labels."""
-
-
 class FDASelfTraining(FDA):
     """FDA with pseudo labels on the target, as an `annotate` stage wrote them."""
 
     Settings = FDASelfTrainingSettings
-    streams = {
-        "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
-        "target": StreamSpec(
-            labels=True, views=("weak",), about="images of the domain that matters, with pseudo labels"
-        ),
-    }
     settings: FDASelfTrainingSettings
 
     def counts(self, batches: Mapping[str, Batch]) -> Mapping[str, Tensor]:

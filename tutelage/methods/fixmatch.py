@@ -14,46 +14,21 @@ Source: FixMatch (NeurIPS 2020) in the segmentation forms of the UniMatch (CVPR 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tutelage.data.batch import Batch, View
-from tutelage.engine.contract import StepContext, StreamSpec, TaskInfo
-from tutelage.methods.strong_views import (
-    HALF,
-    STRONG_VIEW,
-    Decay,
-    StrongViewMethod,
-    StrongViewSettings,
-    same_size,
-)
+from tutelage.engine.contract import StepContext, TaskInfo
+from tutelage.methods.settings.fixmatch import FixMatchSettings
+from tutelage.methods.strong_views import HALF, StrongViewMethod, same_size
 from tutelage.nets.segmentor import Prediction, Segmentor
-
-
-class FixMatchSettings(StrongViewSettings):
-    """FixMatch."""
-
-    pseudo_labels: Literal["student", "ema"] = "student"
-    """Who labels the weak view: the net itself (the UniMatch code), or its moving average (the UniMatch V2 code)."""
-    decay: Decay = 0.996
-    """Decay of the moving average, at most: min(1 - 1/(step + 1), decay); for `pseudo_labels: ema` alone."""
 
 
 class FixMatch(StrongViewMethod):
     """Few labels and many images: a strong view follows the sure pixels of a weak one."""
 
     Settings = FixMatchSettings
-    streams = {
-        "labeled": StreamSpec(labels=True, views=("weak",), about="images with masks"),
-        "unlabeled": StreamSpec(
-            labels=False,
-            views=("weak", "strong"),
-            about="images without masks",
-            defaults={"strong": STRONG_VIEW},
-        ),
-    }
 
     def __init__(self, nets: Mapping[str, Segmentor], settings: FixMatchSettings, info: TaskInfo) -> None:
         super().__init__(nets, settings, info, settings.decay if settings.pseudo_labels == "ema" else None)

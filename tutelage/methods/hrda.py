@@ -11,9 +11,7 @@ Source: HRDA (ECCV 2022) and its code.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
 
-from pydantic import Field
 from torch import Tensor
 
 from tutelage.data.batch import View
@@ -21,20 +19,12 @@ from tutelage.data.draws import generator
 from tutelage.engine.contract import StepContext, TaskInfo
 from tutelage.errors import RecipeError
 from tutelage.losses.segmentation import cross_entropy
-from tutelage.methods.daformer import DAFormer, DAFormerSettings
-from tutelage.methods.mixed_self_training import MaskedSettings, MixedSettings, mixed_loss, number_of
+from tutelage.methods.daformer import DAFormer
+from tutelage.methods.mixed_self_training import mixed_loss, number_of
+from tutelage.methods.settings.hrda import HRDASettings
+from tutelage.methods.settings.mixed_self_training import MaskedSettings, MixedSettings
 from tutelage.nets.multi_resolution import MultiResolution, Window, WindowedPrediction, in_two_resolutions
 from tutelage.nets.segmentor import Segmentor
-from tutelage.nets.settings import MultiResolutionSettings
-
-
-class HRDASettings(DAFormerSettings):
-    """HRDA."""
-
-    detail_weight: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """d: share of the window's own loss."""
-    multi_resolution: MultiResolutionSettings = MultiResolutionSettings()
-    """The net's window and attention; those of a net that has two resolutions already stay."""
 
 
 class HRDA(DAFormer):

@@ -11,46 +11,25 @@ Source: the NeurIPS 2017 method in the segmentation form of the CPS repository.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from tutelage.data.batch import Batch
-from tutelage.engine.contract import Method, StepContext, StreamSpec, TaskInfo
+from tutelage.engine.contract import Method, StepContext, TaskInfo
 from tutelage.losses.consistency import ramp_up
 from tutelage.losses.distillation import probability_mse
 from tutelage.losses.resize import over_image
 from tutelage.methods.ema import average, decay_at, twin
-from tutelage.methods.supervised import TaskLoss, TaskSettings, Weight
+from tutelage.methods.settings.mean_teacher import MeanTeacherSettings
+from tutelage.methods.supervised import TaskLoss
 from tutelage.nets.segmentor import Segmentor
-from tutelage.settings import Settings
-
-
-class MeanTeacherSettings(Settings):
-    """Mean Teacher."""
-
-    weight: Weight = 100.0
-    """w: weight of the consistency term."""
-    ramp_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps over which the weight rises as exp(-5 (1 - t)^2); 0 (published): from the start."""
-    decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Decay of the moving average."""
-    ramp_decay: bool = False
-    """Whether early averages forget faster: min(1 - 1/(step + 1), decay)."""
-    task: TaskSettings = TaskSettings()
-    """The loss on labels."""
 
 
 class MeanTeacher(Method):
     """Few labels and many images: the student agrees with its own average."""
 
     Settings = MeanTeacherSettings
-    streams = {
-        "labeled": StreamSpec(labels=True, views=("weak",), about="images with masks"),
-        "unlabeled": StreamSpec(labels=False, views=("weak",), about="images without masks"),
-    }
 
     def __init__(self, nets: Mapping[str, Segmentor], settings: MeanTeacherSettings, info: TaskInfo) -> None:
         super().__init__()

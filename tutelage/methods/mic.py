@@ -11,48 +11,12 @@ Source: MIC (CVPR 2023) and its code.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
-
-from pydantic import model_validator
 
 from tutelage.engine.contract import TaskInfo
-from tutelage.methods.dacs import DACSSettings
-from tutelage.methods.daformer import DAFormerSettings
-from tutelage.methods.hrda import HRDA, HRDASettings
-from tutelage.methods.mixed_self_training import MaskedSettings, MixedSettings
+from tutelage.methods.hrda import HRDA
+from tutelage.methods.settings.mic import MICSettings
+from tutelage.methods.settings.mixed_self_training import MixedSettings
 from tutelage.nets.segmentor import Segmentor
-
-
-class DACSHost(DACSSettings):
-    """Host `dacs`."""
-
-
-class DAFormerHost(DAFormerSettings):
-    """Host `daformer`."""
-
-
-class HRDAHost(HRDASettings):
-    """Host `hrda`."""
-
-
-class MICSettings(MaskedSettings):
-    """MIC."""
-
-    host: Literal["dacs", "daformer", "hrda"] = "daformer"
-    """The method that it is added to."""
-    dacs: DACSHost = DACSHost()
-    """Settings of host `dacs`."""
-    daformer: DAFormerHost = DAFormerHost()
-    """Settings of host `daformer`."""
-    hrda: HRDAHost = HRDAHost()
-    """Settings of host `hrda`."""
-
-    @model_validator(mode="after")
-    def _of_the_host(self) -> MICSettings:
-        other = {"dacs", "daformer", "hrda"} & self.model_fields_set - {self.host}
-        if other:
-            raise ValueError(f"settings of {' and '.join(sorted(other))} are given, but the host is {self.host}")
-        return self
 
 
 class MIC(HRDA):

@@ -8,35 +8,13 @@ The simplest combination of :mod:`tutelage.methods.distillation`, under its own 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
-
-from pydantic import Field
 
 from tutelage.engine.contract import TaskInfo
-from tutelage.methods.distillation.cache import CacheSettings
-from tutelage.methods.distillation.distill import Distill, DistillSettings, Losses
-from tutelage.methods.distillation.pixel_kd import PixelKDTermSettings
-from tutelage.methods.supervised import TaskSettings, Weight
+from tutelage.methods.distillation.distill import Distill
+from tutelage.methods.settings.distill import DistillSettings, Losses
+from tutelage.methods.settings.distill_terms import PixelKDTermSettings
+from tutelage.methods.settings.pixel_kd import PixelKDSettings
 from tutelage.nets.segmentor import Segmentor
-from tutelage.settings import Settings
-
-
-class PixelKDSettings(Settings):
-    """Pixel-wise distillation from a trained teacher."""
-
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    """T: above 1, both distributions are softened."""
-    weight: Weight = 1.0
-    """w: weight of the distillation term."""
-    task: TaskSettings = TaskSettings()
-    """The loss on labels beside it."""
-    cache: CacheSettings | None = None
-    """Replay what the teacher said once of every image; null: it sees every crop. The manual's page on training says
-    when that pays."""
-
-    def cache_temperature(self) -> float:
-        """T."""
-        return self.temperature
 
 
 class PixelKD(Distill):

@@ -16,100 +16,34 @@ Legend: B batch, K classes, D embedding, H W pixels of a view, h w the grid of t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tutelage.data.batch import Batch, between, warp
-from tutelage.data.randaugment import CutoutSettings, RandAugmentSettings
-from tutelage.data.stream import ViewSettings
 from tutelage.engine.collectives import gather_equal
-from tutelage.engine.contract import Method, Pass, StepContext, StreamSpec, TaskInfo
+from tutelage.engine.contract import Method, Pass, StepContext, TaskInfo
 from tutelage.errors import RecipeError
 from tutelage.losses.prototypes import prototype_distances, prototype_weights, rectify
 from tutelage.losses.segmentation import IGNORE
 from tutelage.losses.symmetric import (
-    Regularizer,
     confidence_regularizer,
     structure_divergence,
     symmetric_cross_entropy,
 )
-from tutelage.methods.distillation.cache import CacheSettings, TeacherCache
+from tutelage.methods.distillation.cache import TeacherCache
 from tutelage.methods.ema import average, twin
-from tutelage.methods.supervised import TaskLoss, TaskSettings, Weight
+from tutelage.methods.settings.proda import ProDASettings
+from tutelage.methods.supervised import TaskLoss
 from tutelage.methods.target_grid import TargetGrid
 from tutelage.nets.segmentor import Segmentor
 from tutelage.prototypes.means import ClassMeans, class_vectors
-from tutelage.settings import Settings
-
-STRONG = ViewSettings(randaugment=RandAugmentSettings(flip=0.5), cutout=CutoutSettings())
-"""ProDA's strong view: two operations, flips, and a square of a third of the shorter side."""
-
-
-class ProDASettings(Settings):
-    """ProDA, stage 1."""
-
-    alpha: Weight = 0.1
-    """a: weight of cross-entropy against the rectified labels."""
-    beta: Weight = 1.0
-    """b: weight of reverse cross-entropy."""
-    regularizer: Regularizer = "mrkld"
-    """What keeps the net from being too sure: the divergence from the uniform distribution, or the entropy."""
-    regularizer_weight: Weight = 0.1
-    """g: its weight (0.1 for GTA5, 0 for SYNTHIA)."""
-    structure: Weight = 10.0
-    """Weight of the structure term; 0: the strong view is not looked at."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    """T: what distances are multiplied by."""
-    threshold: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Rectified labels of a smaller share are left out; 0: none."""
-    rate: Annotated[float, Field(ge=0, le=1)] = 1e-4
-    """By which share a class mean of one image moves its prototype."""
-    min_pixels: Annotated[int, Field(ge=1)] = 10
-    """Fewer cells of a class in an image do not move its prototype."""
-    decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """Decay of the moving average; running statistics are copied."""
-    ema_eval: bool = False
-    """Whether the average forwards in evaluation mode; published: with the batch's statistics and dropout."""
-    labels_from: Literal["weak", "full"] = "weak"
-    """The view that the warm-up net labels. Published are whole images, once before the stage: that is `cache`."""
-    cache: CacheSettings | None = None
-    """Keep what the warm-up net says of whole images, once, and look it up; it then runs in no step."""
-    grid: Annotated[int, Field(ge=1)] = 4
-    """Pixels of a view for each cell of the grid on which targets and losses lie."""
-    task: TaskSettings = TaskSettings()
-    """The loss on the source's labels; its `resize` holds for all maps."""
-
-    @model_validator(mode="after")
-    def _labels_once(self) -> ProDASettings:
-        if self.cache is not None and self.labels_from == "full":
-            raise ValueError("a cache holds what was said of whole images; leave labels_from out, or write cache: null")
-        return self
-
-    def cache_temperature(self) -> float:
-        """Labels are the warm-up net's own probabilities."""
-        return 1.0
 
 
 class ProDA(Method):
     """Labels of one domain, images of another: prototypes set pseudo labels right while the net learns them."""
 
     Settings = ProDASettings
-    streams = {
-        "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
-        "target": StreamSpec(
-            labels=False,
-            views=("weak", "strong"),
-            optional=("full",),
-            defaults={"strong": STRONG},
-            about="images of the domain that matters, without masks",
-        ),
-    }
-    teachers = ("labeller",)
-    cached_teacher = ("labeller", "target")
-    fitted_inputs = ("prototypes",)
 
     def __init__(self, nets: Mapping[str, Segmentor], settings: ProDASettings, info: TaskInfo) -> None:
         super().__init__()

@@ -12,61 +12,27 @@ Legend: B batch, K classes, H W pixels of a view, h w the grid of targets.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage.data.batch import Batch, View
-from tutelage.engine.contract import Method, Pass, StepContext, StreamSpec, TaskInfo
+from tutelage.engine.contract import Method, Pass, StepContext, TaskInfo
 from tutelage.losses.regions import shrink_labels
 from tutelage.losses.resize import over_image
 from tutelage.losses.segmentation import IGNORE, cross_entropy
-from tutelage.losses.symmetric import DivergenceForm, mean_kd, symmetric_cross_entropy
-from tutelage.methods.proda import STRONG
-from tutelage.methods.supervised import TaskLoss, TaskSettings, Weight
+from tutelage.losses.symmetric import mean_kd, symmetric_cross_entropy
+from tutelage.methods.settings.self_distill import SelfDistillSettings
+from tutelage.methods.supervised import TaskLoss
 from tutelage.methods.target_grid import TargetGrid
 from tutelage.nets.segmentor import Prediction, Segmentor
-from tutelage.settings import Settings
-
-
-class SelfDistillSettings(Settings):
-    """Self-distillation."""
-
-    target_loss: Literal["cross_entropy", "symmetric"] = "cross_entropy"
-    """T: cross-entropy (ProDA, PBAL), or with its reverse beside it (BiSMAP)."""
-    alpha: Weight = 0.1
-    """a: for `symmetric`, the weight of cross-entropy."""
-    beta: Weight = 1.0
-    """b: for `symmetric`, the weight of reverse cross-entropy."""
-    kd: Weight = 1.0
-    """w: weight of the divergence from the teacher."""
-    form: DivergenceForm = "log"
-    """The divergence (`log`), or, as in ProDA's and BiSMAP's code, p in place of log p (`code`): hardly a signal."""
-    view: Literal["strong", "weak"] = "strong"
-    """The view of the target that student and teacher see (BiSMAP: `weak`)."""
-    grid: Annotated[int, Field(ge=1)] = 4
-    """Pixels of the view for each cell of the grid of labels and divergence (BiSMAP: 1)."""
-    task: TaskSettings = TaskSettings()
-    """The loss on the source's labels; its `resize` holds for all logits."""
 
 
 class SelfDistill(Method):
     """Labels of one domain, pseudo labels and a teacher for the other: what a net knows goes to a better start."""
 
     Settings = SelfDistillSettings
-    streams = {
-        "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
-        "target": StreamSpec(
-            labels=True,
-            views=("weak", "strong"),
-            defaults={"strong": STRONG},
-            about="images of the domain that matters, with pseudo labels of an `annotate` stage",
-        ),
-    }
-    teachers = ("teacher",)
 
     def __init__(self, nets: Mapping[str, Segmentor], settings: SelfDistillSettings, info: TaskInfo) -> None:
         super().__init__()

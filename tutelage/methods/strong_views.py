@@ -11,52 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from tutelage.data.batch import Batch, View
-from tutelage.data.colour import ColourSettings
 from tutelage.data.mixing import partners, paste
 from tutelage.data.mixing.cutmix import box_masks, draw_boxes
-from tutelage.data.mixing.paste import PartnerRule
-from tutelage.data.stream import ViewSettings
 from tutelage.engine.contract import Method, StepContext, TaskInfo
 from tutelage.errors import RecipeError
 from tutelage.losses.consistency import masked_consistency, pseudo_label
 from tutelage.losses.resize import over_image
 from tutelage.methods.ema import average, decay_at, twin
-from tutelage.methods.supervised import TaskLoss, TaskSettings, Weight
+from tutelage.methods.settings.strong_views import StrongViewSettings
+from tutelage.methods.supervised import TaskLoss
 from tutelage.nets.segmentor import Prediction, Segmentor
-from tutelage.settings import Settings
 
 HALF = 0.5
 """What the three papers multiply the sum of labelled and unlabelled loss with."""
-
-
-class StrongViewSettings(Settings):
-    """What all methods with strong views are told."""
-
-    weight: Weight = 1.0
-    """Weight of the unlabelled loss beside the labelled one."""
-    threshold: Annotated[float, Field(ge=0, le=1)] = 0.95
-    """Pixels whose pseudo label has at least this confidence are learned from; 0: all."""
-    cutmix: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Probability, per image and strong view, that a box of another image is pasted."""
-    partner: PartnerRule = "next"
-    """Whose box: the `next` image's of the micro-batch, or that of the micro-batch in `reversed` order."""
-    task: TaskSettings = TaskSettings()
-    """The loss on labels."""
-
-
-Decay = Annotated[float, Field(ge=0, lt=1)]
-
-STRONG_VIEW = ViewSettings(
-    colour=ColourSettings(probability=0.8, brightness=0.5, contrast=0.5, saturation=0.5, hue=0.25, grey=0.2, blur=0.5)
-)
-"""The published colours of a strong view, for recipes that name none."""
 
 
 class WeakPseudoLabels(NamedTuple):

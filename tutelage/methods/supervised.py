@@ -9,42 +9,19 @@ smoothed, or taken over the hard pixels alone (OHEM).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from tutelage.data.batch import Batch
-from tutelage.engine.contract import Method, StepContext, StreamSpec, TaskInfo
+from tutelage.engine.contract import Method, StepContext, TaskInfo
 from tutelage.errors import RecipeError
-from tutelage.losses.resize import ResizeRule, resize_logits
+from tutelage.losses.options import ResizeRule
+from tutelage.losses.resize import resize_logits
 from tutelage.losses.segmentation import cross_entropy, dice_loss, label_weight, ohem_cross_entropy
+from tutelage.methods.settings.common import TaskSettings
+from tutelage.methods.settings.supervised import SupervisedSettings
 from tutelage.nets.segmentor import Prediction, Segmentor
-from tutelage.settings import Settings
-
-Weight = Annotated[float, Field(ge=0)]
-
-
-class TaskSettings(Settings):
-    """The loss on labels."""
-
-    loss: Literal["cross_entropy", "ohem"] = "cross_entropy"
-    """Cross-entropy over all valid pixels, or over the hard ones (online hard example mining)."""
-    ohem_threshold: Annotated[float, Field(gt=0, le=1)] = 0.7
-    """A pixel whose true class has at most this probability is hard."""
-    ohem_min_kept: Annotated[int, Field(ge=0)] = 100_000
-    """At least so many pixels of a micro-batch are kept."""
-    class_weights: list[Weight] | Literal["balanced"] | None = None
-    """A weight per class; `balanced`: median frequency over the class's frequency, from the training masks."""
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Label smoothing (cross_entropy only)."""
-    dice: Weight = 0.0
-    """Weight of a Dice loss beside it."""
-    auxiliary: Weight = 0.4
-    """Weight of the auxiliary head's loss, where the net has one."""
-    resize: ResizeRule = "grid"
-    """How logits are brought to the size of the labels."""
 
 
 class TaskLoss(nn.Module):
@@ -117,15 +94,10 @@ def _class_weights(settings: TaskSettings, info: TaskInfo) -> Tensor | None:
     return torch.tensor(settings.class_weights)
 
 
-class SupervisedSettings(TaskSettings):
-    """Supervised training."""
-
-
 class Supervised(Method):
     """Labels alone: the baseline of everything, and how teachers are made."""
 
     Settings = SupervisedSettings
-    streams = {"labeled": StreamSpec(labels=True, views=("weak",), about="images with masks")}
 
     def __init__(self, nets: Mapping[str, Segmentor], settings: SupervisedSettings, info: TaskInfo) -> None:
         super().__init__()

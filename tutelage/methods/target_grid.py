@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage.data.batch import View
-from tutelage.losses.resize import ResizeRule, resize_logits
+from tutelage.losses.options import ResizeRule
+from tutelage.losses.resize import resize_logits
 
 
 @dataclass(frozen=True)

@@ -20,73 +20,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from tutelage.data.batch import Batch, View
 from tutelage.data.draws import key
-from tutelage.engine.contract import Method, OptimizerSpec, Pass, StepContext, StreamSpec, TaskInfo
-from tutelage.engine.optimizers import OptimizerSettings, ScheduleSettings
+from tutelage.engine.contract import Method, OptimizerSpec, Pass, StepContext, TaskInfo
+from tutelage.engine.settings import ScheduleSettings
 from tutelage.errors import RecipeError, TutelageError
 from tutelage.losses.consistency import cross_pseudo_supervision
-from tutelage.losses.cross_architecture import AttentionResize, Grid, Mean, attention_loss, spatial_loss
+from tutelage.losses.cross_architecture import Grid, attention_loss, spatial_loss
 from tutelage.losses.resize import over_image
 from tutelage.methods.distillation.projection import Projection
-from tutelage.methods.supervised import TaskLoss, TaskSettings, Weight
+from tutelage.methods.settings.trikd import VIEWS, TriKDSettings
+from tutelage.methods.supervised import TaskLoss
 from tutelage.nets.attention import AttentionTap, attention_tap
 from tutelage.nets.modes import keeping_statistics
 from tutelage.nets.segmentor import Prediction, Segmentor
-from tutelage.settings import Settings
 
-VIEWS = ("student", "cnn", "vit")
 STREAMS = ("labeled", "unlabeled")
 ATTENTION_WEIGHT = 0.5
-
-
-class TriKDSettings(Settings):
-    """Triple-view knowledge distillation."""
-
-    student_weight: Weight = 1.0
-    """w_s: weight of the student's loss on labels."""
-    cnn_weight: Weight = 1.0
-    """w_c: weight of the cnn's loss on labels."""
-    vit_weight: Weight = 1.0
-    """w_v: weight of the vit's loss on labels."""
-    cps_weight: Weight = 0.1
-    """c: weight of the six terms in which a view learns from the class maps of another."""
-    cps_padding: bool = False
-    """Whether padded pixels count there, as published."""
-    spatial_weight: Weight = 0.9
-    """l_low: weight of the spatial loss; 0.9 published for the smaller student, 0.5 for the larger."""
-    spatial_scale: Literal["published", "variance"] = "published"
-    """Whether the squared difference counts as it is, or divided by the variance of the cnn's features. Encoders with
-    linear bottlenecks (EfficientNet, MobileNet) have large ones: with Lite2 the published term was a hundred times the
-    loss on labels."""
-    spatial_stride: Annotated[int, Field(gt=0)] = 4
-    """The features compared: of each net the finest level whose positions are at least so many pixels apart."""
-    attention_weight: Weight | None = None
-    """l_high: weight of the attention loss; null: 0.5 (published) where student and vit have attention, else 0."""
-    attention_resize: AttentionResize = "published"
-    """How the attention of both meets: `published` (the student's enlarged as a flat picture of tokens), `spatial`
-    (enlarged in the image), `pool` (the vit's brought to the student's grid; cheapest)."""
-    kl: Mean = "elements"
-    """The attention loss is a mean over all `elements` (published) or over `rows`, which makes it as many times larger
-    as there are tokens."""
-    vit_schedule: Literal["corrected", "published"] = "corrected"
-    """The vit's learning rate moves as that of the others, or stays where it is, as published."""
-    cnn_optimizer: OptimizerSettings | None = None
-    """The cnn's optimizer; null: as the stage's."""
-    vit_optimizer: OptimizerSettings | None = None
-    """The vit's optimizer; null: as the stage's."""
-    view_wise: bool = False
-    """One net after the other: the same gradients in less memory, for two more forwards without gradient."""
-    task: TaskSettings = TaskSettings(loss="ohem", ohem_min_kept=200_000)
-    """The loss on labels of student and cnn."""
-    vit_task: TaskSettings = TaskSettings()
-    """The loss on labels of the vit."""
 
 
 class ViewOutput(NamedTuple):
@@ -120,11 +75,6 @@ class TriKD(Method):
     """Few labels and many images: a small student, a ConvNet and a transformer learn from one another."""
 
     Settings = TriKDSettings
-    streams = {
-        "labeled": StreamSpec(labels=True, views=("weak",), about="images with masks"),
-        "unlabeled": StreamSpec(labels=False, views=("weak",), about="images without masks"),
-    }
-    trained_nets = VIEWS
 
     def __init__(self, nets: Mapping[str, Segmentor], settings: TriKDSettings, info: TaskInfo) -> None:
         super().__init__()

@@ -22,108 +22,31 @@ Legend: B images, K classes, P pixels of all images on the net's grid, C dimensi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tutelage.data.batch import Batch, View
 from tutelage.data.draws import generator
-from tutelage.data.mixing.inside_batch import Mixing, class_halves, half_holes
+from tutelage.data.mixing.inside_batch import class_halves, half_holes
 from tutelage.data.mixing.paste import partners, paste
 from tutelage.engine import collectives
-from tutelage.engine.contract import Method, OptimizerSpec, Pass, StepContext, StreamSpec, TaskInfo
+from tutelage.engine.contract import Method, OptimizerSpec, Pass, StepContext, TaskInfo
 from tutelage.errors import RecipeError
 from tutelage.losses import contrast
 from tutelage.losses.consistency import pseudo_label
-from tutelage.losses.contrast import Indexing, NegativeRule, OneHot
+from tutelage.losses.options import ResizeRule
 from tutelage.losses.relations import unit
-from tutelage.losses.resize import ResizeRule, over_image
+from tutelage.losses.resize import over_image
 from tutelage.losses.segmentation import IGNORE
 from tutelage.methods.distillation.projection import Projection
-from tutelage.methods.distillation.queues import DTYPES, QueuePrecision, enqueue
+from tutelage.methods.distillation.queues import DTYPES, enqueue
 from tutelage.methods.ema import average, decay_at, twin
-from tutelage.methods.supervised import TaskLoss, TaskSettings, Weight
+from tutelage.methods.settings.common import QueuePrecision
+from tutelage.methods.settings.u2pl import U2PLSettings
+from tutelage.methods.supervised import TaskLoss
 from tutelage.nets.segmentor import Prediction, Segmentor
-from tutelage.settings import Settings
-
-Count = Annotated[int, Field(gt=0)]
-Percent = Annotated[float, Field(ge=0, le=100)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-
-PUBLISHED = {"negatives": "published", "indexing": "published", "onehot": "published"}
-"""What the preset `compat: published` sets."""
-
-
-class U2PLSettings(Settings):
-    """U2PL."""
-
-    weight: Weight = 1.0
-    """w: weight of the term on pseudo labels."""
-    weight_contrast: Weight = 0.1
-    """w_c: weight of the contrast. The paper's is 0.1; the released configurations leave it at 1, which one process's
-    gradient feels as 1 / processes (0.25 on VOC, 0.125 on Cityscapes)."""
-    keep_percent: Percent = 80.0
-    """Percent of the pseudo labels that are kept at first; all are at the end."""
-    alpha: Annotated[float, Field(ge=0, le=50)] = 20.0
-    """a: percent of the pixels that are taken for sure, and for unsure, at first; none are at the end."""
-    low_rank: Annotated[int, Field(ge=1)] = 3
-    """An unsure pixel may be a negative of the classes from this rank on (0 is the most probable); smaller than the
-    number of classes. Take 1 for two classes."""
-    high_rank: Annotated[int, Field(ge=2)] = 20
-    """... up to below this rank."""
-    delta_p: Probability = 0.3
-    """An anchor's probability of its class is above this, by the teacher."""
-    delta_n: Probability = 1.0
-    """A negative's probability of the class is below this (`negatives: published` alone)."""
-    temperature: Annotated[float, Field(gt=0)] = 0.5
-    """Temperature of the contrast."""
-    dimensions: Count = 256
-    """Length of a pixel's representation."""
-    anchors: Count = 256
-    """Anchors of a class and micro-batch, drawn with replacement."""
-    negatives_per_anchor: Count = 50
-    """Remembered negatives of each anchor, drawn with replacement."""
-    queue: Count = 30000
-    """Negatives that are remembered for each class."""
-    queue_first: Count | None = None
-    """The same for class 0 (published: 50000); null: as the others."""
-    keys: Count | None = 2048
-    """Negatives of one class that a micro-batch of one process adds to the memory, at most, evenly spread over all that
-    it has. null (published): all that the memory can hold; processes send them to one another."""
-    precision: QueuePrecision = "fp16"
-    """How the memory is stored (published: fp32)."""
-    mixing: Mixing = "cutmix"
-    """How unlabelled images are mixed: `cutmix`, `classmix`, or `cutout`, which erases."""
-    mixing_probability: Probability = 0.5
-    """Share of the micro-batches that are mixed."""
-    decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Decay of the moving average; early ones forget faster: min(1 - 1/(n + 1), decay)."""
-    supervised_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps of the beginning with labels alone, after which the teacher becomes a copy of the student (published: 1
-    epoch on VOC, 0 on Cityscapes). n counts from their end."""
-    compat: Literal["corrected", "published"] = "corrected"
-    """`published`: the next three are `published` where the recipe does not say otherwise."""
-    negatives: NegativeRule = "paper"
-    """`published` asks besides that the pixel's own label be the class: no labelled pixel is a negative then."""
-    indexing: Indexing = "corrected"
-    """`published` lets anchors of one class meet negatives of another where classes are absent."""
-    onehot: OneHot = "correct"
-    """`published` gives the classes of all images of a batch to its first one."""
-    task: TaskSettings = TaskSettings()
-    """The loss on labels."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _preset(cls, given: Any) -> Any:
-        return {**PUBLISHED, **given} if isinstance(given, dict) and given.get("compat") == "published" else given
-
-    @model_validator(mode="after")
-    def _ordered(self) -> U2PLSettings:
-        if self.low_rank >= self.high_rank:
-            raise ValueError(f"low_rank {self.low_rank} is not below high_rank {self.high_rank}: no rank lies between")
-        return self
 
 
 class NegativeQueue(nn.Module):
@@ -175,10 +98,6 @@ class U2PL(Method):
     """Few labels and many images: sure pixels are pseudo labels, unsure ones are negatives."""
 
     Settings = U2PLSettings
-    streams = {
-        "labeled": StreamSpec(labels=True, views=("weak",), about="images with masks"),
-        "unlabeled": StreamSpec(labels=False, views=("weak",), about="images without masks"),
-    }
 
     def __init__(self, nets: Mapping[str, Segmentor], settings: U2PLSettings, info: TaskInfo) -> None:
         super().__init__()

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage.data.batch import Batch, View
-from tutelage.engine.contract import StepContext, StreamSpec, TaskInfo
-from tutelage.methods.fixmatch import FixMatchSettings
-from tutelage.methods.strong_views import HALF, STRONG_VIEW, StrongViewMethod, same_size
+from tutelage.engine.contract import StepContext, TaskInfo
+from tutelage.methods.settings.unimatch import UniMatchSettings
+from tutelage.methods.strong_views import HALF, StrongViewMethod, same_size
 from tutelage.nets.segmentor import Features, Prediction, Segmentor
 
 STRONG, PERTURBED = 0.25, 0.5
@@ -29,23 +29,10 @@ DROPPED = 0.5
 """Share of the channels that the perturbation drops."""
 
 
-class UniMatchSettings(FixMatchSettings):
-    """UniMatch (V1)."""
-
-
 class UniMatch(StrongViewMethod):
     """Few labels and many images: two strong views and dropped features follow the sure pixels of a weak view."""
 
     Settings = UniMatchSettings
-    streams = {
-        "labeled": StreamSpec(labels=True, views=("weak",), about="images with masks"),
-        "unlabeled": StreamSpec(
-            labels=False,
-            views=("weak", "strong", "strong2"),
-            about="images without masks",
-            defaults={"strong": STRONG_VIEW, "strong2": STRONG_VIEW},
-        ),
-    }
 
     def __init__(self, nets: Mapping[str, Segmentor], settings: UniMatchSettings, info: TaskInfo) -> None:
         super().__init__(nets, settings, info, settings.decay if settings.pseudo_labels == "ema" else None)

@@ -18,36 +18,16 @@ import torch
 from torch import Tensor
 
 from tutelage.data.batch import Batch
-from tutelage.data.mixing.paste import PartnerRule
-from tutelage.engine.contract import StepContext, StreamSpec, TaskInfo
-from tutelage.methods.strong_views import HALF, STRONG_VIEW, Decay, StrongViewMethod, StrongViewSettings
+from tutelage.engine.contract import StepContext, TaskInfo
+from tutelage.methods.settings.unimatch_v2 import UniMatchV2Settings
+from tutelage.methods.strong_views import HALF, StrongViewMethod
 from tutelage.nets.segmentor import Segmentor
-
-
-class UniMatchV2Settings(StrongViewSettings):
-    """UniMatch V2."""
-
-    partner: PartnerRule = "reversed"
-    """Whose box: the `next` image's of the micro-batch, or that of the micro-batch in `reversed` order."""
-    complementary_dropout: bool = True
-    """Whether each strong view lacks the channels that the other one keeps; false: none is dropped."""
-    decay: Decay = 0.996
-    """Decay of the moving average, at most: min(1 - 1/(step + 1), decay)."""
 
 
 class UniMatchV2(StrongViewMethod):
     """Few labels and many images: two strong views, each with half of the features, follow the moving average."""
 
     Settings = UniMatchV2Settings
-    streams = {
-        "labeled": StreamSpec(labels=True, views=("weak",), about="images with masks"),
-        "unlabeled": StreamSpec(
-            labels=False,
-            views=("weak", "strong", "strong2"),
-            about="images without masks",
-            defaults={"strong": STRONG_VIEW, "strong2": STRONG_VIEW},
-        ),
-    }
 
     ema: Segmentor
 

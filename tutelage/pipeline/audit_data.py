@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tutelage.data.dataset import Dataset
 from tutelage.data.statistics import read_statistics
 from tutelage.evaluation.evaluate import blocks_of
+from tutelage.methods import find_settings
 from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.subsample import evenly
 from tutelage.recipe.references import WEIGHT_SUFFIXES, listed
@@ -22,7 +23,6 @@ from tutelage.recipe.schema import (
     Stage,
     TrainStage,
     TransformStage,
-    find_method,
 )
 
 
@@ -68,7 +68,7 @@ class Truth:
 
 def seen_by(builder: Builder, stage: TrainStage, audit: AuditSettings | ChoiceSettings) -> AuditedImages:
     """The images that a training's audit, or the choice of its weights, looks at."""
-    needs = find_method(stage.method.name).streams
+    needs = find_settings(stage.method.name).streams
     given = listed(audit.data or [])
     if not given:
         streams = [name for name in stage.streams if not needs[name].labels] or list(stage.streams)
@@ -132,7 +132,7 @@ def label_shares(builder: Builder, stage: Stage) -> NDArray[np.float64] | None:
     """(K,) share of each class among the labelled pixels that a training uses; ``None`` without any."""
     if not isinstance(stage, TrainStage):
         return None
-    needs = find_method(stage.method.name).streams
+    needs = find_settings(stage.method.name).streams
     data = [it for name, stream in stage.streams.items() if needs[name].labels for it in listed(stream.data)]
     total = np.zeros(len(builder.classes), dtype=np.float64)
     for reference in dict.fromkeys(data):

@@ -14,12 +14,14 @@ from tutelage.data.copies import with_copies
 from tutelage.data.dataset import Classes, Dataset, describe_bridge
 from tutelage.data.draws import key as draw_key
 from tutelage.data.pseudo_labels import with_pseudo_labels
+from tutelage.data.settings import StreamSettings
 from tutelage.data.sources import open_data, task_classes
 from tutelage.data.statistics import read_statistics
-from tutelage.data.stream import LoaderSettings, Stream, StreamSettings
+from tutelage.data.stream import LoaderSettings, Stream
 from tutelage.data.weights import with_weights
 from tutelage.engine.contract import Method, TaskInfo
 from tutelage.errors import DataError, RecipeError, TutelageError
+from tutelage.methods import find_method, find_settings
 from tutelage.nets.build import build
 from tutelage.nets.checkpoints import read_tensors
 from tutelage.nets.segmentor import Segmentor
@@ -29,7 +31,7 @@ from tutelage.pipeline import fits
 from tutelage.prototypes.storage import load_tensors
 from tutelage.recipe.reading import LoadedRecipe, method_settings
 from tutelage.recipe.references import WEIGHT_SUFFIXES, listed, nearest, roles
-from tutelage.recipe.schema import AnnotateStage, FitStage, ImportStage, TrainStage, TransformStage, find_method
+from tutelage.recipe.schema import AnnotateStage, FitStage, ImportStage, TrainStage, TransformStage
 from tutelage.runs.store import Artefact
 
 Say = Callable[[str], None]
@@ -253,7 +255,7 @@ class Builder:
         """The streams of a training stage; with ``stand_ins`` without weights that are not there yet."""
         run = self.recipe.run
         loader = LoaderSettings(run.workers, run.ahead, run.cache, run.cache_folder, run.on_unreadable)
-        needs = find_method(stage.method.name).streams
+        needs = find_settings(stage.method.name).streams
         return {
             name: Stream(
                 name=name,

@@ -12,12 +12,13 @@ from tutelage.engine import collectives
 from tutelage.engine.contract import Method
 from tutelage.evaluation.choice import agreement, balance, entropy, mirror_counts, sureness
 from tutelage.evaluation.protocol import Protocol
+from tutelage.methods import find_settings
 from tutelage.nets.segmentor import Segmentor
 from tutelage.pipeline.audit_data import seen_by
 from tutelage.pipeline.audit_records import in_order
 from tutelage.pipeline.builder import Builder
 from tutelage.recipe.references import listed
-from tutelage.recipe.schema import LABEL_FREE, AnnotateStage, TrainStage, find_method
+from tutelage.recipe.schema import LABEL_FREE, AnnotateStage, TrainStage
 
 
 class Chooser:
@@ -72,7 +73,7 @@ def images_of(builder: Builder, stage: TrainStage) -> list[str] | None:
     """The data that a choice looks at: those named, else those that no person labelled; ``None``: there are none."""
     if stage.choose.data is not None:
         return listed(stage.choose.data)
-    needs, stages = find_method(stage.method.name).streams, builder.recipe.stages
+    needs, stages = find_settings(stage.method.name).streams, builder.recipe.stages
     return [
         reference
         for name, settings in stage.streams.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tutelage.methods import find_method
 from tutelage.pipeline import teacher_cache
 from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.choosing import every, protocol_of
@@ -21,7 +22,6 @@ from tutelage.recipe.schema import (
     Stage,
     TrainStage,
     TransformStage,
-    find_method,
 )
 from tutelage.runs.atomic import sha256
 from tutelage.runs.store import Store, content_key

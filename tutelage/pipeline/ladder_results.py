@@ -15,12 +15,13 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from tutelage.engine.loop import FitSettings
+from tutelage.engine.settings import FitSettings
 from tutelage.evaluation.class_groups import ClassGroups, merged_names
 from tutelage.evaluation.comparison import Scored, Side, read_scored
 from tutelage.evaluation.evaluate import blocks_of
 from tutelage.evaluation.intervals import Gain, gap_share, miou_of_counts, paired_bootstrap
 from tutelage.evaluation.verdict import holm, judge
+from tutelage.methods import find_settings
 from tutelage.nets.build import build
 from tutelage.nets.cost import parameters
 from tutelage.nets.devices import find_device
@@ -32,7 +33,7 @@ from tutelage.recipe.choice import ON_TARGET, chosen_on_target, counts_as_bare
 from tutelage.recipe.ladder import NET, TEACHER_SCORE, Attempt, Expanded, Values, method_of
 from tutelage.recipe.reading import resolved
 from tutelage.recipe.references import roles
-from tutelage.recipe.schema import PSEUDO_LABELS, ImportStage, LadderSettings, Recipe, TrainStage, find_method
+from tutelage.recipe.schema import PSEUDO_LABELS, ImportStage, LadderSettings, Recipe, TrainStage
 from tutelage.recipe.wiring import named_in
 from tutelage.report import ladder as words
 from tutelage.report.content import Comparison, Interval
@@ -322,7 +323,7 @@ def _teaches(ladder: LadderSettings, expanded: Expanded, name: str) -> bool:
     """Whether a net that was trained elsewhere takes part."""
     rung = ladder.rungs[name]
     if not rung.stages:
-        return rung.name == PSEUDO_LABELS or bool(find_method(method_of(rung).name).teachers)
+        return rung.name == PSEUDO_LABELS or bool(find_settings(method_of(rung).name).teachers)
     attempt = next((it for (rung_name, _), it in expanded.attempts.items() if rung_name == name), None)
     made = [] if attempt is None else [expanded.recipe.stages[it] for it in (*attempt.trained, *attempt.others)]
     return any(ladder.teacher in named_in(stage.kind, stage.model_dump(mode="json")) for stage in made)

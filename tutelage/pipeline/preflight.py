@@ -9,21 +9,14 @@ from tutelage.data.checks import format_findings, poisons
 from tutelage.data.statistics import read_statistics
 from tutelage.errors import DataError, TutelageError
 from tutelage.evaluation.class_groups import ClassGroups, class_ids, merged_names
+from tutelage.methods import find_settings
 from tutelage.nets.checkpoints import require_file
 from tutelage.nets.encoders import check_name
 from tutelage.nets.storage import check_classes, read_metadata
 from tutelage.pipeline.builder import Builder, named
 from tutelage.recipe.choice import evaluates_on_target
 from tutelage.recipe.references import WEIGHT_SUFFIXES, listed, roles
-from tutelage.recipe.schema import (
-    AnnotateStage,
-    EvaluateStage,
-    FitStage,
-    ImportStage,
-    TrainStage,
-    TransformStage,
-    find_method,
-)
+from tutelage.recipe.schema import AnnotateStage, EvaluateStage, FitStage, ImportStage, TrainStage, TransformStage
 
 
 def preflight(builder: Builder, stages: Iterable[str]) -> None:
@@ -80,7 +73,7 @@ def _masked(builder: Builder, name: str) -> Iterator[tuple[str, str]]:
     """The data whose masks a stage reads, each with what reads it."""
     stage = builder.recipe.stages[name]
     if isinstance(stage, TrainStage):
-        needs = find_method(stage.method.name).streams
+        needs = find_settings(stage.method.name).streams
         for stream, settings in stage.streams.items():
             for reference in listed(settings.data) if needs[stream].labels else ():
                 yield reference, f"stage {name!r}, stream {stream!r}"
@@ -126,7 +119,7 @@ def _target_scores(data: str, keep: str) -> str:
 
 def _trained_on(builder: Builder, stage: TrainStage) -> tuple[list[str], list[str]]:
     """The data of a stage's labelled and of its unlabelled streams."""
-    needs = find_method(stage.method.name).streams
+    needs = find_settings(stage.method.name).streams
     found: dict[bool, dict[str, None]] = {True: {}, False: {}}
     for stream, settings in stage.streams.items():
         originals = (_original(builder, reference) for reference in listed(settings.data))

@@ -19,7 +19,8 @@ from torch import Tensor
 from tutelage.data.batch import Batch, Geometries, View
 from tutelage.data.dataset import Classes
 from tutelage.data.labels import IGNORE
-from tutelage.data.stream import Stream, StreamSettings
+from tutelage.data.settings import StreamSettings
+from tutelage.data.stream import Stream
 from tutelage.errors import RunError
 from tutelage.pipeline.builder import Builder, Say
 from tutelage.pipeline.contact_sheet import Bytes, Group, SampleBlock, SheetCell, Swatch, draw_sheet

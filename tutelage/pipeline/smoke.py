@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -110,14 +111,14 @@ def measure(read: LoadedRecipe, name: str, count: bool = False) -> TrainingCost:
 
     note, verdict = "", ""
     cached = teacher_cache.chosen(stage) is not None
-    if isinstance(method, Replaying) and (cached or not count) and teacher_cache.possible(stage) is not None:
-        role, name_of_stream = method.cached_teacher
+    if (cached or not count) and teacher_cache.possible(stage) is not None:
+        role, name_of_stream = teacher_cache.cached_teacher(stage)
         stream = streams[name_of_stream]
         asker = teacher_cache.Asker(stage, nets[role], device)
         cache, per_image = teacher_cache.trial(asker, stream, _WARM + _MEASURED)
         seconds = {}
         for way in (not cached, cached) if not count else (cached,):  # the way of the recipe last
-            method.cache = cache if way else None
+            cast(Replaying, method).cache = cache if way else None
             seconds[way] = timed()
         step_seconds, known = seconds[cached], len(teacher_cache.samples_of(stream))
         making = per_image * known

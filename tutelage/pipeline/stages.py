@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -151,11 +151,12 @@ def _replay_teacher(
     display: Display,
 ) -> None:
     """Give the method what its teacher said of every image, asked now where nobody did."""
-    assert isinstance(method, Replaying)
-    role, stream = method.cached_teacher
+    role, stream = teacher_cache.cached_teacher(stage)
     asker, content = teacher_cache.Asker(stage, nets[role], device), cache_content(builder, stage)
     assert content is not None
-    method.cache = teacher_cache.ready(builder.caches[artefact.key], content, asker, streams[stream], display)
+    cast(Replaying, method).cache = teacher_cache.ready(
+        builder.caches[artefact.key], content, asker, streams[stream], display
+    )
 
 
 def _score_nets(

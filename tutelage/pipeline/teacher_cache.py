@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,18 +23,13 @@ from tutelage.data.dataset import Dataset
 from tutelage.data.stream import Stream, sample_name
 from tutelage.engine import collectives
 from tutelage.errors import DataError, RecipeError
-from tutelage.methods.distillation.cache import (
-    CacheableSettings,
-    CacheSettings,
-    Replaying,
-    TeacherCache,
-    compress,
-    error_bound,
-)
+from tutelage.methods import find_settings
+from tutelage.methods.distillation.cache import TeacherCache, compress, error_bound
+from tutelage.methods.settings.common import CacheableSettings, CacheSettings
 from tutelage.nets.segmentor import Precision, Segmentor
 from tutelage.pipeline.display import Display
 from tutelage.recipe.reading import method_settings
-from tutelage.recipe.schema import TrainStage, find_method
+from tutelage.recipe.schema import TrainStage
 from tutelage.runs.atomic import writing
 from tutelage.runs.store import Artefact
 
@@ -67,7 +62,9 @@ def temperature(stage: TrainStage) -> float:
 
 def cached_teacher(stage: TrainStage) -> tuple[str, str]:
     """The role of the net whose answers a stage keeps, and the stream of its images."""
-    return cast("type[Replaying]", find_method(stage.method.name)).cached_teacher
+    chosen = find_settings(stage.method.name).cached_teacher
+    assert chosen is not None
+    return chosen
 
 
 def content(stage: TrainStage, teacher: str, data: list[str], classes: list[str]) -> dict[str, Any]:

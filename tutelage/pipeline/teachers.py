@@ -28,13 +28,13 @@ def check_teachers(builder: Builder, stage: TrainStage, method: Method, device: 
     Raises :class:`RunError` for one that is hardly better than naming the commonest class everywhere, unless the
     recipe's ``run.weak_teacher`` is ``warn``.
     """
-    labeled = next((name for name, needs in method.streams.items() if needs.labels), None)
+    labeled = next((name for name, needs in method.Settings.streams.items() if needs.labels), None)
     if labeled is None:
         return
     data = listed(stage.streams[labeled].data)[0]
     dataset = builder.dataset(data)
     indices = evenly(len(dataset), IMAGES)
-    for role in method.teachers:
+    for role in method.Settings.teachers:
         net = method.get_submodule(role)
         assert isinstance(net, Segmentor)
         net.to(device)

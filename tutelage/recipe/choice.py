@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tutelage.methods import METHODS, find_settings
 from tutelage.recipe.schema import (
     LABEL_FREE,
-    METHODS,
     AnnotateStage,
     Course,
     FitStage,
@@ -24,7 +24,6 @@ from tutelage.recipe.schema import (
     Recipe,
     Stage,
     TrainStage,
-    find_method,
 )
 from tutelage.recipe.wiring import named_in
 
@@ -133,7 +132,7 @@ def _unlabelled_by_rungs(recipe: Recipe, ladder: LadderSettings) -> set[str]:
     for rung in ladder.rungs.values():
         chosen = (stage.get("method") for stage in rung.stages.values())
         methods += [str(it.get("name") if isinstance(it, dict) else it) for it in chosen]
-    needs = [find_method(name).streams for name in methods if name in METHODS]
+    needs = [find_settings(name).streams for name in methods if name in METHODS]
     bare = {stream for streams in needs for stream, it in streams.items() if not it.labels}
     return {
         _origin(recipe, reference)[0]
@@ -145,7 +144,7 @@ def _unlabelled_by_rungs(recipe: Recipe, ladder: LadderSettings) -> set[str]:
 
 def _streams_of(recipe: Recipe, stage: TrainStage) -> tuple[set[str], set[str]]:
     """The data sets whose masks a stage is trained on, and those of which it sees the images only."""
-    needs = find_method(stage.method.name).streams
+    needs = find_settings(stage.method.name).streams
     masked: set[str] = set()
     bare: set[str] = set()
     for name, stream in stage.streams.items():

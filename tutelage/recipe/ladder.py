@@ -20,12 +20,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from tutelage.data.stream import StreamSettings
-from tutelage.engine.contract import Method
-from tutelage.engine.loop import FitSettings
+from tutelage.data.settings import StreamSettings
+from tutelage.engine.settings import FitSettings, MethodSettings
+from tutelage.methods import METHODS, find_settings
 from tutelage.recipe.choice import default_of, settled
 from tutelage.recipe.schema import (
-    METHODS,
     PSEUDO_LABELS,
     AnnotateStage,
     Course,
@@ -37,7 +36,6 @@ from tutelage.recipe.schema import (
     Rung,
     Stage,
     TrainStage,
-    find_method,
 )
 from tutelage.recipe.wiring import REFERENCES, rewritten
 from tutelage.settings import Settings
@@ -152,7 +150,7 @@ def train_stage(ladder: LadderSettings, name: str, seed: int, values: Values) ->
     """The train stage of a rung. Raises ``KeyError`` for an unknown method, ``ValidationError`` for bad settings."""
     rung = ladder.rungs[name]
     choice = method_of(rung)
-    method = find_method(choice.name)
+    method = find_settings(choice.name)
     shared = course(ladder, rung.training, values)
     streams = _streams(shared, method)
     if rung.name == PSEUDO_LABELS and "labeled" in streams:
@@ -212,7 +210,7 @@ def chain_stage(
     named = chosen.get("name") if isinstance(chosen, Mapping) else None
     if named not in METHODS:  # the check of settings says what is wrong
         return TrainStage.model_validate({"streams": {}, **content, "method": chosen})
-    method = find_method(str(named))
+    method = find_settings(str(named))
     own = {key: value for key, value in content.items() if key in Course.model_fields}
     shared = course(ladder, merged(rung.training, own), values)
     if steps is not None:
@@ -294,7 +292,7 @@ def known_rungs() -> Collection[str]:
 
 def rung_settings(name: str) -> type[Settings]:
     """The settings of a method, or of `pseudo_labels`."""
-    return Labelling if name == PSEUDO_LABELS else find_method(name).Settings
+    return Labelling if name == PSEUDO_LABELS else find_settings(name)
 
 
 def _trials(ladder: LadderSettings, name: str) -> Iterator[tuple[str, Values]]:
@@ -330,7 +328,7 @@ def _score(ladder: LadderSettings, net: str, data: str, merged_as: dict[str, lis
     )
 
 
-def _streams(course: Course, method: type[Method]) -> dict[str, StreamSettings]:
+def _streams(course: Course, method: type[MethodSettings]) -> dict[str, StreamSettings]:
     """The streams that a method has, each with the views that it has there."""
     chosen = {name: stream for name, stream in course.streams.items() if name in method.streams}
     for name, stream in chosen.items():

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from tutelage.errors import RecipeError
 from tutelage.evaluation.protocol import Protocol
+from tutelage.methods import METHODS, find_settings
 from tutelage.recipe.choice import counts_as_bare, leak_faults, settled
 from tutelage.recipe.document import COMMAND_LINE, Document, Path_, parse, read, value_of
 from tutelage.recipe.faults import ValidationFinding, findings, worded
@@ -23,7 +24,6 @@ from tutelage.recipe.ladder import chain_stage, course, expand, known_rungs, nes
 from tutelage.recipe.references import Fault, check_references, nearest
 from tutelage.recipe.schema import (
     FORMAT,
-    METHODS,
     RUNG_KEYS,
     AnnotateStage,
     Course,
@@ -33,7 +33,6 @@ from tutelage.recipe.schema import (
     LadderSettings,
     Recipe,
     TrainStage,
-    find_method,
 )
 from tutelage.settings import Settings
 
@@ -104,7 +103,7 @@ def _checked(document: Document, overrides: Sequence[str], base: Path) -> Loaded
 
 def method_settings(stage: TrainStage) -> Settings:
     """The checked settings of a stage's method, defaults filled in."""
-    return find_method(stage.method.name).Settings.model_validate(stage.method.settings())
+    return find_settings(stage.method.name).model_validate(stage.method.settings())
 
 
 def resolved(recipe: Recipe) -> str:
@@ -154,7 +153,7 @@ def json_schema() -> dict[str, Any]:
     definitions = schema.setdefault("$defs", {})
     choices = []
     for name in METHODS:
-        own = find_method(name).Settings.model_json_schema(ref_template="#/$defs/{model}")
+        own = find_settings(name).model_json_schema(ref_template="#/$defs/{model}")
         definitions.update(own.pop("$defs", {}))
         own["properties"] = {"name": {"const": name, "type": "string"}, **own.get("properties", {})}
         own["required"] = ["name", *own.get("required", [])]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from pydantic import ValidationError
 
+from tutelage.methods import METHODS, find_settings
 from tutelage.recipe.ladder import (
     CHAINED,
     known_rungs,
@@ -21,7 +22,6 @@ from tutelage.recipe.ladder import (
     train_stage,
 )
 from tutelage.recipe.schema import (
-    METHODS,
     PSEUDO_LABELS,
     AnnotateStage,
     EvaluateStage,
@@ -33,7 +33,6 @@ from tutelage.recipe.schema import (
     Stage,
     TrainStage,
     TransformStage,
-    find_method,
 )
 from tutelage.recipe.wiring import named_in
 
@@ -104,11 +103,11 @@ def _train(recipe: Recipe, stage: TrainStage, place: tuple[str, ...], known: _Kn
     for role, net in chosen.items():
         if net not in known.nets and (stage.nets or not known.unread):
             yield (*place, "nets", role), f"no net {net!r}{nearest(net, known.nets)}"
-    method = find_method(stage.method.name) if stage.method.name in METHODS else None
-    fits, teachers = ((), ()) if method is None else (method.fitted_inputs, method.teachers)
+    method = find_settings(stage.method.name) if stage.method.name in METHODS else None
+    fits, teachers = ({}, ()) if method is None else (method.fitted_inputs, method.teachers)
     for role, reference in stage.inputs.items():
         if role in fits:
-            yield from _fitted(reference, (*place, "inputs", role), known, FIT_KINDS.get(role, CLASS_FITS), role)
+            yield from _fitted(reference, (*place, "inputs", role), known, fits[role], role)
         elif reference not in known.fits or role in teachers:
             yield from _reference(reference, (*place, "inputs", role), known)
     for target, source in stage.init.items():
@@ -144,7 +143,7 @@ def _train(recipe: Recipe, stage: TrainStage, place: tuple[str, ...], known: _Kn
 
 
 def _method(stage: TrainStage, place: tuple[str, ...]) -> Iterator[Fault]:
-    method = find_method(stage.method.name)
+    method = find_settings(stage.method.name)
     for stream, needs in method.streams.items():
         if stream not in stage.streams:
             yield (*place, "streams"), f"method {stage.method.name} needs a stream {stream!r} ({needs.about})"
@@ -182,12 +181,6 @@ def _method(stage: TrainStage, place: tuple[str, ...]) -> Iterator[Fault]:
         if role not in method.teachers and role not in method.fitted_inputs:
             hint = nearest(role, (*method.teachers, *method.fitted_inputs))
             yield (*place, "inputs", role), f"method {stage.method.name} has no role {role!r}{hint}"
-
-
-CLASS_FITS = ("means", "anchors", "mixtures", "entropies")
-"""The fits that say something of each class, as methods read them."""
-FIT_KINDS = {"prototypes": ("means", "anchors"), "anchors": ("anchors", "means"), "mixtures": ("mixtures",)}
-"""Role → the kinds of fits that it takes, where the name says that; others take any of :data:`CLASS_FITS`."""
 
 
 def _fit(recipe: Recipe, stage: FitStage, place: tuple[str, ...], known: _Known) -> Iterator[Fault]:
@@ -247,7 +240,7 @@ def _weights(
         if others:
             yield place, f"stage {settings.weights!r} has weights for the images of {fit.data}, none for {others[0]}"
     if stage.method.name in METHODS:
-        needs = find_method(stage.method.name).streams.get(stream)
+        needs = find_settings(stage.method.name).streams.get(stream)
         if needs is not None and not needs.labels:
             yield place, f"stream {stream!r} reads no masks; weights are for labelled images"
 
@@ -306,7 +299,7 @@ def _ladder(recipe: Recipe, ladder: LadderSettings, known: _Known) -> Iterator[F
         if "." in rung.scored:
             yield (*place, "scored"), f"{rung.scored!r} is a net of a stage, and this rung has no stages; name its net"
         pseudo = rung.name == PSEUDO_LABELS
-        if ladder.teacher is None and (pseudo or "teacher" in find_method(rung.name).teachers):
+        if ladder.teacher is None and (pseudo or "teacher" in find_settings(rung.name).teachers):
             yield place, f"{rung.name} needs a trained net: `teacher: <stage>` beside `student`"
             sound = False
             continue
@@ -379,7 +372,7 @@ def _chain_stages(ladder: LadderSettings, name: str) -> dict[str, Stage] | None:
 
 def _idle_streams(ladder: LadderSettings) -> Iterator[Fault]:
     """Streams and views that no rung asks for."""
-    methods = [find_method(method) for rung in ladder.rungs.values() for method in methods_of(rung)]
+    methods = [find_settings(method) for rung in ladder.rungs.values() for method in methods_of(rung)]
     needed = list(dict.fromkeys(itertools.chain.from_iterable(method.streams for method in methods)))
     for stream, settings in ladder.training.streams.items():
         place = ("ladder", "training", "streams", stream)

@@ -6,8 +6,7 @@ its code; a method's settings are found by the method's name, and imported only 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -15,59 +14,14 @@ from tutelage.annotate.class_means import AnchorsFit, MeansFit
 from tutelage.annotate.entropies import EntropiesFit
 from tutelage.annotate.mixtures import MixturesFit
 from tutelage.annotate.transferability import TransferabilityFit
+from tutelage.data.settings import StreamSettings, StyleSettings
 from tutelage.data.sources import DataSettings
-from tutelage.data.stream import StreamSettings
-from tutelage.data.stylise import StyleSettings
-from tutelage.engine.loop import FitSettings
+from tutelage.engine.settings import FitSettings
 from tutelage.evaluation.protocol import Protocol
 from tutelage.nets.settings import NetSettings
 from tutelage.settings import Settings
 
-if TYPE_CHECKING:
-    from tutelage.engine.contract import Method
-
 FORMAT = 1
-
-METHODS = {
-    "supervised": "tutelage.methods.supervised:Supervised",
-    "pixel_kd": "tutelage.methods.pixel_kd:PixelKD",
-    "distill": "tutelage.methods.distillation.distill:Distill",
-    "cirkd": "tutelage.methods.cirkd:CIRKD",
-    "cirkd_v2": "tutelage.methods.cirkd:CIRKDV2",
-    "mean_teacher": "tutelage.methods.mean_teacher:MeanTeacher",
-    "fixmatch": "tutelage.methods.fixmatch:FixMatch",
-    "unimatch": "tutelage.methods.unimatch:UniMatch",
-    "unimatch_v2": "tutelage.methods.unimatch_v2:UniMatchV2",
-    "trikd": "tutelage.methods.trikd:TriKD",
-    "advent": "tutelage.methods.advent:AdvEnt",
-    "proda": "tutelage.methods.proda:ProDA",
-    "self_distill": "tutelage.methods.self_distill:SelfDistill",
-    "cag": "tutelage.methods.cag:CAG",
-    "adaptsegnet": "tutelage.methods.advent:AdaptSegNet",
-    "minent": "tutelage.methods.advent:MinEnt",
-    "fda": "tutelage.methods.fda:FDA",
-    "fda_self_training": "tutelage.methods.fda:FDASelfTraining",
-    "cbst": "tutelage.methods.cbst:CBST",
-    "dacs": "tutelage.methods.dacs:DACS",
-    "daformer": "tutelage.methods.daformer:DAFormer",
-    "hrda": "tutelage.methods.hrda:HRDA",
-    "mic": "tutelage.methods.mic:MIC",
-    "bismap": "tutelage.methods.bismap:BiSMAP",
-    "bismap_warm_up": "tutelage.methods.bismap:BiSMAPWarmUp",
-    "pbal_bpl": "tutelage.methods.pbal:PBALBidirectional",
-    "pbal_pst": "tutelage.methods.pbal:PBALSelfTraining",
-    "cps": "tutelage.methods.cps:CPS",
-    "u2pl": "tutelage.methods.u2pl:U2PL",
-}
-"""Method name → where its class lives."""
-
-
-def find_method(name: str) -> type[Method]:
-    """The class of a method. Raises ``KeyError`` for a name that is not in :data:`METHODS`."""
-    module, _, attribute = METHODS[name].partition(":")
-    found: type[Method] = getattr(importlib.import_module(module), attribute)
-    return found
-
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 Reference = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z][A-Za-z0-9_-]*)?$")]

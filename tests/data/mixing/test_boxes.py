@@ -7,7 +7,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tutelage.data.mixing.boxes import BoxSettings, box_masks, boxes_of, toggled
+from tutelage.data.mixing.boxes import box_masks, boxes_of, toggled
+from tutelage.data.settings import BoxSettings
 
 CPU = torch.device("cpu")
 

@@ -18,8 +18,9 @@ from tutelage.data.batch import Batch, Geometries, View, warp
 from tutelage.losses.distillation import pixel_kd
 from tutelage.methods.cirkd import CIRKD, CIRKDV2
 from tutelage.methods.distillation.cache import TeacherCache, compress, error_bound, expand, replay
-from tutelage.methods.distillation.distill import TERMS, Distill, temperature_of
+from tutelage.methods.distillation.distill import TERMS, Distill
 from tutelage.methods.pixel_kd import PixelKD
+from tutelage.methods.settings.distill import temperature_of
 
 ROUNDING = 1e-5  # of float32, beside units of 2^-16
 
@@ -197,7 +198,7 @@ def test_padding_teaches_nothing() -> None:
 
 
 def test_terms_that_need_more_are_named() -> None:
-    able = {name for name, term in TERMS.items() if not term.beyond_probabilities(term.Settings())}
+    able = {name for name, term in TERMS.items() if not term.Settings().beyond_probabilities()}
     assert able == {"pixel_kd"}
     with pytest.raises(ValidationError, match="ifvd needs its maps, dist needs its auxiliary logits"):
         Distill.Settings.model_validate({"cache": {}, "losses": {"pixel_kd": 1, "ifvd": 1, "dist": 1}})

@@ -19,10 +19,11 @@ from tutelage.engine.contract import StepContext
 from tutelage.errors import TutelageError
 from tutelage.losses.relations import unit
 from tutelage.methods.cirkd import CIRKD, CIRKDV2
-from tutelage.methods.distillation.cirkd import Memory, MemorySettings, MinibatchPixel, SeededDraws
-from tutelage.methods.distillation.cirkd_v2 import Channel, ChannelSettings, ContextBlock
+from tutelage.methods.distillation.cirkd import Memory, MinibatchPixel, SeededDraws
+from tutelage.methods.distillation.cirkd_v2 import Channel, ContextBlock
 from tutelage.methods.distillation.queues import enqueue
 from tutelage.methods.distillation.term import Maps, NetShape, Pair, TermInputs
+from tutelage.methods.settings.distill_terms import ChannelSettings, MemorySettings
 
 SMALL = {"pixel_slots": 40, "region_slots": 12, "pixels": 60, "regions": 12}
 

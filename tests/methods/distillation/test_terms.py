@@ -17,12 +17,13 @@ from tutelage.errors import TutelageError
 from tutelage.losses.attention import dsd_pixel
 from tutelage.losses.distillation import cwd, dist, fitnet, ifvd, pixel_kd
 from tutelage.methods.distillation.cwd import CWDFeatures
-from tutelage.methods.distillation.distill import TERMS, Distill, Losses
+from tutelage.methods.distillation.distill import TERMS, Distill
 from tutelage.methods.distillation.dsd import DSDPixel
 from tutelage.methods.distillation.fitnet import FitNet
 from tutelage.methods.distillation.mgd import MGD
 from tutelage.methods.distillation.skd import SKDHolistic
 from tutelage.methods.distillation.term import Maps, NetShape, Pair, TermInputs
+from tutelage.methods.settings.distill import Losses
 from tutelage.nets.discriminators import HolisticCritic
 from tutelage.runs.checkpoints import Checkpoints
 

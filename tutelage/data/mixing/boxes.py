@@ -5,32 +5,12 @@ Legend: B masks, n boxes of each, H W pixels; a box is (top, left, bottom, right
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from tutelage.settings import Settings
-
-Share = Annotated[float, Field(gt=0, le=1)]
-
-
-class BoxSettings(Settings):
-    """The boxes that decide which pixels come from the partner."""
-
-    count: Annotated[int, Field(gt=0)] = 3
-    """Boxes of each image."""
-    area: tuple[Share, Share] = (0.25, 0.5)
-    """Smallest and largest area of a box as a share of the image; divided by the number of boxes."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> BoxSettings:
-        if self.area[0] > self.area[1]:
-            raise ValueError(f"area {list(self.area)}: the first number is the smallest area, the second the largest")
-        return self
+from tutelage.data.settings import BoxSettings
 
 
 def box_masks(

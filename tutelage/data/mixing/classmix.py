@@ -13,16 +13,13 @@ Legend: B images, H W pixels, L = K + 1 labels (the last is the ignored one).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tutelage.data.draws import generator
-
-ClassesFrom = Literal["image", "batch"]
-"""Whose labels are drawn from: each image's own, or those of all images of the micro-batch."""
+from tutelage.data.settings import ClassesFrom
 
 
 def draw_scores(seed: int, stream: str, positions: Iterable[int], labels: int, device: torch.device) -> Tensor:

@@ -7,16 +7,10 @@ Legend: B images, K classes, H W pixels, L = K + 1 labels (the last is the ignor
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-Mixing = Literal["cutmix", "classmix", "cutout"]
-"""cutmix: a rectangle comes from the next image; classmix: all but half of an image's classes do; cutout: a rectangle
-is erased."""
 
 
 def half_holes(

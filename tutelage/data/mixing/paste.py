@@ -5,14 +5,10 @@ Legend: B batch, C channels, H W pixels.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-PartnerRule = Literal["next", "reversed"]
-"""Which image of the batch is pasted: the one after it (the last takes the first), or the batch from its end, where the
-middle of an odd number is its own partner (UniMatch V2)."""
+from tutelage.data.settings import PartnerRule
 
 
 def paste(own: Tensor, partner: Tensor, mask_BHW: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tutelage.data.colour import PLAIN, ColourSettings, colour_batch, draw_colour
+from tutelage.data.colour import PLAIN, colour_batch, draw_colour
 from tutelage.data.draws import generator
+from tutelage.data.settings import ColourSettings
 
 
 def draw_colours(settings: ColourSettings, seed: int, stream: str, step: int, positions: Iterable[int]) -> NDArray:

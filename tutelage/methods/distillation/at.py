@@ -10,24 +10,13 @@ Source: attention transfer (ICLR 2017), in the form of the CIRKD repository.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
 
-from pydantic import Field
 from torch import Tensor
 
 from tutelage.engine.contract import StepContext
 from tutelage.losses.attention import attention_transfer
-from tutelage.methods.distillation.term import Term, TermInputs, TermSettings
-from tutelage.methods.supervised import Weight
-
-
-class ATSettings(TermSettings):
-    """Attention transfer between features."""
-
-    weight: Weight = 10_000.0
-    """Weight of the term."""
-    power: Annotated[float, Field(ge=1)] = 2.0
-    """p: the higher, the more the strongest channels count."""
+from tutelage.methods.distillation.term import Term, TermInputs
+from tutelage.methods.settings.distill_terms import ATSettings
 
 
 class AT(Term):

@@ -23,24 +23,15 @@ is kept is below 2^16, so that no probability is 0 and every logarithm is finite
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, ClassVar, Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from tutelage.data.batch import Geometries, places
-from tutelage.settings import Settings
 
 _UNITS = 1 << 16
-
-
-class CacheSettings(Settings):
-    """Keep what the teacher says of every image, once, instead of asking it in every step."""
-
-    top: Annotated[int, Field(ge=1, le=254)] = 4
-    """k: classes whose probability is kept at each position; the others share the remainder equally."""
 
 
 def compress(logits_KMN: Tensor, top: int, temperature: float = 1.0) -> np.ndarray:
@@ -129,21 +120,8 @@ class TeacherCache:
         return self.temperature * self.probabilities(samples, geometry, grid).log()
 
 
-@runtime_checkable
-class CacheableSettings(Protocol):
-    """The settings of a :class:`Replaying` method."""
-
-    cache: CacheSettings | None
-
-    def cache_temperature(self) -> float:
-        """The temperature at which the method wants probabilities."""
-
-
-@runtime_checkable
 class Replaying(Protocol):
-    """A method of which one teacher need not run: what it said of the images of one stream may be looked up."""
+    """A method with a cached teacher: its outputs on the images of one stream may be looked up."""
 
-    cached_teacher: ClassVar[tuple[str, str]]
-    """The teacher's role, and the stream."""
     cache: TeacherCache | None
-    """What is looked up; ``None``: the teacher is asked."""
+    """What is looked up; ``None``: the teacher runs."""

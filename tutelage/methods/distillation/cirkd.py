@@ -18,36 +18,20 @@ Legend: B images, K classes, P = h w positions, C the teacher's channels, N slot
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Protocol
+from typing import Protocol
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage.engine import collectives
 from tutelage.engine.contract import StepContext
 from tutelage.losses.regions import class_counts, class_means, positions_of_ranks, random_ranks, shrink_labels
-from tutelage.losses.relations import SMALLEST_TEMPERATURE, bank_relations, pair_relations, rows_of, unit
+from tutelage.losses.relations import bank_relations, pair_relations, rows_of, unit
 from tutelage.methods.distillation.projection import two_layers
-from tutelage.methods.distillation.queues import DTYPES, QueuePrecision, distinct, enqueue, random_rows
-from tutelage.methods.distillation.term import Pair, Term, TermInputs, TermSettings
-from tutelage.methods.supervised import Weight
-
-Count = Annotated[int, Field(gt=0)]
-Temperature = Annotated[float, Field(ge=SMALLEST_TEMPERATURE)]
-Compat = Literal["corrected", "published"]
-
-
-class MinibatchPixelSettings(TermSettings):
-    """Mini-batch pixel-to-pixel."""
-
-    temperature: Temperature = 0.1
-    """tau."""
-    group_size: Count = 4
-    """Images that are compared with one another. Published: those of one GPU, 2 (V1) or 1 (V2, Cityscapes)."""
-    pool: Count | None = None
-    """Average features over so many positions first. null: 4 for grids of 256 x 256 and more (as V2), else none."""
+from tutelage.methods.distillation.queues import DTYPES, distinct, enqueue, random_rows
+from tutelage.methods.distillation.term import Pair, Term, TermInputs
+from tutelage.methods.settings.distill_terms import MemorySettings, MinibatchPixelSettings
 
 
 class MinibatchPixel(Term):
@@ -122,41 +106,6 @@ class SeededDraws:
     def anchors(self, total: int, count: int) -> Tensor:
         """See :class:`Draws`."""
         return distinct(total, count, self.own)
-
-
-class MemorySettings(TermSettings):
-    """Memory pixel-to-pixel and pixel-to-region; `weight` multiplies both of their own."""
-
-    pixel: Weight = 0.1
-    """Weight of relations to remembered pixels (published: 0.1; Pascal VOC 0.01)."""
-    region: Weight = 0.1
-    """Weight of relations to remembered class means."""
-    temperature: Temperature = 0.1
-    """tau."""
-    softening: Annotated[float, Field(gt=0)] = 1.0
-    """T: distributions are softened by it, and the loss multiplied by its square."""
-    pixel_slots: Count = 20000
-    """Slots of the pixel queue per class (published: 20000; SegFormer 2000)."""
-    region_slots: Count = 2000
-    """Slots of the region queue per class."""
-    pixels: Count = 4096
-    """Remembered pixels that a step compares with, over all classes."""
-    regions: Count = 1024
-    """Remembered regions that a step compares with, over all classes."""
-    anchors: Count | None = None
-    """Positions of a micro-batch that are compared, drawn anew each step; null (published): all. Fine grids need it."""
-    enqueue: Count = 16
-    """Pixels of one class and image that are remembered, at most."""
-    precision: QueuePrecision = "fp16"
-    """How queues are stored (published: fp32)."""
-    compat: Compat = "corrected"
-    """`published` keeps two defects of the published code, see the methods' page."""
-
-    @model_validator(mode="after")
-    def _room(self) -> MemorySettings:
-        if self.enqueue > self.pixel_slots:
-            raise ValueError(f"enqueue {self.enqueue} is more than the {self.pixel_slots} pixel_slots of a class")
-        return self
 
 
 class Memory(Term):

@@ -13,10 +13,9 @@ Legend: B images, C the teacher's channels, D positions of an averaged map, N sl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Protocol
+from typing import Protocol
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,11 +23,11 @@ from tutelage.engine import collectives
 from tutelage.engine.contract import StepContext
 from tutelage.errors import TutelageError
 from tutelage.losses.relations import bank_relations, pair_relations, unit
-from tutelage.methods.distillation.cirkd import Compat, Count, Temperature, pooled
+from tutelage.methods.distillation.cirkd import pooled
 from tutelage.methods.distillation.projection import Projection, precision_of, two_layers
-from tutelage.methods.distillation.queues import DTYPES, QueuePrecision, distinct, enqueue, random_rows
-from tutelage.methods.distillation.term import Pair, Term, TermInputs, TermSettings
-from tutelage.methods.supervised import Weight
+from tutelage.methods.distillation.queues import DTYPES, distinct, enqueue, random_rows
+from tutelage.methods.distillation.term import Pair, Term, TermInputs
+from tutelage.methods.settings.distill_terms import ChannelSettings
 
 
 class ContextBlock(nn.Module):
@@ -61,35 +60,6 @@ class ContextBlock(nn.Module):
             around = self.expand(context.reshape(*context.shape[:2], *map_BChw.shape[2:]))
             fused: Tensor = self.fuse(torch.cat([map_BChw, around], dim=1))
         return fused
-
-
-class ChannelSettings(TermSettings):
-    """CIRKD V2's channel terms; `weight` multiplies each of their own."""
-
-    minibatch: Weight = 1.0
-    """Weight of relations between the channels of a group of images."""
-    memory: Weight = 0.1
-    """Weight of relations to remembered channels."""
-    regression: Weight = 100.0
-    """Weight of the squared difference."""
-    temperature: Temperature = 0.1
-    """tau."""
-    softening: Annotated[float, Field(gt=0)] = 1.0
-    """T of the memory's relations."""
-    group_size: Count = 4
-    """Images whose channels are compared with one another (published: those of one GPU)."""
-    pool: Count = 4
-    """Side of the squares over which maps are averaged."""
-    slots: Count = 10000
-    """Slots of the queue."""
-    channels: Count = 2048
-    """Remembered channels that a step compares with."""
-    enqueue: Count = 256
-    """Channels that are remembered each step, at most."""
-    precision: QueuePrecision = "fp16"
-    """How the queue is stored (published: fp32)."""
-    compat: Compat = "corrected"
-    """`published`: an overflow writes the last slots of the queue."""
 
 
 class ChannelDraws(Protocol):

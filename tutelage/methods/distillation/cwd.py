@@ -14,25 +14,14 @@ Source: channel-wise knowledge distillation (ICCV 2021), in the form of the CIRK
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
 
-from pydantic import Field
 from torch import Tensor
 
 from tutelage.engine.contract import StepContext
 from tutelage.losses.distillation import cwd
 from tutelage.methods.distillation.projection import linear
-from tutelage.methods.distillation.term import Pair, Term, TermInputs, TermSettings
-from tutelage.methods.supervised import Weight
-
-
-class CWDSettings(TermSettings):
-    """Channel-wise distillation of logits."""
-
-    weight: Weight = 3.0
-    """Weight of the term (0.3 for SegFormer)."""
-    temperature: Annotated[float, Field(gt=0)] = 4.0
-    """T: above 1, both distributions are softened."""
+from tutelage.methods.distillation.term import Pair, Term, TermInputs
+from tutelage.methods.settings.distill_terms import CWDFeaturesSettings, CWDSettings
 
 
 class CWD(Term):
@@ -44,17 +33,6 @@ class CWD(Term):
         """The weighted loss."""
         loss = cwd(seen.student.logits, seen.teacher.logits, self.settings.temperature)
         return {"cwd": self.settings.weight * loss}
-
-
-class CWDFeaturesSettings(TermSettings):
-    """Channel-wise distillation of features."""
-
-    weight: Weight = 50.0
-    """Weight of the term (5 for SegFormer); the published strength is 50 Ct / Cs, see `divisor`."""
-    temperature: Annotated[float, Field(gt=0)] = 4.0
-    """T: above 1, both distributions are softened."""
-    divisor: Literal["teacher", "published"] = "teacher"
-    """The channels that the sum is divided by: the teacher's, which makes it a mean, or (`published`) the student's."""
 
 
 class CWDFeatures(Term):

@@ -13,39 +13,19 @@ Source: knowledge distillation from a stronger teacher (NeurIPS 2022); hunto/DIS
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
 
-from pydantic import Field
 from torch import Tensor
 
 from tutelage.engine.contract import StepContext
 from tutelage.losses.distillation import dist
-from tutelage.methods.distillation.term import Term, TermInputs, TermSettings
-from tutelage.methods.supervised import Weight
-
-
-class DISTSettings(TermSettings):
-    """DIST on logits."""
-
-    inter: Weight = 1.0
-    """b: weight of the correlation between classes, at each position."""
-    intra: Weight = 1.0
-    """g: weight of the correlation within each class, over all positions of the batch."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    """T: above 1, both distributions are softened."""
-    auxiliary: Weight = 0.4
-    """Share of the weight for auxiliary logits, where both nets have them."""
+from tutelage.methods.distillation.term import Term, TermInputs
+from tutelage.methods.settings.distill_terms import DISTSettings
 
 
 class DIST(Term):
     """Correlation between classes and within classes."""
 
     Settings = DISTSettings
-
-    @staticmethod
-    def beyond_probabilities(settings: DISTSettings) -> str:
-        """Auxiliary logits, unless they have no weight."""
-        return "its auxiliary logits (`auxiliary: 0` leaves them out)" if settings.auxiliary else ""
 
     def forward(self, seen: TermInputs, context: StepContext) -> Mapping[str, Tensor]:
         """The weighted losses."""

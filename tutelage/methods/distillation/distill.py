@@ -10,166 +10,38 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tutelage.data.batch import Batch, View, warp
-from tutelage.engine.contract import Method, OptimizerSpec, Pass, StepContext, StreamSpec, TaskInfo
-from tutelage.engine.optimizers import ScheduleSettings
+from tutelage.engine.contract import Method, OptimizerSpec, Pass, StepContext, TaskInfo
+from tutelage.engine.settings import MethodSettings, ScheduleSettings
 from tutelage.errors import RecipeError
-from tutelage.methods.distillation.at import AT, ATSettings
-from tutelage.methods.distillation.cache import CacheSettings, TeacherCache
-from tutelage.methods.distillation.cirkd import Memory, MemorySettings, MinibatchPixel, MinibatchPixelSettings
-from tutelage.methods.distillation.cirkd_v2 import Channel, ChannelSettings, ContextBlock
-from tutelage.methods.distillation.cwd import CWD, CWDFeatures, CWDFeaturesSettings, CWDSettings
-from tutelage.methods.distillation.dist import DIST, DISTSettings
-from tutelage.methods.distillation.dsd import DSDCategory, DSDCategorySettings, DSDPixel, DSDPixelSettings
-from tutelage.methods.distillation.fitnet import FitNet, FitNetSettings
-from tutelage.methods.distillation.ifvd import IFVD, IFVDSettings
-from tutelage.methods.distillation.mgd import MGD, MGDSettings
-from tutelage.methods.distillation.pixel_kd import PixelKDTerm, PixelKDTermSettings
-from tutelage.methods.distillation.skd import SKDHolistic, SKDHolisticSettings, SKDPairwise, SKDPairwiseSettings
-from tutelage.methods.distillation.term import AdversarialTerm, Maps, NetShape, Pair, Term, TermInputs, WeightOrSettings
-from tutelage.methods.supervised import TaskLoss, TaskSettings
+from tutelage.methods.distillation.at import AT
+from tutelage.methods.distillation.cache import TeacherCache
+from tutelage.methods.distillation.cirkd import Memory, MinibatchPixel
+from tutelage.methods.distillation.cirkd_v2 import Channel, ContextBlock
+from tutelage.methods.distillation.cwd import CWD, CWDFeatures
+from tutelage.methods.distillation.dist import DIST
+from tutelage.methods.distillation.dsd import DSDCategory, DSDPixel
+from tutelage.methods.distillation.fitnet import FitNet
+from tutelage.methods.distillation.ifvd import IFVD
+from tutelage.methods.distillation.mgd import MGD
+from tutelage.methods.distillation.pixel_kd import PixelKDTerm
+from tutelage.methods.distillation.skd import SKDHolistic, SKDPairwise
+from tutelage.methods.distillation.term import AdversarialTerm, Maps, NetShape, Pair, Term, TermInputs
+from tutelage.methods.settings.distill import DistillSettings
+from tutelage.methods.supervised import TaskLoss
 from tutelage.nets.segmentor import Prediction, Segmentor
-from tutelage.settings import Settings
-
-_AnySettings = Settings
-
-
-class Losses(Settings):
-    """The terms beside the task loss; a bare number is a weight, the rest as published."""
-
-    pixel_kd: Annotated[PixelKDTermSettings | None, WeightOrSettings] = None
-    """The teacher's class distribution at every position."""
-    skd_pairwise: Annotated[SKDPairwiseSettings | None, WeightOrSettings] = None
-    """Structured KD: similarities of all pairs of positions of an image."""
-    skd_holistic: Annotated[SKDHolisticSettings | None, WeightOrSettings] = None
-    """Structured KD: a critic that tells the nets' logits apart."""
-    ifvd: Annotated[IFVDSettings | None, WeightOrSettings] = None
-    """Intra-class feature variation: similarity of each position to its class's mean."""
-    cwd: Annotated[CWDSettings | None, WeightOrSettings] = None
-    """Channel-wise distillation of logits: where each class is."""
-    cwd_features: Annotated[CWDFeaturesSettings | None, WeightOrSettings] = None
-    """Channel-wise distillation of features: where each channel fires."""
-    dsd_pixel: Annotated[DSDPixelSettings | None, WeightOrSettings] = None
-    """Double similarity: how attention changes from map to map."""
-    dsd_category: Annotated[DSDCategorySettings | None, WeightOrSettings] = None
-    """Double similarity: similarities of all pairs of classes."""
-    at: Annotated[ATSettings | None, WeightOrSettings] = None
-    """Attention transfer."""
-    fitnet: Annotated[FitNetSettings | None, WeightOrSettings] = None
-    """Regression of the teacher's features."""
-    dist: Annotated[DISTSettings | None, WeightOrSettings] = None
-    """Correlation between classes and within classes."""
-    mgd: Annotated[MGDSettings | None, WeightOrSettings] = None
-    """Masked generative distillation: the teacher's features from the student's, partly masked."""
-    cirkd_minibatch: Annotated[MinibatchPixelSettings | None, WeightOrSettings] = None
-    """CIRKD: relations between the pixels of a mini-batch."""
-    cirkd_memory: Annotated[MemorySettings | None, WeightOrSettings] = None
-    """CIRKD: relations to remembered pixels and regions."""
-    cirkd_channel: Annotated[ChannelSettings | None, WeightOrSettings] = None
-    """CIRKD V2: relations between channels, in the mini-batch and to remembered ones."""
-
-    def chosen(self) -> dict[str, Any]:
-        """The terms that are asked for, with a weight above zero."""
-        terms = {name: getattr(self, name) for name in type(self).model_fields}
-        return {name: settings for name, settings in terms.items() if settings is not None and settings.weight > 0}
-
-
-TERMS: dict[str, type[Term]] = {
-    "pixel_kd": PixelKDTerm,
-    "skd_pairwise": SKDPairwise,
-    "skd_holistic": SKDHolistic,
-    "ifvd": IFVD,
-    "cwd": CWD,
-    "cwd_features": CWDFeatures,
-    "dsd_pixel": DSDPixel,
-    "dsd_category": DSDCategory,
-    "at": AT,
-    "fitnet": FitNet,
-    "dist": DIST,
-    "mgd": MGD,
-    "cirkd_minibatch": MinibatchPixel,
-    "cirkd_memory": Memory,
-    "cirkd_channel": Channel,
-}
-"""The name of a term in a recipe → its class."""
-
-
-class DistillBase(Settings):
-    """What every distillation may be told."""
-
-    student_feature: str = "embedding"
-    """The student's map for feature terms: `embedding`, `level0` (the encoder's finest) to `level4`, or the name of a
-    submodule (`encoder.layer3`)."""
-    teacher_feature: str = "embedding"
-    """The same for the teacher."""
-    task: TaskSettings = TaskSettings()
-    """The loss on labels beside it."""
-    cache: CacheSettings | None = None
-    """Replay what the teacher said once of every image; null: it sees every crop. The manual's page on training says
-    when that pays."""
-
-    def terms(self) -> Losses:
-        """The terms that are asked for; published combinations say them here."""
-        raise NotImplementedError
-
-    @model_validator(mode="after")
-    def _kept_in_a_cache(self) -> DistillBase:
-        if self.cache is not None:
-            self.cache_temperature()
-        return self
-
-    def cache_temperature(self) -> float:
-        """The one that all terms have."""
-        return temperature_of(self.terms())
-
-
-def temperature_of(losses: Losses) -> float:
-    """The temperature at which a cache keeps the teacher's probabilities for these terms.
-
-    Raises ``ValueError`` for terms that need more of the teacher, or several temperatures.
-    """
-    chosen = losses.chosen()
-    lacking = [f"{name} needs {it}" for name, own in chosen.items() if (it := TERMS[name].beyond_probabilities(own))]
-    if lacking:
-        raise ValueError(
-            f"a cache holds the teacher's class probabilities alone: {', '.join(lacking)}; use `cache: null`"
-        )
-    temperatures = {settings.temperature for settings in chosen.values()}
-    if len(temperatures) != 1:
-        raise ValueError(
-            "a cache holds the teacher's class probabilities at one temperature, "
-            + ("but the terms have several" if temperatures else "but there is no term")
-        )
-    return float(temperatures.pop())
-
-
-class DistillSettings(DistillBase):
-    """Distillation by any combination of terms."""
-
-    losses: Losses = Losses(pixel_kd=PixelKDTermSettings())
-    """Terms by name."""
-    context: bool = False
-    """Whether feature terms see the student through CIRKD V2's context block, which is dropped at the end."""
-
-    def terms(self) -> Losses:
-        """Those of the recipe."""
-        return self.losses
 
 
 class Distill(Method):
     """A frozen teacher and labels teach the student on the same crops."""
 
-    Settings: ClassVar[type[_AnySettings]] = DistillSettings
-    streams = {"labeled": StreamSpec(labels=True, views=("weak",), about="images with masks")}
-    teachers = ("teacher",)
-    cached_teacher = ("teacher", "labeled")
+    Settings: ClassVar[type[MethodSettings]] = DistillSettings
 
     def __init__(self, nets: Mapping[str, Segmentor], settings: Any, info: TaskInfo) -> None:
         super().__init__()
@@ -341,3 +213,23 @@ def _only_shown(theirs: Tensor, mine: Tensor, view: View) -> Tensor:
 
 def _shown(maps: Tensor) -> str:
     return "x".join(str(int(side)) for side in maps.shape[1:])
+
+
+TERMS: dict[str, type[Term]] = {
+    "pixel_kd": PixelKDTerm,
+    "skd_pairwise": SKDPairwise,
+    "skd_holistic": SKDHolistic,
+    "ifvd": IFVD,
+    "cwd": CWD,
+    "cwd_features": CWDFeatures,
+    "dsd_pixel": DSDPixel,
+    "dsd_category": DSDCategory,
+    "at": AT,
+    "fitnet": FitNet,
+    "dist": DIST,
+    "mgd": MGD,
+    "cirkd_minibatch": MinibatchPixel,
+    "cirkd_memory": Memory,
+    "cirkd_channel": Channel,
+}
+"""The name of a term in a recipe → its class."""

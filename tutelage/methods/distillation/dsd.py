@@ -14,22 +14,13 @@ Source: double similarity distillation (TIP 2021), in the form of the CIRKD repo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
 
-from pydantic import Field
 from torch import Tensor
 
 from tutelage.engine.contract import StepContext
 from tutelage.losses.attention import dsd_category, dsd_pixel
-from tutelage.methods.distillation.term import Pair, Term, TermInputs, TermSettings
-from tutelage.methods.supervised import Weight
-
-
-class DSDPixelSettings(TermSettings):
-    """Pixel-wise similarity of double similarity distillation."""
-
-    weight: Weight = 1000.0
-    """Weight of the term, which is of order 1e-2."""
+from tutelage.methods.distillation.term import Pair, Term, TermInputs
+from tutelage.methods.settings.distill_terms import DSDCategorySettings, DSDPixelSettings
 
 
 class DSDPixel(Term):
@@ -50,15 +41,6 @@ class DSDPixel(Term):
     def describe(self) -> str:
         """The maps between which attention changes."""
         return f"attention from map to map of {', '.join(self.maps)}"
-
-
-class DSDCategorySettings(TermSettings):
-    """Category-wise similarity of double similarity distillation."""
-
-    weight: Weight = 10.0
-    """Weight of the term, which is of order 1e-6 (as published)."""
-    temperature: Annotated[float, Field(gt=0)] = 4.0
-    """T of the softmax over positions."""
 
 
 class DSDCategory(Term):

@@ -15,15 +15,8 @@ from torch import Tensor
 from tutelage.engine.contract import StepContext
 from tutelage.losses.distillation import fitnet
 from tutelage.methods.distillation.projection import linear
-from tutelage.methods.distillation.term import Pair, Term, TermInputs, TermSettings
-from tutelage.methods.supervised import Weight
-
-
-class FitNetSettings(TermSettings):
-    """Regression of features."""
-
-    weight: Weight = 10.0
-    """Weight of the term."""
+from tutelage.methods.distillation.term import Pair, Term, TermInputs
+from tutelage.methods.settings.distill_terms import FitNetSettings
 
 
 class FitNet(Term):

@@ -16,15 +16,8 @@ from torch import Tensor
 
 from tutelage.engine.contract import StepContext
 from tutelage.losses.distillation import ifvd
-from tutelage.methods.distillation.term import Pair, Term, TermInputs, TermSettings
-from tutelage.methods.supervised import Weight
-
-
-class IFVDSettings(TermSettings):
-    """Intra-class feature variation."""
-
-    weight: Weight = 20.0
-    """Weight of the term."""
+from tutelage.methods.distillation.term import Pair, Term, TermInputs
+from tutelage.methods.settings.distill_terms import IFVDSettings
 
 
 class IFVD(Term):

@@ -15,26 +15,15 @@ Source: masked generative distillation (ECCV 2022), and yzd-v/MGD, seg.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from tutelage.engine.contract import StepContext
 from tutelage.losses.distillation import mgd
 from tutelage.methods.distillation.projection import Projection
-from tutelage.methods.distillation.term import Pair, Term, TermInputs, TermSettings
-from tutelage.methods.supervised import Weight
-
-
-class MGDSettings(TermSettings):
-    """Masked generative distillation of features."""
-
-    weight: Weight = 2e-5
-    """Weight of the term, a sum over channels and positions."""
-    ratio: Annotated[float, Field(ge=0, lt=1)] = 0.75
-    """Share of the positions that are masked."""
+from tutelage.methods.distillation.term import Pair, Term, TermInputs
+from tutelage.methods.settings.distill_terms import MGDSettings
 
 
 class MGD(Term):

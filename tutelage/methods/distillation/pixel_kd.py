@@ -8,32 +8,19 @@ Ignored and padded positions count. Source: the classic 2015 form, per pixel, as
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
 
-from pydantic import Field
 from torch import Tensor
 
 from tutelage.engine.contract import StepContext
 from tutelage.losses.distillation import pixel_kd
-from tutelage.methods.distillation.term import Term, TermInputs, TermSettings
-
-
-class PixelKDTermSettings(TermSettings):
-    """Pixel-wise distillation of logits."""
-
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    """T: above 1, both distributions are softened."""
+from tutelage.methods.distillation.term import Term, TermInputs
+from tutelage.methods.settings.distill_terms import PixelKDTermSettings
 
 
 class PixelKDTerm(Term):
     """The class distribution at every position."""
 
     Settings = PixelKDTermSettings
-
-    @staticmethod
-    def beyond_probabilities(settings: PixelKDTermSettings) -> str:
-        """Nothing."""
-        return ""
 
     def forward(self, seen: TermInputs, context: StepContext) -> Mapping[str, Tensor]:
         """The weighted loss."""

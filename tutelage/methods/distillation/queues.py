@@ -5,14 +5,10 @@ Legend: K classes (one queue each), N slots, C channels, F rows to write.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from tutelage.losses.relations import unit
-
-QueuePrecision = Literal["fp32", "fp16", "bf16"]
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

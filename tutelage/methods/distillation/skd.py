@@ -14,28 +14,16 @@ pixel KD with a weight of 1. Source: structured knowledge distillation (CVPR 201
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from tutelage.engine.contract import StepContext
-from tutelage.engine.optimizers import OptimizerSettings
 from tutelage.losses.adversarial import critic_loss, fooling_loss, gradient_penalty
 from tutelage.losses.distillation import skd_pairwise
-from tutelage.methods.distillation.term import AdversarialTerm, Pair, Term, TermInputs, TermSettings
-from tutelage.methods.supervised import Weight
+from tutelage.methods.distillation.term import AdversarialTerm, Pair, Term, TermInputs
+from tutelage.methods.settings.distill_terms import SKDHolisticSettings, SKDPairwiseSettings
 from tutelage.nets.discriminators import HolisticCritic
-
-
-class SKDPairwiseSettings(TermSettings):
-    """Pair-wise similarities of structured knowledge distillation."""
-
-    weight: Weight = 10.0
-    """Weight of the term."""
-    pool: Annotated[int, Field(gt=0)] = 2
-    """Side of the windows of positions that are max-pooled first; memory falls with its fourth power."""
 
 
 class SKDPairwise(Term):
@@ -47,21 +35,6 @@ class SKDPairwise(Term):
         """The weighted loss."""
         loss = skd_pairwise(seen.student.feature, seen.teacher.feature, self.settings.pool)
         return {"skd_pairwise": self.settings.weight * loss}
-
-
-class SKDHolisticSettings(TermSettings):
-    """The critic of structured knowledge distillation."""
-
-    weight: Weight = 0.001
-    """w: weight of what the student is told by the critic."""
-    critic_weight: Weight = 0.1
-    """v: weight of the critic's own loss; Adam largely cancels it."""
-    loss: Literal["hinge", "wgan-gp"] = "hinge"
-    """The critic's loss."""
-    gradient_penalty: Weight = 10.0
-    """g: for `wgan-gp`, the weight of the gradient penalty."""
-    critic_optimizer: OptimizerSettings = OptimizerSettings(kind="adam", lr=4e-4, betas=(0.9, 0.99), weight_decay=0.0)
-    """The critic's optimizer; its rate is constant."""
 
 
 class SKDHolistic(AdversarialTerm):

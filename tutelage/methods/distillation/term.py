@@ -9,28 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from pydantic import BeforeValidator
 from torch import Tensor, nn
 
 from tutelage.engine.contract import StepContext
-from tutelage.engine.optimizers import OptimizerSettings
-from tutelage.methods.supervised import Weight
-from tutelage.settings import Settings
-
-
-class TermSettings(Settings):
-    """What every term may be told."""
-
-    weight: Weight = 1.0
-    """Weight of the term."""
-
-
-def _short(value: Any) -> Any:
-    """A bare number is a weight."""
-    return {"weight": value} if isinstance(value, (int, float)) and not isinstance(value, bool) else value
-
-
-WeightOrSettings = BeforeValidator(_short)
+from tutelage.engine.settings import OptimizerSettings
+from tutelage.methods.settings.distill_terms import TermSettings
 
 
 class Maps(NamedTuple):
@@ -87,11 +70,6 @@ class Term(nn.Module):
     def forward(self, seen: TermInputs, context: StepContext) -> Mapping[str, Tensor]:
         """The weighted losses, by name."""
         raise NotImplementedError
-
-    @staticmethod
-    def beyond_probabilities(settings: Any) -> str:
-        """What it needs of the teacher that is not in softmax(logits / temperature); nothing if that is all."""
-        return "its maps"
 
     def describe(self) -> str:
         """What is projected where, and what is kept in memory; nothing if neither."""

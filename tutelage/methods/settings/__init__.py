@@ -1,0 +1,1 @@
+"""Settings of the methods, one module a method; none of them imports torch."""

@@ -1,0 +1,34 @@
+"""Settings of pixel-wise distillation."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from tutelage.engine.settings import MethodSettings
+from tutelage.methods.settings.common import CacheSettings, TaskSettings, Weight
+from tutelage.methods.settings.distill import DistillSettings
+
+
+class PixelKDSettings(MethodSettings):
+    """Pixel-wise distillation from a trained teacher."""
+
+    implementation: ClassVar = "tutelage.methods.pixel_kd:PixelKD"
+    streams: ClassVar = DistillSettings.streams
+    teachers: ClassVar = DistillSettings.teachers
+    cached_teacher: ClassVar = DistillSettings.cached_teacher
+
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """T: above 1, both distributions are softened."""
+    weight: Weight = 1.0
+    """w: weight of the distillation term."""
+    task: TaskSettings = TaskSettings()
+    """The loss on labels beside it."""
+    cache: CacheSettings | None = None
+    """Replay what the teacher said once of every image; null: it sees every crop. The manual's page on training says
+    when that pays."""
+
+    def cache_temperature(self) -> float:
+        """T."""
+        return self.temperature
