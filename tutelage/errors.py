@@ -1,17 +1,26 @@
-"""Errors for the person who reads them at night: what is wrong, where, and what would be right."""
+"""Errors for the person who reads them: what is wrong, where, and how to fix it."""
 
 from __future__ import annotations
 
+import re
+
+_CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)+|[a-z]+")
+
 
 class TutelageError(Exception):
-    """A fault that the user can mend.
+    """An error that the user can fix.
 
-    ``message`` says what is wrong and names the file and the key; ``remedy`` says what would be right. The
-    command line prints both without a traceback and exits with status 1.
+    ``code`` is stable and listed in ``docs/errors.md``; ``message`` states what is wrong and names the file and the
+    key; ``remedy`` states the fix. The command line prints all three without a traceback and exits with status 1.
     """
 
-    def __init__(self, message: str, remedy: str = "") -> None:
+    def __init__(self, *parts: str) -> None:
+        # Transitional: sites that do not name a code yet.
+        if not (len(parts) > 1 and _CODE.fullmatch(parts[0])):
+            parts = ("unclassified", *parts)
+        code, message, remedy = (*parts, "")[:3]
         super().__init__(message)
+        self.code = code
         self.message = message
         self.remedy = remedy
 
@@ -20,11 +29,11 @@ class TutelageError(Exception):
 
 
 class DataError(TutelageError):
-    """A file of a data set is missing, unreadable or holds what it must not hold."""
+    """A file of a data set is missing, unreadable, or has invalid content."""
 
 
 class RecipeError(TutelageError):
-    """A recipe, or an override on the command line, says something that cannot be meant."""
+    """A recipe, or an override on the command line, is invalid."""
 
 
 class RunError(TutelageError):
