@@ -22,7 +22,8 @@ from pydantic.fields import FieldInfo
 from tutelage.cli import _parser
 from tutelage.methods import METHODS, find_method
 from tutelage.methods.settings.distill_terms import WeightOrSettings
-from tutelage.recipe.schema import MethodChoice, Recipe
+from tutelage.recipe.schema import Recipe
+from tutelage.recipe.stages.train import MethodChoice
 from tutelage.settings import Settings
 
 _COMMAND_WIDTH = "100"

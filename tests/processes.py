@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["torch", "tutelage.engine.loop", "tutelage.nets.build", "tutelage.pipeline.running"])
+_SERVER.set_forkserver_preload(["torch", "tutelage.engine.loop", "tutelage.nets.build", "tutelage.pipeline.run"])
 
 
 def start(function: Callable[..., Any], *arguments: Any) -> Any:

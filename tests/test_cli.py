@@ -19,7 +19,7 @@ from tutelage import api
 from tutelage.cli import main
 from tutelage.data.lists import read_entries
 from tutelage.errors import TutelageError
-from tutelage.pipeline import smoke
+from tutelage.pipeline import training_cost
 
 COMMANDS = ["run", "plan", "ladder", "show", "check", "split", "init", "evaluate", "predict", "compare", "models"]
 COMMANDS += ["import-checkpoint", "doctor", "schema", "clean", "toycity"]
@@ -111,7 +111,7 @@ def test_a_script_without_a_guard_estimates_once(project: Project) -> None:
 
 def test_a_trial_that_dies_or_fails_is_a_reason_and_no_error(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "nosuch" in str(api.estimate("recipe.yaml", "student", ["nets.small.weights=nosuch.pth"]))
-    monkeypatch.setattr(smoke, "_CHILD", "import os; os.kill(os.getpid(), 9)")
+    monkeypatch.setattr(training_cost, "_CHILD", "import os; os.kill(os.getpid(), 9)")
     assert api.estimate("recipe.yaml", "student") == "the trial process ended with status -9 (out of memory?)"
 
 
@@ -445,5 +445,5 @@ def test_python_raises_what_the_commands_print(project: Project) -> None:
         tutelage.run("recipe.yaml", ["stages.student.stepz=1"])
     assert raised.value.remedy
     ran = project.tutelage("run", "recipe.yaml", "stages.student.stepz=1")
-    assert ran.err == f"error: {raised.value}\n"
+    assert ran.err == f"error[{raised.value.code}]: {raised.value}\n"
     assert "unknown key 'stages.student.stepz'" in ran.err

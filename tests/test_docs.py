@@ -30,8 +30,8 @@ from docs.recipe_reference import command_reference, commands, filled, recipe_re
 from tutelage.cli import _parser, main
 from tutelage.data.toycity import generate
 from tutelage.methods import METHODS, find_method
-from tutelage.pipeline import costs, smoke, teachers
-from tutelage.recipe.reading import parse_recipe
+from tutelage.pipeline import costs, teacher_check, training_cost
+from tutelage.recipe.loading import parse_recipe
 from tutelage.recipe.schema import Recipe
 from tutelage.settings import Settings
 
@@ -133,10 +133,10 @@ def calm(patch: pytest.MonkeyPatch) -> None:
 
     Teachers of two steps know nothing, and are taken all the same.
     """
-    patch.setattr(teachers, "SMALLEST_SHARE", -1.0)
+    patch.setattr(teacher_check, "SMALLEST_SHARE", -1.0)
     patch.setattr(costs, "_PATIENCE_MS", 1.0)
     patch.setattr(costs, "flops", lambda *given: 1)
-    patch.setattr(smoke, "smoke", smoke.measure)
+    patch.setattr(training_cost, "estimate_cost", training_cost.measure)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "console", "python")], ids=name_of)

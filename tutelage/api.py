@@ -20,36 +20,39 @@ if TYPE_CHECKING:
     from tutelage.deploy.predict import PredictReport
     from tutelage.evaluation.comparison import Comparison
     from tutelage.evaluation.protocol import Protocol
+    from tutelage.ladders.plan import PlannedRung
+    from tutelage.ladders.run import LadderResult as Ladder
     from tutelage.nets.catalogue import CatalogueRow
     from tutelage.nets.published.cirkd_checkpoint import Imported
-    from tutelage.pipeline.laddering import LadderResult as Ladder
-    from tutelage.pipeline.laddering import PlannedRung
-    from tutelage.pipeline.running import Planned, RunResult
-    from tutelage.pipeline.smoke import TrainingCost
-    from tutelage.recipe.reading import LoadedRecipe
+    from tutelage.pipeline.run import Planned, RunResult
+    from tutelage.pipeline.training_cost import TrainingCost
+    from tutelage.recipe.loading import LoadedRecipe
 
 PathLike = str | Path
 
 
 def run(recipe: PathLike, overrides: Sequence[str] = (), *, only: Sequence[str] = (), quiet: bool = True) -> RunResult:
     """Run a recipe, or the stages ``only``; finished stages are skipped, interrupted ones go on."""
-    from tutelage.pipeline import running
+    loaded = _read(recipe, overrides)
+    from tutelage.pipeline import run as work
 
-    return running.run(_read(recipe, overrides), only=only, quiet=quiet)
+    return work.run(loaded, only=only, quiet=quiet)
 
 
 def plan(recipe: PathLike, overrides: Sequence[str] = ()) -> list[Planned]:
     """What :func:`run` would do with each stage, and why."""
-    from tutelage.pipeline import running
+    loaded = _read(recipe, overrides)
+    from tutelage.pipeline import run as work
 
-    return running.plan(_read(recipe, overrides))
+    return work.plan(loaded)
 
 
 def estimate(recipe: PathLike, stage: str, overrides: Sequence[str] = ()) -> TrainingCost | str:
     """Hours, memory and disk of one training stage, from a few steps of it; a reason where that cannot be had."""
-    from tutelage.pipeline.smoke import smoke
+    loaded = _read(recipe, overrides)
+    from tutelage.pipeline.training_cost import estimate_cost
 
-    return smoke(_read(recipe, overrides), stage)
+    return estimate_cost(loaded, stage)
 
 
 def ladder(
@@ -62,9 +65,10 @@ def ladder(
     quiet: bool = True,
 ) -> Ladder:
     """Train and score the rungs of a recipe's ladder, or those in ``only``, and write what pays and what does not."""
-    from tutelage.pipeline import laddering
+    loaded = _read(recipe, overrides)
+    from tutelage.ladders import run as work
 
-    return laddering.run(_read(recipe, overrides), rungs=only, seeds=seeds, report_only=report_only, quiet=quiet)
+    return work.run(loaded, rungs=only, seeds=seeds, report_only=report_only, quiet=quiet)
 
 
 def plan_ladder(
@@ -76,22 +80,25 @@ def plan_ladder(
     measure: bool = True,
 ) -> list[PlannedRung]:
     """What :func:`ladder` would train; with ``measure``, how long it takes, from a few steps of each rung."""
-    from tutelage.pipeline import laddering
+    loaded = _read(recipe, overrides)
+    from tutelage.ladders import plan as work
 
-    return laddering.plan(_read(recipe, overrides), rungs=only, seeds=seeds, measure=measure)
+    return work.plan(loaded, rungs=only, seeds=seeds, measure=measure)
 
 
 def check(recipe: PathLike, overrides: Sequence[str] = (), *, quiet: bool = True) -> list[Finding]:
     """Everything that is found in a recipe's data, or in a folder's, the gravest first; every mask is read once."""
     from tutelage.errors import RecipeError
-    from tutelage.pipeline import checking
 
     say = (lambda text: None) if quiet else print
-    if not Path(recipe).is_dir():
-        return checking.check(_read(recipe, overrides), say)
+    loaded = None if Path(recipe).is_dir() else _read(recipe, overrides)
+    from tutelage.pipeline import data_check
+
+    if loaded is not None:
+        return data_check.check(loaded, say)
     if overrides:
         raise RecipeError(f"a folder has no settings to replace: {overrides[0]}", "write a recipe: tutelage init")
-    return checking.check_folder(Path(recipe), say)
+    return data_check.check_folder(Path(recipe), say)
 
 
 def split(
@@ -114,7 +121,7 @@ def split(
     ``stratify``: `classes`, `group` (every part has its share of every group) or `none`; ``by_group`` keeps groups
     whole.
     """
-    from tutelage.pipeline.splitting import write_partitions
+    from tutelage.pipeline.partitions import write_partitions
 
     return write_partitions(
         _read(recipe, overrides),
@@ -192,15 +199,15 @@ def evaluate(
     ``out``, figures and per-image counts are written there, for :func:`compare`.
     """
     from tutelage.evaluation.protocol import Protocol
-    from tutelage.pipeline import evaluating
+    from tutelage.pipeline import score
 
     how = protocol if isinstance(protocol, Protocol) else _protocol(protocol)
     folder = None if out is None else Path(out)
-    way = evaluating.Way(how, device, subsets or {}, merged or {})
+    way = score.Way(how, device, subsets or {}, merged or {})
     if recipe is not None and data is not None:
-        return evaluating.on_recipe(_read(recipe, ()), data, map(Path, nets), way, folder, quiet)
+        return score.on_recipe(_read(recipe, ()), data, map(Path, nets), way, folder, quiet)
     if images is not None and masks is not None:
-        return evaluating.on_folders(Path(images), Path(masks), map(Path, nets), way, folder, quiet)
+        return score.on_folders(Path(images), Path(masks), map(Path, nets), way, folder, quiet)
     from tutelage.errors import RunError
 
     raise RunError("no data to evaluate on", "give --recipe and --data, or --images and --masks")
@@ -223,9 +230,9 @@ def show(
     position: int = 0,
 ) -> list[Path]:
     """Write pictures of exactly what the nets see in each train stage; returns the files."""
-    from tutelage.pipeline import showing
+    from tutelage.pipeline import stream_sheets
 
-    return showing.show(_read(recipe, overrides), Path(out), stages=stages, count=count, position=position)
+    return stream_sheets.show(_read(recipe, overrides), Path(out), stages=stages, count=count, position=position)
 
 
 def init(
@@ -239,7 +246,7 @@ def init(
     force: bool = False,
 ) -> Path:
     """Look at folders and write a commented, working recipe; returns its path."""
-    from tutelage.pipeline.proposal import write_proposal
+    from tutelage.proposal.recipe_text import write_proposal
 
     return write_proposal(
         images=Path(images),
@@ -352,12 +359,12 @@ def _named_classes(text: str) -> Classes:
 
 
 def _read(recipe: PathLike, overrides: Sequence[str]) -> LoadedRecipe:
-    from tutelage.recipe.reading import read_recipe
+    from tutelage.recipe.loading import load_recipe
 
-    return read_recipe(Path(recipe), overrides)
+    return load_recipe(Path(recipe), overrides)
 
 
 def _protocol(pairs: Sequence[str]) -> Protocol:
-    from tutelage.recipe.reading import protocol_from
+    from tutelage.recipe.loading import protocol_from
 
     return protocol_from(pairs)

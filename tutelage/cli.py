@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TutelageError as error:
         if given.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error[{error.code}]: {error}", file=sys.stderr)
         return int(getattr(error, "exit_status", 1))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if given.debug:
             raise
-        print(f"error: {_unforeseen(error)}", file=sys.stderr)
+        found = _unforeseen(error)
+        print(f"error[{found.code}]: {found}", file=sys.stderr)
         return 1
     return status
 
@@ -272,9 +273,10 @@ def _show(given: argparse.Namespace) -> int:
 
 def _check(given: argparse.Namespace) -> int:
     from tutelage import api
-    from tutelage.data.checks import format_findings, worst
 
     findings = api.check(given.recipe, given.overrides, quiet=False)
+    from tutelage.data.checks import format_findings, worst
+
     print(format_findings(findings))
     return 1 if worst(findings) == "error" else 0
 
@@ -409,7 +411,7 @@ def _doctor(given: argparse.Namespace) -> int:
 def _schema(given: argparse.Namespace) -> int:
     import json
 
-    from tutelage.recipe.reading import json_schema
+    from tutelage.recipe.loading import json_schema
 
     print(json.dumps(json_schema(), indent=2))
     return 0

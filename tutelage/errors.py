@@ -35,6 +35,9 @@ class DataError(TutelageError):
 class RecipeError(TutelageError):
     """A recipe, or an override on the command line, is invalid."""
 
+    faults: tuple[tuple[str, str, str], ...] = ()
+    """Where, code and text of each error, where there are several."""
+
 
 class RunError(TutelageError):
     """A run folder, lock or artefact is not in the state that the command needs."""

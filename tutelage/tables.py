@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tutelage.ladders.plan import PlannedRung
+    from tutelage.ladders.run import LadderResult as Ladder
     from tutelage.nets.catalogue import CatalogueRow
-    from tutelage.pipeline.laddering import LadderResult as Ladder
-    from tutelage.pipeline.laddering import PlannedRung
-    from tutelage.pipeline.running import Planned
-    from tutelage.pipeline.smoke import TrainingCost
+    from tutelage.pipeline.run import Planned
+    from tutelage.pipeline.training_cost import TrainingCost
 
 
 def plan_table(rows: Sequence[Planned], estimate: Callable[[str], TrainingCost | str] | None) -> str:
@@ -62,7 +62,7 @@ def ladder_plan_table(rows: Sequence[PlannedRung]) -> str:
 
 def ladder_table(ladder: Ladder) -> str:
     """The ladder's result, aligned, a sentence for each rung, and where the files are."""
-    from tutelage.report.ladder import cells, compared, head, missing, notes, sentence
+    from tutelage.ladders.page import cells, compared, head, missing, notes, sentence
 
     content = ladder.content
     rows = [head(content), *(cells(content, rung) for rung in content.rungs)]

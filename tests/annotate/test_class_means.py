@@ -12,7 +12,8 @@ import torch.distributed as dist
 from tests.annotate.nets import CLASSES, COUNT, ColourNet, maps, write_dataset
 from tests.processes import Countdown, count_disk_calls, in_child, start
 from tutelage.annotate import chunks
-from tutelage.annotate.class_means import AnchorsFit, MeansFit, fit_means
+from tutelage.annotate.class_means import fit_means
+from tutelage.annotate.fits import AnchorsFit, MeansFit
 from tutelage.data.dataset import Dataset
 from tutelage.engine import collectives
 from tutelage.errors import DataError, TutelageError

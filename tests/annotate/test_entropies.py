@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.annotate.nets import CLASSES, COUNT, ColourNet, write_dataset
-from tutelage.annotate.entropies import KIND, fit_entropies
+from tutelage.annotate.entropies import fit_entropies
+from tutelage.annotate.fits import EntropiesFit
 from tutelage.data.dataset import Dataset
 from tutelage.errors import DataError, TutelageError
 from tutelage.evaluation.inference import predict_labels
@@ -28,7 +29,7 @@ def run(dataset: Dataset, out: Path, protocol: Protocol, **changes: Any) -> tupl
     facts = fit_entropies(
         ColourNet(), dataset, path, out / "p", device=torch.device("cpu"), protocol=protocol, **changes
     )
-    tensors, about = load_tensors(path, KIND)
+    tensors, about = load_tensors(path, EntropiesFit.file_kind)
     assert about == {"classes": list(CLASSES.names), "facts": facts}
     return tensors, facts
 

@@ -12,7 +12,8 @@ import torch.distributed as dist
 from tests.annotate.nets import CLASSES, COUNT, ColourNet, maps, write_dataset
 from tests.processes import start
 from tutelage.annotate import mixtures as module
-from tutelage.annotate.mixtures import MixturesFit, fit_class_mixtures
+from tutelage.annotate.fits import MixturesFit
+from tutelage.annotate.mixtures import fit_class_mixtures
 from tutelage.data.dataset import Classes, Dataset
 from tutelage.engine import collectives
 from tutelage.errors import DataError, TutelageError

@@ -15,6 +15,7 @@ from tests.annotate.nets import ColourNet, write_dataset
 from tests.annotate.test_pseudo_labels import contents, maps, read
 from tutelage.annotate.class_quantiles import exact_thresholds, keep_confident
 from tutelage.annotate.class_ratio import exact_ratio_thresholds, ratio_labels
+from tutelage.annotate.image_scores import ImageScores
 from tutelage.annotate.policies import (
     BINS,
     ClassQuantile,
@@ -128,7 +129,7 @@ def test_a_class_that_is_hardly_ever_sure_wins_pixels(dataset: Dataset) -> None:
             return SimpleNamespace(logits=probability.log())
 
     image, threshold_K = np.zeros((1, 3, 3), dtype=np.uint8), np.array([0.9, 0.3])
-    said = ClassRatio(2, 0.2).label(Net(), image, Protocol(), CPU, threshold_K)
+    said = ClassRatio(2, 0.2).label(ImageScores(Net(), image, Protocol(), CPU), threshold_K)
     assert said.label_HW.tolist() == [[1, 0, 0]]
     assert said.kept_HW is not None
     assert said.kept_HW.tolist() == [[True, True, False]]
@@ -249,8 +250,9 @@ def test_the_scale_of_log_likelihoods() -> None:
 def test_mixtures_of_other_features_are_refused(dataset: Dataset, tmp_path: Path) -> None:
     one = Mixture(torch.ones(1).double(), torch.zeros(1, 5).double(), torch.ones(1, 5).double())
     other = Mixtures.of([one, None, None, None], ("red", "green", "blue", "never"))
-    with pytest.raises(TutelageError, match="of 5 features, the net that labels has 3"):
+    with pytest.raises(TutelageError) as refused:
         run(dataset, tmp_path / "out", MixtureLabels(other, CPU, threshold=0.0))
+    assert refused.value.code == "fit-of-other-net"
 
 
 # What is told
@@ -275,7 +277,7 @@ def test_a_quantile_of_what_is_like_nothing_is_doubted(dataset: Dataset, tmp_pat
             producer="key",
             say=said.append,
         )
-        found = [line for line in said if "unlike them" in line]
+        found = [line for line in said if "features differ" in line]
         assert bool(found) == doubted, (way, said)
         assert all("warning: class" in line and "variance_floor" in line for line in found)
 

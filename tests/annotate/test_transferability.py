@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from tests.annotate.nets import CLASSES, COUNT, ColourNet, write_dataset
 from tests.processes import start
 from tutelage.annotate import transferability as module
-from tutelage.annotate.transferability import KIND, TransferabilityFit, fit_transferability
+from tutelage.annotate.fits import TransferabilityFit
+from tutelage.annotate.transferability import fit_transferability
 from tutelage.data.dataset import Dataset
 from tutelage.data.weights import WeightFolder, with_weights
 from tutelage.engine import collectives
@@ -65,7 +66,7 @@ def features(dataset: Dataset, index: int) -> torch.Tensor:
 @pytest.mark.parametrize("scale", ["ema", "global"])
 def test_maps_are_the_papers_formulas(data: tuple[Dataset, Dataset], tmp_path: Path, scale: str) -> None:
     files, facts = run(data, tmp_path, scale=scale, bonus=[0.0, 1.0, 0.5, 0.0], momentum=0.5)
-    tensors, about = load_tensors(tmp_path / "f.safetensors", KIND)
+    tensors, about = load_tensors(tmp_path / "f.safetensors", TransferabilityFit.file_kind)
     assert about["facts"] == facts
     assert facts["features"] == 5 * 4 * 3
     assert tensors["centres"].shape == (4, 3)

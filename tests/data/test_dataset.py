@@ -122,7 +122,7 @@ class TestFingerprint:
             replace(dataset, label_map=LabelMap({0: 1, 1: 0, 2: 2, 255: 255})),
             replace(dataset, label_map=replace(dataset.label_map, others=IGNORE)),
             replace(dataset, label_map=replace(dataset.label_map, encoding="first16")),
-            replace(dataset, classes=Classes(("road", "traffic light", "tree"))),
+            replace(dataset, classes=Classes(("road", "car", "tree", "sky"))),
             replace(dataset, samples=samples[::-1]),
             replace(dataset, samples=samples[:2]),
             replace(dataset, samples=(replace(samples[0], group="x"), *samples[1:])),
@@ -132,6 +132,10 @@ class TestFingerprint:
             dataset.without_labels(),
         ]
         assert len({dataset.fingerprint, *(other.fingerprint for other in others)}) == len(others) + 1
+
+    def test_names_of_classes_do_not_count(self, dataset: Dataset) -> None:
+        renamed = replace(dataset, classes=Classes(("road", "traffic light", "tree")))
+        assert renamed.fingerprint == dataset.fingerprint
 
     def test_a_missing_file_is_named(self, dataset: Dataset, tmp_path: Path) -> None:
         (tmp_path / "data/1_mask.png").unlink()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.golden.conftest import Golden
+from tutelage.annotate.image_scores import ImageScores
 from tutelage.annotate.policies import ClassQuantile, ClassRatio, MixtureLabels, thinned
 from tutelage.data.labels import IGNORE
 from tutelage.evaluation.protocol import Protocol
@@ -46,7 +47,7 @@ def test_class_balanced(golden: Golden, name: str, rule: str) -> None:
         height, width = label_HW.shape
         logits = torch.from_numpy(probability_HWK).float().permute(2, 0, 1)[None].log()
         image = np.zeros((height, width, 3), dtype=np.uint8)
-        said = policy.label(Answers(logits=logits), image, Protocol(), CPU, threshold_K.astype(np.float64))
+        said = policy.label(ImageScores(Answers(logits=logits), image, Protocol(), CPU), threshold_K.astype(np.float64))
         # A softmax of logarithms gives a probability again up to its last bits: thresholds are one of the pixels' own.
         compared = probability_HWK.astype(np.float64)
         ratio = compared / threshold_K if rule == "ratio" else compared
@@ -74,7 +75,7 @@ def test_gmm_pseudo_label(golden: Golden, name: str) -> None:
     features = torch.from_numpy(given["features"])
     net = Answers(embedding=features, logits=features)
     image = np.zeros((height, width, 3), dtype=np.uint8)
-    said = policy.label(net, image, Protocol(), CPU, np.full(len(own), threshold))
+    said = policy.label(ImageScores(net, image, Protocol(), CPU), np.full(len(own), threshold))
     best = given["max_log_likelihood"]
     second = np.sort(given["log_likelihood"], 0)[-2]
     near = (np.abs(best - threshold) < 1e-3) | (best - second < 1e-3)

@@ -21,7 +21,7 @@ from tutelage.nets.published.nets import NETS, published_name
 from tutelage.nets.segmentor import Segmentor
 from tutelage.nets.settings import PUBLISHED, NetSettings
 from tutelage.nets.storage import load_segmentor, read_metadata, save_segmentor
-from tutelage.recipe.reading import parse_recipe
+from tutelage.recipe.loading import parse_recipe
 
 CLASSES = 5
 SMALL = [name for name, settings in NETS.items() if not settings.encoder.endswith(("resnet101", "mit_b4"))]

@@ -48,7 +48,7 @@ stages:
     steps: 2
     log_every: 1
   mixtures: {kind: fit, what: {kind: mixtures, components: 2, samples: 100}, net: warm_up, data: stylised}
-  labels: {kind: annotate, net: warm_up, data: town/val, policy: mixtures, mixtures: mixtures, quantile: 0.5}
+  labels: {kind: annotate, net: warm_up, data: town/val, policy: {kind: mixtures, mixtures: mixtures, quantile: 0.5}}
   self_training:
     method: {name: bismap, ramp_steps: 2}
     nets: {student: small}
@@ -120,8 +120,8 @@ def test_the_whole_recipe(project: Project) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ((SUBSETS, "    subsets: {street: [road, bus]}\n"), "names bus, which the data do not have"),
-        ((MERGED, "    merged: {moving: [cars]}\n"), "names cars, which the data do not have"),
+        ((SUBSETS, "    subsets: {street: [road, bus]}\n"), "no class 'bus'"),
+        ((MERGED, "    merged: {moving: [cars]}\n"), "no class 'cars'"),
         ((MERGED, "    merged: {one: [car], other: [car, sign]}\n"), "car can be part of one group only"),
         ((SUBSETS, "    subsets: {none: []}\n"), "subsets.none names no class"),
     ],

@@ -8,8 +8,7 @@ from tests.projects import Project
 from tutelage.data.settings import ViewSettings
 from tutelage.methods.settings.strong_views import STRONG_VIEW
 from tutelage.pipeline.builder import Builder
-from tutelage.recipe.reading import read_recipe
-from tutelage.recipe.schema import TrainStage
+from tutelage.recipe.loading import load_recipe
 
 UNLABELED = "labeled: {data: city/train, batch: 2}\n      unlabeled: {data: city/val, batch: 2"
 
@@ -23,8 +22,6 @@ def test_strong_views_are_strong_unless_the_recipe_says_otherwise(
 ) -> None:
     streams = f"{UNLABELED}{said}}}"
     project.edit(("method: supervised", "method: unimatch_v2"), ("labeled: {data: city/train, batch: 2}", streams))
-    read = read_recipe(project.recipe)
-    stage = read.recipe.stages["student"]
-    assert isinstance(stage, TrainStage)
-    views = Builder(read).streams(stage, 0)["unlabeled"].views
+    read = load_recipe(project.recipe)
+    views = Builder(read).runner("student").streams()["unlabeled"].views
     assert views == {"weak": ViewSettings(), "strong": strong, "strong2": STRONG_VIEW}

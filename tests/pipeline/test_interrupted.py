@@ -62,13 +62,13 @@ def test_two_runs_left_alone_end_with_the_same_bytes(whole: Path, tmp_path: Path
 MOMENTS = {
     "inside a checkpoint": ("half a checkpoint", 2),
     "between best and last": ("tutelage.engine.checkpoint:write", 3),  # best weights of step 3, checkpoint of step 2
-    "in an evaluation while training": ("tutelage.pipeline.stages:evaluate", 2),
+    "in an evaluation while training": ("tutelage.pipeline.stages.train:evaluate", 2),
     "before the net is declared finished": ("tutelage.runs.store:Artefact.finish", 1),
     "before its checkpoints go": ("tutelage.runs.store:Artefact.clear_checkpoints", 1),
     "half of the label maps written": ("tutelage.data.pseudo_labels:write_grey", 6),  # and the third's confidence
     "half of the label maps thinned": ("tutelage.annotate.pseudo_labels:_apply_levels", 3),
     "in the second stage that trains": ("tutelage.engine.checkpoint:write", 5),
-    "between two scored nets": ("tutelage.pipeline.stages:write_evaluation", 2),
+    "between two scored nets": ("tutelage.pipeline.stages.evaluate:write_evaluation", 2),
 }
 
 

@@ -6,8 +6,7 @@ from PIL import Image
 
 from tests.projects import Project, image_name, write_list
 from tutelage.pipeline.builder import Builder
-from tutelage.recipe.reading import read_recipe
-from tutelage.recipe.schema import TrainStage
+from tutelage.recipe.loading import load_recipe
 
 SEMI = (
     ("val: val.txt", "val: val.txt, more: more.txt"),
@@ -58,10 +57,10 @@ def test_classes_that_no_labelled_image_shows_are_named(semi: Project) -> None:
 def test_a_score_on_pseudo_labels_is_said_to_be_none(project: Project) -> None:
     project.edit(("score: {", "labels: {kind: annotate, net: student, data: city/val}\n  score: {"))
     plain = project.tutelage("run", "recipe.yaml")
-    assert "no truth" not in plain.out
+    assert "has pseudo labels" not in plain.out
     ran = project.tutelage("run", "recipe.yaml", "stages.score.data=labels")
     (line,) = (line for line in ran.out.splitlines() if line.startswith("warning: "))
-    assert line.startswith("warning: stage 'score': labels has pseudo labels, which are no truth")
+    assert line.startswith("warning: stage 'score': labels has pseudo labels")
 
 
 def test_an_overlap_of_the_lists_is_named(semi: Project) -> None:
@@ -103,10 +102,8 @@ def test_no_list_is_cut_to_the_length_of_the_other(semi: Project) -> None:
     write_list(semi.data / "train.txt", [0, 1, 4])
     write_list(semi.data / "more.txt", [2])
     assert warnings(semi, "stages.student.steps=3") == []
-    read = read_recipe(semi.recipe)
-    stage = read.recipe.stages["student"]
-    assert isinstance(stage, TrainStage)
-    streams = Builder(read).streams(stage, seed=0)
+    read = load_recipe(semi.recipe)
+    streams = Builder(read).runner("student").streams()
     labeled, unlabeled = (
         [stream.sample_at(position)[1] for position in range(6)]
         for stream in (streams["labeled"], streams["unlabeled"])

@@ -40,7 +40,8 @@ stages:
       target: {<<: *target, views: {full: {augment: {resize: [48, 64]}}}}
     steps: 2
     log_every: 1
-  labels: {kind: annotate, net: stage1, data: city/val, policy: threshold, threshold: 0.2, protocol: {flip: true}}
+  labels: {kind: annotate, net: stage1, data: city/val, policy: {kind: threshold, threshold: 0.2},
+           protocol: {flip: true}}
   stage2:
     method: {name: self_distill}
     nets: {student: small}

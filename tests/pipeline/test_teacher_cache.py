@@ -15,9 +15,10 @@ from tests.pipeline.victims import run, run_in_company
 from tests.processes import in_child, start
 from tests.projects import SPLITS, Project, write_project
 from tutelage import api
-from tutelage.pipeline import smoke, stages
+from tutelage.pipeline import training_cost
+from tutelage.pipeline.stages import train
 from tutelage.pipeline.teacher_cache import verdict
-from tutelage.recipe.reading import read_recipe
+from tutelage.recipe.loading import load_recipe
 
 RECIPE = f"""\
 tutelage: 1
@@ -163,18 +164,16 @@ def test_without_a_cache_a_stage_has_the_key_that_it_had(done: Project) -> None:
     keys = {api.plan("recipe.yaml", [change])[-1].artefact.key for change in plain}
     assert len(keys) == 1
     from tutelage.pipeline.builder import Builder
-    from tutelage.pipeline.keys import assign_artefacts, stage_content
     from tutelage.runs.store import Store
 
-    read = read_recipe(done.recipe, plain[:1])
+    read = load_recipe(done.recipe, plain[:1])
     builder = Builder(read)
-    assign_artefacts(builder, Store(done.root / "runs"))
-    assert "cache" not in stage_content(builder, read.recipe.stages["student"])["method"]["settings"]
-    assert builder.caches == {}
+    builder.assign(Store(done.root / "runs"))
+    assert builder.shared == {}
 
 
 def test_an_image_that_cannot_be_read_is_left_out(fresh: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "check_teachers", lambda *given: None)  # which looks at some images, and skips none
+    monkeypatch.setattr(train, "check_teachers", lambda *given: None)  # which looks at some images, and skips none
     assert fresh.tutelage("run", "recipe.yaml", "--only=teacher").status == 0
     # Only the end is torn: preflight looks at masks, and the size can still be read.
     image = fresh.image(2)
@@ -200,7 +199,7 @@ def test_two_images_of_one_name_are_refused(fresh: Project) -> None:
 
 @pytest.mark.parametrize("change", ["seed=0", "stages.student.method.cache=null"])
 def test_a_plan_says_what_either_way_costs(fresh: Project, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(smoke, "smoke", smoke.measure)
+    monkeypatch.setattr(training_cost, "estimate_cost", training_cost.measure)
     ran = fresh.tutelage("plan", "recipe.yaml", change)
     assert ran.out.count("s a step with the teacher, ") == 1
     assert f"s once for {IMAGES} images" in ran.out

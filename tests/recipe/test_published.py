@@ -20,8 +20,11 @@ from tutelage.methods.settings.supervised import SupervisedSettings
 from tutelage.nets.published.nets import NETS
 from tutelage.nets.segmentor import Segmentor
 from tutelage.nets.settings import NetSettings
-from tutelage.recipe.reading import method_settings, read_recipe
-from tutelage.recipe.schema import EvaluateStage, Recipe, ReportStage, TrainStage
+from tutelage.recipe.loading import load_recipe
+from tutelage.recipe.schema import Recipe
+from tutelage.recipe.stages.evaluate import EvaluateStage
+from tutelage.recipe.stages.report import ReportStage
+from tutelage.recipe.stages.train import TrainStage
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "recipes" / "published"
@@ -211,7 +214,7 @@ ROWS = {
 
 @cache
 def recipe_of(file: str) -> Recipe:
-    return read_recipe(FOLDER / f"{file}.yaml").recipe
+    return load_recipe(FOLDER / f"{file}.yaml").recipe
 
 
 def published_net(settings: NetSettings) -> str:
@@ -249,7 +252,7 @@ def require_course(stage: TrainStage, course: Course, data: str) -> None:
 
 
 def require_method(stage: TrainStage, row: Row, place: int) -> None:
-    settings = method_settings(stage)
+    settings = stage.method_settings()
     assert stage.method.name == row.method
     assert isinstance(settings, CIRKDSettings | DistillSettings)
     assert (settings.task.resize, settings.task.auxiliary, settings.task.loss) == ("corners", 0.4, "cross_entropy")
@@ -325,7 +328,7 @@ def test_nothing_is_in_a_recipe_that_no_row_has(file: str) -> None:
 @pytest.mark.parametrize("file", FILES)
 def test_supervised_stages_have_the_published_task_loss(file: str) -> None:
     for stage in train_stages(recipe_of(file)).values():
-        settings = method_settings(stage)
+        settings = stage.method_settings()
         if stage.method.name == "supervised":
             assert settings == SupervisedSettings(resize="corners", auxiliary=0.4)
 
@@ -336,7 +339,7 @@ def test_everything_is_scored_and_reported_as_published(file: str) -> None:
     scored: set[str] = set()
     for stage in recipe.stages.values():
         if isinstance(stage, EvaluateStage):
-            own = stage.named()
+            own = stage.scored()
             assert stage.data.partition("/")[2] == ("test" if stage.data.startswith("camvid") else "val")
             for label, reference in own.items():
                 made = recipe.stages[reference]

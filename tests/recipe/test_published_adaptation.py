@@ -13,11 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tutelage.annotate.policies import ClassQuantileSettings, ClassRatioSettings
 from tutelage.data.augmentation import AugmentSettings
 from tutelage.data.rare_classes import SmallClassSettings
-from tutelage.pipeline.running import run
-from tutelage.recipe.reading import method_settings, read_recipe
-from tutelage.recipe.schema import AnnotateStage, EvaluateStage, Recipe, TrainStage
+from tutelage.pipeline.run import run
+from tutelage.recipe.loading import load_recipe
+from tutelage.recipe.schema import Recipe
+from tutelage.recipe.stages.annotate import AnnotateStage
+from tutelage.recipe.stages.evaluate import EvaluateStage
+from tutelage.recipe.stages.train import TrainStage
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "published"
 METHODS = ("advent", "minent", "adaptsegnet", "fda", "cbst")
@@ -60,7 +64,7 @@ FDA = {"entropy": 0.005, "entropy_eta": 2.0, "entropy_normaliser": 2.9444, "entr
 
 @cache
 def recipe_of(file: str) -> Recipe:
-    return read_recipe(FOLDER / f"{file}.yaml").recipe
+    return load_recipe(FOLDER / f"{file}.yaml").recipe
 
 
 def trainings(file: str) -> dict[str, TrainStage]:
@@ -72,7 +76,7 @@ def labellings(file: str) -> dict[str, AnnotateStage]:
 
 
 def require_told(stage: TrainStage, told: dict[str, Any]) -> None:
-    settings = method_settings(stage).model_dump()
+    settings = stage.method_settings().model_dump()
     assert {name: settings[name] for name in told} == told
 
 
@@ -99,7 +103,7 @@ def test_domains_classes_and_scores(file: str) -> None:
     assert recipe.classes is None if nineteen else len(recipe.classes or ()) == 16
     (score,) = (stage for stage in recipe.stages.values() if isinstance(stage, EvaluateStage))
     assert score.data == "cityscapes/val"
-    assert set(score.named().values()) == set(trainings(file)), "every net is scored"
+    assert set(score.scored().values()) == set(trainings(file)), "every net is scored"
     if file.startswith("cbst"):
         assert (score.protocol.scales, score.protocol.flip, score.protocol.blend) == ((0.9, 1.0, 1.2), True, "logits")
     else:
@@ -110,7 +114,7 @@ def test_domains_classes_and_scores(file: str) -> None:
     # The old codes enlarge with aligned corners, in training and for labels and scores.
     assert {stage.protocol.resize for stage in (score, *labellings(file).values())} == {"corners"}
     for name, stage in trainings(file).items():
-        settings = method_settings(stage).model_dump()
+        settings = stage.method_settings().model_dump()
         task = settings.get("task", settings)
         assert task["resize"] == "corners", name
         if file.partition("/")[0] in OLD:
@@ -134,7 +138,7 @@ def test_adversarial_and_entropy(file: str) -> None:
         require_rate(stage, 2.5e-4)
         assert stage.steps == steps
         schedules = [stage.schedule.model_dump()]
-        settings = method_settings(stage).model_dump()
+        settings = stage.method_settings().model_dump()
         schedules += [settings["critic_schedule"]] if "critic_schedule" in settings else []
         for schedule in schedules:
             assert (schedule["kind"], schedule["power"], schedule["horizon"]) == ("poly", 0.9, horizon)
@@ -169,7 +173,7 @@ def test_fda(file: str) -> None:
         first = name.startswith("beta")
         assert stage.method.name == ("fda" if first else "fda_self_training")
         require_told(stage, FDA if first else {**FDA, "pseudo": 1.0})
-        style = method_settings(stage).model_dump()["style"]
+        style = stage.method_settings().model_dump()["style"]
         assert (style["kind"], style["beta"]) == ("fda", betas[name[-2:]])
         require_rate(stage, 2.5e-4)
         assert stage.init == {}, "each from ImageNet weights"
@@ -182,7 +186,7 @@ def test_fda(file: str) -> None:
     nets = {f"labels_1_{b}": f"beta_{b}" for b in betas} | {f"labels_2_{b}": f"round_1_{b}" for b in betas}
     assert {name: stage.net for name, stage in labels.items()} == nets
     for stage in labels.values():
-        assert (stage.policy, stage.quantile, stage.cap) == ("class_quantile", 0.66, 0.9)
+        assert stage.policy == ClassQuantileSettings(quantile=0.66, cap=0.9)
         assert (stage.data, stage.protocol.size) == ("cityscapes/train", (512, 1024))
 
 
@@ -207,8 +211,9 @@ def test_cbst(file: str) -> None:
         assert target.data == (f"{name}_labels_{round_}" if round_ else "labels_0")
         made = labels[str(target.data)]
         assert made.net == stage.init["student"]
-        assert made.portion == pytest.approx(0.2 + 0.05 * round_)
-        assert (made.policy, made.protocol.scales, made.protocol.flip) == ("class_ratio", (0.9,), True)
+        assert isinstance(made.policy, ClassRatioSettings)
+        assert made.policy.portion == pytest.approx(0.2 + 0.05 * round_)
+        assert (made.protocol.scales, made.protocol.flip) == ((0.9,), True)
         for stream in (source, target):
             assert stream.augment == AugmentSettings(crop=(512, 1024), scale=(0.5, 1.5), scale_steps=11, flip=0.5)
         assert target.sampler == SmallClassSettings(share=0.001, probability=0.8)
@@ -270,6 +275,6 @@ def test_the_stages_run_on_small_pictures(file: str, tmp_path: Path) -> None:
             overrides += [f"stages.{name}.streams.{s}.augment={{crop: [64, 64]}}" for s in stage.streams]
         elif isinstance(stage, AnnotateStage):
             overrides.append(f"stages.{name}.protocol={{resize: centers}}")
-    outcome = run(read_recipe(FOLDER / f"{file}.yaml", overrides), only=chosen, quiet=True)
+    outcome = run(load_recipe(FOLDER / f"{file}.yaml", overrides), only=chosen, quiet=True)
     for name in chosen:
         assert outcome.artefacts[name].manifest() is not None, name

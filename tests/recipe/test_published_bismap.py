@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tutelage.annotate.mixtures import MixturesFit
-from tutelage.annotate.transferability import TransferabilityFit
+from tutelage.annotate.fits import MixturesFit, TransferabilityFit
+from tutelage.annotate.policies import MixturesSettings
 from tutelage.data.augmentation import AugmentSettings
 from tutelage.data.catalogue.facts import class_list
 from tutelage.data.settings import ColourSettings, ViewSettings
@@ -18,16 +18,14 @@ from tutelage.evaluation.protocol import Protocol
 from tutelage.methods.settings.bismap import MASKED_VIEW, BiSMAPSettings, BiSMAPWarmUpSettings
 from tutelage.methods.settings.self_distill import SelfDistillSettings
 from tutelage.nets.segmentor import Segmentor
-from tutelage.recipe.reading import method_settings, read_recipe
-from tutelage.recipe.schema import (
-    AnnotateStage,
-    EvaluateStage,
-    FitStage,
-    Recipe,
-    ReportStage,
-    TrainStage,
-    TransformStage,
-)
+from tutelage.recipe.loading import load_recipe
+from tutelage.recipe.schema import Recipe
+from tutelage.recipe.stages.annotate import AnnotateStage
+from tutelage.recipe.stages.evaluate import EvaluateStage
+from tutelage.recipe.stages.fit import FitStage
+from tutelage.recipe.stages.report import ReportStage
+from tutelage.recipe.stages.train import TrainStage
+from tutelage.recipe.stages.transform import TransformStage
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "published"
 FILES = ("gta5", "gta5_repaired", "synthia")
@@ -51,7 +49,7 @@ WHOLE = Protocol(resize="corners")
 
 @cache
 def recipe_of(file: str) -> Recipe:
-    return read_recipe(FOLDER / "bismap" / f"{file}.yaml").recipe
+    return load_recipe(FOLDER / "bismap" / f"{file}.yaml").recipe
 
 
 def stage(file: str, name: str, kind: type) -> Any:
@@ -115,13 +113,13 @@ def test_every_training_sees_the_published_views(file: str, name: str) -> None:
 def test_methods_are_told_what_is_published(file: str) -> None:
     repaired = file == "gta5_repaired"
     told = {"consistency": 30.0, "ramp_steps": 4000, "decay": 0.999, "resize": "corners"}
-    assert method_settings(stage(file, "warm_up", TrainStage)) == BiSMAPWarmUpSettings(**told)
-    assert method_settings(stage(file, "self_training", TrainStage)) == BiSMAPSettings(**told, alpha=0.1, beta=1.0)
+    assert stage(file, "warm_up", TrainStage).method_settings() == BiSMAPWarmUpSettings(**told)
+    assert stage(file, "self_training", TrainStage).method_settings() == BiSMAPSettings(**told, alpha=0.1, beta=1.0)
     assert BiSMAPSettings().teacher_norm == "batch"
     before = "self_training"
     for name in ("distilled_once", "distilled_twice"):
         training = stage(file, name, TrainStage)
-        settings = method_settings(training)
+        settings = training.method_settings()
         assert isinstance(settings, SelfDistillSettings)
         assert (settings.target_loss, settings.alpha, settings.beta) == ("symmetric", 0.1, 1.0)
         # A mean over pixels and classes, times the number of classes, is one over pixels.
@@ -156,16 +154,13 @@ def test_weights_mixtures_and_labels(file: str) -> None:
     assert (fit.net, fit.data, fit.protocol.precision) == ("warm_up", "stylised", "fp16")
 
     labels = stage(file, "pseudo_labels", AnnotateStage)
-    assert (labels.net, labels.data, labels.policy, labels.mixtures) == (
-        "warm_up",
-        "cityscapes/train",
-        "mixtures",
-        "mixtures",
+    assert (labels.net, labels.data) == ("warm_up", "cityscapes/train")
+    assert labels.policy == MixturesSettings(
+        mixtures="mixtures", **({"quantile": 0.5} if repaired else {"threshold": 100})
     )
-    assert (labels.threshold, labels.quantile) == ((None, 0.5) if repaired else (100, None))
     for teacher in ("self_training", "distilled_once"):
         dense = stage(file, f"labels_of_{teacher}", AnnotateStage)
-        assert (dense.net, dense.data, dense.policy) == (teacher, "cityscapes/train", "argmax")
+        assert (dense.net, dense.data, dense.policy.kind) == (teacher, "cityscapes/train", "argmax")
         protocol = dense.protocol
         assert (protocol.scales, protocol.flip, protocol.blend) == ((0.75, 1.0, 1.5), True, "logits")
 
@@ -173,7 +168,7 @@ def test_weights_mixtures_and_labels(file: str) -> None:
 @pytest.mark.parametrize("file", FILES)
 def test_scores(file: str) -> None:
     score, report = stage(file, "score", EvaluateStage), stage(file, "report", ReportStage)
-    assert list(score.named()) == list(TRAINED)
+    assert list(score.scored()) == list(TRAINED)
     assert (score.data, score.protocol) == ("cityscapes/val", WHOLE)
     assert report.student == "distilled_twice"
     names = class_list("cityscapes").names

@@ -22,9 +22,11 @@ from tutelage.data.folder import FolderSettings
 from tutelage.data.settings import ColourSettings
 from tutelage.evaluation.protocol import Protocol
 from tutelage.nets.segmentor import Segmentor
-from tutelage.pipeline.running import run
-from tutelage.recipe.reading import method_settings, read_recipe
-from tutelage.recipe.schema import EvaluateStage, Recipe, TrainStage
+from tutelage.pipeline.run import run
+from tutelage.recipe.loading import load_recipe
+from tutelage.recipe.schema import Recipe
+from tutelage.recipe.stages.evaluate import EvaluateStage
+from tutelage.recipe.stages.train import TrainStage
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "published"
 METHODS = ("trikd", "unimatch", "unimatch_v2", "fixmatch", "cps", "mean_teacher", "u2pl")
@@ -265,7 +267,7 @@ ROWS: dict[str, Row] = {
 
 @cache
 def recipe_of(file: str) -> Recipe:
-    return read_recipe(FOLDER / f"{file}.yaml").recipe
+    return load_recipe(FOLDER / f"{file}.yaml").recipe
 
 
 def trainings(file: str) -> dict[tuple[str, str], TrainStage]:
@@ -338,7 +340,7 @@ def test_the_course_is_the_published_one(file: str) -> None:
 def test_the_method_is_told_what_is_published(file: str) -> None:
     row = ROWS[file]
     for (net, name), stage in trainings(file).items():
-        settings = method_settings(stage)
+        settings = stage.method_settings()
         assert stage.method.name == row.method
         for key, value in row.told.items():
             assert getattr(settings, key) == value, key
@@ -370,9 +372,9 @@ def test_every_training_is_scored_as_published(file: str) -> None:
     (score,) = [stage for stage in recipe.stages.values() if isinstance(stage, EvaluateStage)]
     assert score.protocol == ROWS[file].protocol
     assert score.data.endswith("/val")
-    scored = {reference.partition(".")[0] for reference in score.named().values()}
+    scored = {reference.partition(".")[0] for reference in score.scored().values()}
     assert scored == {name for name, stage in recipe.stages.items() if isinstance(stage, TrainStage)}
-    kept = {reference.partition(".")[2] for reference in score.named().values()}
+    kept = {reference.partition(".")[2] for reference in score.scored().values()}
     assert kept == {"u2pl": {"ema"}, "unimatch_v2": {"", "ema"}, "fixmatch": {"", "ema"}}.get(ROWS[file].method, {""})
 
 
@@ -484,5 +486,5 @@ def test_a_training_runs_on_small_pictures(file: str, tmp_path: Path) -> None:
         *(f"stages.{stage}.streams.{stream}.augment.crop=[64, 64]" for stream in ("labeled", "unlabeled")),
         *(f"nets.{name}={net}" for name, net in nets.items()),
     ]
-    outcome = run(read_recipe(FOLDER / f"{file}.yaml", overrides), only=[stage], quiet=True)
+    outcome = run(load_recipe(FOLDER / f"{file}.yaml", overrides), only=[stage], quiet=True)
     assert outcome.artefacts[stage].manifest() is not None

@@ -13,8 +13,10 @@ from tutelage.data.settings import ColourSettings
 from tutelage.evaluation.protocol import Protocol
 from tutelage.methods.settings.mic import MICSettings
 from tutelage.methods.settings.mixed_self_training import MarginSettings
-from tutelage.recipe.reading import method_settings, read_recipe
-from tutelage.recipe.schema import EvaluateStage, Recipe, TrainStage
+from tutelage.recipe.loading import load_recipe
+from tutelage.recipe.schema import Recipe
+from tutelage.recipe.stages.evaluate import EvaluateStage
+from tutelage.recipe.stages.train import TrainStage
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "published"
 FILES = sorted(
@@ -30,7 +32,7 @@ LARGE = {"gta5": (1440, 2560), "synthia": (1520, 2560)}
 
 @cache
 def recipe_of(file: str) -> Recipe:
-    return read_recipe(FOLDER / f"{file}.yaml").recipe
+    return load_recipe(FOLDER / f"{file}.yaml").recipe
 
 
 def training(file: str) -> TrainStage:
@@ -40,7 +42,7 @@ def training(file: str) -> TrainStage:
 
 def told(file: str) -> Any:
     """The settings of the host, or of the method itself."""
-    settings = method_settings(training(file))
+    settings = training(file).method_settings()
     return getattr(settings, settings.host) if isinstance(settings, MICSettings) else settings
 
 
@@ -117,7 +119,7 @@ def test_what_the_method_is_told(file: str) -> None:
     assert (distance.weight, distance.share, len(distance.things)) == (0.005, 0.75, 8 if "synthia" in file else 10)
     if large:
         assert (settings.detail_weight, settings.multi_resolution.detail) == (0.1, (512, 512))
-    whole = method_settings(training(file))
+    whole = training(file).method_settings()
     if isinstance(whole, MICSettings):
         assert (whole.weight, whole.ratio, whole.block, whole.colours) == (1.0, 0.7, 64 if large else 32, True)
 

@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 
 from tests.projects import CLASSES, write_project
+from tutelage.annotate.policies import ClassQuantileSettings, ThresholdSettings
 from tutelage.data.settings import ColourSettings
 from tutelage.evaluation.protocol import Protocol
-from tutelage.pipeline.running import run
-from tutelage.recipe.reading import method_settings, read_recipe
-from tutelage.recipe.schema import AnnotateStage, EvaluateStage, Recipe, TrainStage
+from tutelage.pipeline.run import run
+from tutelage.recipe.loading import load_recipe
+from tutelage.recipe.schema import Recipe
+from tutelage.recipe.stages.annotate import AnnotateStage
+from tutelage.recipe.stages.evaluate import EvaluateStage
+from tutelage.recipe.stages.train import TrainStage
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "published" / "pbal"
 FILES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -31,7 +35,7 @@ STAGES: dict[str, tuple[str, int, int, float]] = {
 
 @cache
 def recipe_of(file: str) -> Recipe:
-    return read_recipe(FOLDER / f"{file}.yaml").recipe
+    return load_recipe(FOLDER / f"{file}.yaml").recipe
 
 
 def stage_of(file: str, name: str) -> TrainStage:
@@ -66,20 +70,20 @@ def test_the_course_of_a_stage(file: str, name: str) -> None:
 @pytest.mark.parametrize("file", FILES)
 def test_what_the_methods_are_told(file: str) -> None:
     for name, weight, horizon in (("warm_up", 0.0, 31_250), ("bidirectional", 0.1, 90_000)):
-        told: Any = method_settings(stage_of(file, name))
+        told: Any = stage_of(file, name).method_settings()
         assert (told.weight, told.adversarial, told.scope, told.prototype_grad) == (weight, 0.01, "global", False)
         assert told.pixel_to_prototype
         assert told.prototype_to_pixel
         critic = told.critic_optimizer
         assert (critic.kind, critic.lr, critic.betas, critic.weight_decay) == ("adam", 1e-4, (0.9, 0.99), 0)
         assert told.critic_schedule.horizon == horizon
-    told = method_settings(stage_of(file, "self_training"))
+    told = stage_of(file, "self_training").method_settings()
     assert (told.contrast_source, told.contrast_target, told.temperature, told.reduction) == (1.0, 1.0, 0.07, "all")
     assert (told.prototype_grad, told.projection, told.normalise_target) == (True, "none", True)
     for name in ("distilled_once", "distilled_twice"):
-        told = method_settings(stage_of(file, name))
+        told = stage_of(file, name).method_settings()
         assert (told.kd, told.form, told.target_loss) == (1.0, "log", "cross_entropy")
-    assert all(method_settings(stage_of(file, name)).task.resize == "corners" for name in STAGES)  # type: ignore[attr-defined]
+    assert all(stage_of(file, name).method_settings().task.resize == "corners" for name in STAGES)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -108,10 +112,10 @@ def test_what_passes_between_stages(file: str) -> None:
         assert (stage.net, stage.data) == (net, "cityscapes/train")
         assert stage_of(file, reader).streams["target"].data == name
         if name == "pseudo_labels":
-            assert (stage.policy, stage.quantile, stage.cap) == ("class_quantile", 0.5, 0.9)
+            assert stage.policy == ClassQuantileSettings(quantile=0.5, cap=0.9)
             assert stage.protocol == Protocol(resize="corners")
         else:
-            assert (stage.policy, stage.threshold, stage.protocol.flip) == ("threshold", 0.95, True)
+            assert (stage.policy, stage.protocol.flip) == (ThresholdSettings(threshold=0.95), True)
     assert isinstance(stages["score"], EvaluateStage)
     assert stages["score"].nets == list(STAGES)
     for net in recipe_of(file).nets.values():
@@ -149,5 +153,5 @@ def test_all_stages_run_on_small_pictures(tmp_path: Path) -> None:
         ),
     ]
     stages = [name for name in recipe_of("gta5").stages if name != "report"]
-    outcome = run(read_recipe(FOLDER / "gta5.yaml", overrides), only=stages, quiet=True)
+    outcome = run(load_recipe(FOLDER / "gta5.yaml", overrides), only=stages, quiet=True)
     assert all(outcome.artefacts[name].manifest() is not None for name in stages)

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from tutelage.annotate.policies import ThresholdSettings
 from tutelage.methods.proda import ProDA
 from tutelage.methods.self_distill import SelfDistill
 from tutelage.methods.settings.common import CacheSettings
-from tutelage.recipe.reading import method_settings, read_recipe
-from tutelage.recipe.schema import AnnotateStage, FitStage, TrainStage
+from tutelage.recipe.loading import load_recipe
+from tutelage.recipe.stages.annotate import AnnotateStage
+from tutelage.recipe.stages.fit import FitStage
+from tutelage.recipe.stages.train import TrainStage
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "published" / "proda"
 
@@ -22,7 +25,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "published" / "proda"
 def test_the_stages_are_the_published_ones(
     name: str, source: tuple[int, int], classes: int | None, regularizer: float
 ) -> None:
-    recipe = read_recipe(FOLDER / f"{name}.yaml").recipe
+    recipe = load_recipe(FOLDER / f"{name}.yaml").recipe
     stages = recipe.stages
     assert [*stages] == ["warm_up", "prototypes", "stage1", "labels1", "stage2", "labels2", "stage3", "score", "report"]
     assert classes is None or len(recipe.classes or ()) == classes
@@ -41,7 +44,7 @@ def test_the_stages_are_the_published_ones(
             assert (augment.resize, augment.crop, augment.scale, augment.flip) == (size, (512, 896), (0.5, 1.5), 0.5)
     first = stages["stage1"]
     assert isinstance(first, TrainStage)
-    told = method_settings(first)
+    told = first.method_settings()
     assert told == ProDA.Settings(cache=CacheSettings(top=8), regularizer_weight=regularizer, task=told.task)
     full = first.streams["target"].views["full"]
     assert full.augment is not None
@@ -51,9 +54,9 @@ def test_the_stages_are_the_published_ones(
         stage, labels = stages[f"stage{number}"], stages[f"labels{number - 1}"]
         assert isinstance(stage, TrainStage)
         assert isinstance(labels, AnnotateStage)
-        told = method_settings(stage)
+        told = stage.method_settings()
         assert told == SelfDistill.Settings(form="code", task=told.task)
-        assert labels.rule() == {"threshold": 0.95}
+        assert labels.policy == ThresholdSettings(threshold=0.95)
         assert labels.protocol.flip
         assert stage.inputs == {"teacher": labels.net}
         assert stage.streams["target"].data == f"labels{number - 1}"

@@ -12,8 +12,8 @@ from tests.recipe.texts import WHOLE, faults, parsed, spoilt
 from tutelage.engine.contract import Method
 from tutelage.errors import RecipeError
 from tutelage.methods import METHODS, find_method, find_settings
-from tutelage.recipe.reading import json_schema, resolved
-from tutelage.recipe.schema import EvaluateStage
+from tutelage.recipe.loading import json_schema, resolved
+from tutelage.recipe.stages.evaluate import EvaluateStage
 
 jsonschema = pytest.importorskip("jsonschema")
 
@@ -101,8 +101,8 @@ def test_two_settings_of_one_name_would_hide_each_other() -> None:
 
 def test_names_of_evaluated_nets() -> None:
     stage = EvaluateStage(nets=["a", "b.ema"], data="x")
-    assert stage.named() == {"a": "a", "b-ema": "b.ema"}
-    assert EvaluateStage(nets={"mine": "b.ema"}, data="x").named() == {"mine": "b.ema"}
+    assert stage.scored() == {"a": "a", "b-ema": "b.ema"}
+    assert EvaluateStage(nets={"mine": "b.ema"}, data="x").scored() == {"mine": "b.ema"}
 
 
 def test_settings_are_frozen() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from tutelage.errors import RecipeError
-from tutelage.recipe.reading import LoadedRecipe, parse_recipe
+from tutelage.recipe.loading import LoadedRecipe, parse_recipe
 
 WHOLE = """\
 tutelage: 1
@@ -80,18 +82,36 @@ def line_of(text: str, part: str) -> int:
     return next(number for number, line in enumerate(text.splitlines(), 1) if part in line)
 
 
-def faults(text: str, *overrides: str) -> list[str]:
-    """The faults that reading ``text`` names, one a line."""
+class FoundFault(NamedTuple):
+    """One error that reading a recipe reports."""
+
+    where: str
+    code: str
+    text: str
+
+    @property
+    def meant(self) -> str:
+        """The name that it suggests, if any."""
+        found = re.search(r"did you mean '([^']+)'\?", self.text)
+        return found.group(1) if found else ""
+
+    @property
+    def line(self) -> int:
+        """The line of the file."""
+        return int(self.where.rpartition(":")[2])
+
+
+def faults(text: str, *overrides: str) -> list[FoundFault]:
+    """The errors that reading ``text`` reports."""
     with pytest.raises(RecipeError) as raised:
         parsed(text, *overrides)
-    first, *rest = raised.value.message.splitlines()
-    assert first == f"r.yaml has {len(rest)} fault{'s' if len(rest) > 1 else ''}:", raised.value.message
     assert raised.value.remedy
-    return [line.strip() for line in rest]
+    assert raised.value.faults
+    return [FoundFault(*one) for one in raised.value.faults]
 
 
 def refusal(text: str, *overrides: str) -> str:
-    """The message of the one thing for which ``text`` is refused."""
+    """The code of the one error for which ``text`` is refused."""
     with pytest.raises(RecipeError) as raised:
         parsed(text, *overrides)
-    return raised.value.message
+    return raised.value.code

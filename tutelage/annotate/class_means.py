@@ -9,13 +9,13 @@ evaluation mode and images are as they are, so that a second epoch brings the sa
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from tutelage.annotate.chunks import Progress, in_parts
+from tutelage.annotate.fits import RunningMeanFit
 from tutelage.annotate.net_outputs import OnUnreadable, looks, missing
 from tutelage.data.dataset import Dataset
 from tutelage.engine import collectives
@@ -24,38 +24,12 @@ from tutelage.evaluation.protocol import Protocol
 from tutelage.losses.regions import class_counts, shrink_labels
 from tutelage.nets.segmentor import Segmentor
 from tutelage.prototypes.means import ClassMeans, class_vectors
-from tutelage.settings import Settings
-
-
-class _RunningMean(Settings):
-    min_pixels: Annotated[int, Field(ge=1)] = 10
-    """A class with fewer positions in an image gives no vector there."""
-    epochs: Annotated[int, Field(ge=1)] = 4
-    """How often all images are folded in."""
-    count_cap: Annotated[int, Field(ge=1)] = 3000
-    """Vectors after which the mean forgets old ones."""
-
-
-class MeansFit(_RunningMean):
-    """The mean feature of each class where it is predicted: ProDA's initial prototypes."""
-
-    kind: Literal["means"] = "means"
-    labels: bool = False
-    """Read masks, and take only positions that are predicted right."""
-    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Only positions whose largest probability reaches it; null: all."""
-
-
-class AnchorsFit(_RunningMean):
-    """The mean feature of each class where it is labelled and predicted: CAG-UDA's anchors, of the source."""
-
-    kind: Literal["anchors"] = "anchors"
 
 
 def fit_means(
     net: Segmentor,
     dataset: Dataset,
-    settings: MeansFit | AnchorsFit,
+    settings: RunningMeanFit,
     path: Path,
     parts: Path,
     *,
@@ -69,8 +43,7 @@ def fit_means(
     Raises :class:`DataError` for images that cannot be read, and :class:`TutelageError` where no class has a mean.
     Source: ProDA (CVPR 2021), 3.3 of our specification; unlike its code no image is dropped at the end of an epoch.
     """
-    labels = isinstance(settings, AnchorsFit) or settings.labels
-    threshold = None if isinstance(settings, AnchorsFit) else settings.threshold
+    labels, threshold = settings.opens_masks(), settings.least_confidence()
     classes = dataset.classes.names
 
     def make(part: range) -> dict[str, Tensor]:

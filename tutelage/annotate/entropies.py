@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tutelage.annotate.chunks import Progress, in_parts
+from tutelage.annotate.fits import EntropiesFit
 from tutelage.annotate.net_outputs import OnUnreadable, missing, pictures
 from tutelage.data.dataset import Dataset
 from tutelage.engine import collectives
@@ -18,15 +19,6 @@ from tutelage.evaluation.inference import SegmentationModel, gives_probabilities
 from tutelage.evaluation.protocol import Protocol
 from tutelage.prototypes.storage import save_tensors
 from tutelage.prototypes.transferability import entropy_sums
-from tutelage.settings import Settings
-
-KIND = "class entropies"
-
-
-class EntropiesFit(Settings):
-    """The mean entropy in nats of the pixels that are predicted as each class: what a class bonus is computed of."""
-
-    kind: Literal["entropies"] = "entropies"
 
 
 def fit_entropies(
@@ -74,5 +66,5 @@ def fit_entropies(
     }
     if collectives.rank() == 0:
         tensors = {"entropy": entropy_K, "pixels": pixels_K}
-        save_tensors(path, KIND, tensors, {"classes": list(classes), "facts": facts})
+        save_tensors(path, EntropiesFit.file_kind, tensors, {"classes": list(classes), "facts": facts})
     return facts

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from tutelage.annotate.chunks import Progress
 from tutelage.annotate.class_means import retained_share
+from tutelage.annotate.fits import MixturesFit
 from tutelage.annotate.net_outputs import OnUnreadable, looks, missing
 from tutelage.annotate.published_classes import by_class
 from tutelage.data import draws
@@ -38,17 +38,6 @@ _GTA5 = (.002, .01, .003, .1, .1, .1, 1, 1, .01, .05, .01, .5, 1, .05, .1, .2, 1
 _SYNTHIA = (.008, .04, .012, .4, .4, .4, 1, .5, .04, .2, .02, .07, .5, .05, .4, .08, 1, 1, 1)  # fmt: skip
 _IMAGES = 1 << 32  # a row's number is image x this + its position
 _SAVE_EVERY = 600.0  # seconds between two savings of the sample so far; it may have gigabytes
-
-
-class MixturesFit(MixtureSettings):
-    """A mixture of Gaussians a class, of features that are labelled and predicted as it: BiSMAP's prototypes."""
-
-    kind: Literal["mixtures"] = "mixtures"
-    samples: Annotated[int, Field(ge=1)] = 300_000
-    """Rows that are kept of a class."""
-    rates: Literal["gta5", "synthia"] | list[Annotated[float, Field(gt=0, le=1)]] | None = None
-    """Shares of an image's positions, a class, that are offered to the sample: the published ones, or a list in the
-    order of the task's classes; null: all. The sample is random either way; rates thin large images of one scene."""
 
 
 def fit_class_mixtures(

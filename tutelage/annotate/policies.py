@@ -1,14 +1,17 @@
-"""Which pixels of an image get a pseudo label, and which one: the policies of an `annotate` stage.
+"""Label policies of an `annotate` stage: which pixels of an image get a pseudo label, and which one.
 
-    argmax           all of them
-    threshold        those whose confidence is high enough, in the 256 levels that are stored
-    class_balanced   of each class the surest portion, in the 256 levels that are stored
-    class_quantile   those above a quantile of their class's confidences, or above a cap (PBAL, FDA)
+    argmax           every pixel
+    threshold        pixels whose confidence reaches a threshold, in the 256 levels that are stored
+    class_balanced   of each class the most confident portion, in the 256 levels that are stored
+    class_quantile   pixels above a quantile of their class's confidences, or above a cap (PBAL, FDA)
     class_ratio      the class of the largest p_c / k_c, where that is 1 or more (CBST)
-    mixtures         the class whose mixture makes the features likeliest, where that is likely enough (BiSMAP)
+    mixtures         the class whose mixture gives the features the largest likelihood, if large enough (BiSMAP)
 
-The last three need thresholds of all images before one can be labelled: a histogram of bounded size, from a first look
-at every image, in integers, so that neither the order of images nor the number of processes matters.
+The last three need thresholds over all images before one can be labelled: a histogram of bounded size from a first pass
+over the images, in integers, so that neither the order of images nor the number of processes matters.
+
+Each policy's settings stand above it. This module imports torch only inside functions, so that recipes are validated
+without it.
 """
 
 # Legend: K classes, L levels (bins), H W pixels, n rows of a band, h w the grid of features.
@@ -17,24 +20,26 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import ClassVar, Literal, NamedTuple, cast
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from pydantic import Field, model_validator
 
 from tutelage.annotate.class_quantiles import ClassThresholds, histogram_thresholds
-from tutelage.annotate.net_outputs import ImageWithMask, look
 from tutelage.data.labels import IGNORE
 from tutelage.errors import TutelageError
-from tutelage.evaluation.audit import level_of
-from tutelage.evaluation.inference import SegmentationModel, gives_probabilities, predict_labels, score_bands, winners
-from tutelage.evaluation.protocol import Protocol
-from tutelage.nets.segmentor import Segmentor
-from tutelage.prototypes.gaussians import Mixtures
-from tutelage.prototypes.likelihood import Scorer
+from tutelage.evaluation.levels import level_of
+from tutelage.settings import Ref, Settings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from tutelage.annotate.image_scores import ImageScores
+    from tutelage.prototypes.gaussians import Mixtures
 
 BINS = 1 << 16
 """Levels of the histograms: a threshold of probabilities is at most 1.6e-5 below the exact one."""
@@ -42,51 +47,69 @@ BINS = 1 << 16
 _NATS = 64.0  # log-likelihoods are counted on a scale that is linear up to here and logarithmic beyond
 _FARTHEST_NATS = 1e6
 
-_STRANGE = 5.0  # nats a channel below what a mixture's own features have: more than any drift of a domain
+_STRANGE = 5.0  # nats per channel below what a mixture's own features have: more than any drift of a domain
+
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
-class Said(NamedTuple):
-    """What is said of an image."""
+class PolicyLabels(NamedTuple):
+    """The labels of one image."""
 
     label_HW: NDArray[np.uint8]
     """The class of every pixel."""
     kept_HW: NDArray[np.bool_] | None
-    """Which pixels the policy labels; ``None``: all."""
+    """Pixels that the policy labels; ``None``: all."""
     confidence_HW: NDArray[np.uint8]
     """Probability of that class, 255 = 1."""
 
 
+@dataclass(frozen=True)
+class PolicyTask:
+    """What a policy is built for."""
+
+    classes: tuple[str, ...]
+    device: torch.device
+    fitted: Callable[[str], Mapping[str, Tensor]]
+    """The tensors of a `fit` stage by name. Raises :class:`TutelageError` for a file that cannot be read."""
+
+
+class PolicySettings(Settings):
+    """The base of the policies' settings."""
+
+    of_logits: ClassVar[bool] = True
+    """Whether labels follow the net's classifier, under any protocol; otherwise its features of whole images."""
+    complete: ClassVar[bool] = False
+    """Whether every pixel gets a label."""
+
+    def build(self, task: PolicyTask) -> Policy:
+        """The policy. Raises :class:`TutelageError` for fitted inputs that cannot be read."""
+        raise NotImplementedError
+
+
 class Policy(ABC):
-    """How images are labelled; the settings are its attributes."""
+    """How images are labelled."""
 
     name: ClassVar[str]
     complete: ClassVar[bool] = False
     """Whether every pixel gets a label."""
     surveys: bool = False
-    """Whether all images must have been looked at (:meth:`survey`) before one can be labelled."""
+    """Whether all images must be read once (:meth:`survey`) before one can be labelled."""
+    portion_kept: float | None = None
+    """Share of each class's pixels that stays, where labels are thinned once all images are labelled."""
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
 
     @abstractmethod
-    def label(
-        self,
-        net: SegmentationModel,
-        image_HW3: NDArray[np.uint8],
-        protocol: Protocol,
-        device: torch.device,
-        threshold_K: NDArray[np.float64],
-    ) -> Said:
-        """Label an image (H, W, 3); ``threshold``: that of :meth:`thresholds`."""
+    def label(self, scores: ImageScores, threshold_K: NDArray[np.float64]) -> PolicyLabels:
+        """Label an image; ``threshold``: that of :meth:`thresholds`."""
 
-    def survey(
-        self, net: SegmentationModel, image_HW3: NDArray[np.uint8], protocol: Protocol, device: torch.device
-    ) -> NDArray[np.int32]:
-        """Of every pixel of an image (H, W, 3): class x :data:`BINS` + level."""
+    def survey(self, scores: ImageScores) -> NDArray[np.int32]:
+        """For every pixel of an image (H, W): class x :data:`BINS` + level."""
         raise NotImplementedError
 
     def thresholds(self, histogram_KL: NDArray[np.int64]) -> ClassThresholds:
-        """What pixels of each class must reach, from the histogram of all images (of none without a survey)."""
+        """The thresholds of each class, from the histogram of all images (of none without a survey)."""
         return ClassThresholds(np.zeros(self.classes), np.zeros(self.classes, dtype=np.int64))
 
     def levels(self) -> list[int] | None:
@@ -94,33 +117,47 @@ class Policy(ABC):
         return None
 
     def judge(self, logits_BKHW: Tensor, threshold_K: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-        """Class and whether it is kept (B, H, W), for policies that go by logits and by more than stored levels."""
+        """Class and whether it is kept (B, H, W), for policies that depend on logits and on more than stored levels."""
         raise NotImplementedError
 
     def doubts(self, threshold_K: NDArray[np.float64]) -> list[str]:
-        """What speaks against labels by these thresholds, a sentence each."""
+        """Reasons to distrust labels by these thresholds, a sentence each."""
         return []
 
 
+class ArgmaxSettings(PolicySettings):
+    """Label every pixel with its most probable class."""
+
+    complete: ClassVar = True
+
+    kind: Literal["argmax"] = "argmax"
+
+    def build(self, task: PolicyTask) -> Policy:
+        return Argmax(len(task.classes))
+
+
 class Argmax(Policy):
-    """Every pixel, its likeliest class."""
+    """Every pixel, its most probable class."""
 
     name, complete = "argmax", True
 
-    def label(
-        self,
-        net: SegmentationModel,
-        image_HW3: NDArray[np.uint8],
-        protocol: Protocol,
-        device: torch.device,
-        threshold_K: NDArray[np.float64],
-    ) -> Said:
-        label, confidence = predict_labels(net, image_HW3, protocol, device, confidence=True)
-        assert confidence is not None
-        return Said(label, None, confidence)
+    def label(self, scores: ImageScores, threshold_K: NDArray[np.float64]) -> PolicyLabels:
+        label_HW, confidence_HW = scores.labels()
+        return PolicyLabels(label_HW, None, confidence_HW)
 
     def levels(self) -> list[int] | None:
         return [0] * self.classes
+
+
+class ThresholdSettings(PolicySettings):
+    """Label pixels above a confidence."""
+
+    kind: Literal["threshold"] = "threshold"
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Smallest confidence of a pixel that is labelled."""
+
+    def build(self, task: PolicyTask) -> Policy:
+        return Threshold(len(task.classes), self.threshold)
 
 
 class Threshold(Argmax):
@@ -132,43 +169,44 @@ class Threshold(Argmax):
         super().__init__(classes)
         self.lowest = level_of(threshold)
 
-    def label(
-        self,
-        net: SegmentationModel,
-        image_HW3: NDArray[np.uint8],
-        protocol: Protocol,
-        device: torch.device,
-        threshold_K: NDArray[np.float64],
-    ) -> Said:
-        said = super().label(net, image_HW3, protocol, device, threshold_K)
-        return said._replace(kept_HW=said.confidence_HW >= self.lowest)
+    def label(self, scores: ImageScores, threshold_K: NDArray[np.float64]) -> PolicyLabels:
+        labels = super().label(scores, threshold_K)
+        return labels._replace(kept_HW=labels.confidence_HW >= self.lowest)
 
     def levels(self) -> list[int] | None:
         return [self.lowest] * self.classes
 
 
+class ClassBalancedSettings(PolicySettings):
+    """Label of each class the most confident portion."""
+
+    kind: Literal["class_balanced"] = "class_balanced"
+    portion: Share = 0.5
+    """Share of each class's pixels that is labelled."""
+
+    def build(self, task: PolicyTask) -> Policy:
+        return ClassBalanced(len(task.classes), self.portion)
+
+
 class ClassBalanced(Argmax):
-    """Of each class the surest ``portion``, as stored. Labels are thinned once all are there: the net is run once."""
+    """Of each class the most confident ``portion``, as stored. Labels are thinned at the end: the net runs once."""
 
     name, complete = "class_balanced", False
 
     def __init__(self, classes: int, portion: float) -> None:
         super().__init__(classes)
-        self.portion = portion
+        self.portion_kept = portion
 
     def levels(self) -> list[int] | None:
         return None
 
 
 class ByScores(Policy):
-    """Policies that go by the scores of all classes, band by band: what they share of labelling and of the survey."""
+    """Policies that read the scores of all classes, band by band."""
 
-    def bands(
-        self, net: SegmentationModel, image_HW3: NDArray[np.uint8], protocol: Protocol, device: torch.device
-    ) -> Iterator[tuple[int, Tensor]]:
+    def bands(self, scores: ImageScores) -> Iterator[tuple[int, Tensor]]:
         """(first row, scores (K, n, W)) of an image: probabilities or logits of the net."""
-        for start, scores_1KnW in score_bands(net, image_HW3, protocol, device):
-            yield start, scores_1KnW[0]
+        return scores.bands()
 
     @abstractmethod
     def ranked(self, scores_KnW: Tensor, probabilities: bool) -> tuple[Tensor, Tensor]:
@@ -182,38 +220,51 @@ class ByScores(Policy):
         """The thresholds (K,) as scores are compared with them."""
         return lowest_float32(threshold_K, device)
 
-    def survey(
-        self, net: SegmentationModel, image_HW3: NDArray[np.uint8], protocol: Protocol, device: torch.device
-    ) -> NDArray[np.int32]:
-        cells = np.empty(image_HW3.shape[:2], dtype=np.int32)
-        for start, scores_KnW in self.bands(net, image_HW3, protocol, device):
-            best_nW, level_nW = self.ranked(scores_KnW, gives_probabilities(protocol))
+    def survey(self, scores: ImageScores) -> NDArray[np.int32]:
+        import torch
+
+        cells = np.empty(scores.size, dtype=np.int32)
+        for start, scores_KnW in self.bands(scores):
+            best_nW, level_nW = self.ranked(scores_KnW, scores.are_probabilities)
             cells[start : start + len(best_nW)] = best_nW.mul_(BINS).add_(level_nW).to("cpu", torch.int32).numpy()
         return cells
 
-    def label(
-        self,
-        net: SegmentationModel,
-        image_HW3: NDArray[np.uint8],
-        protocol: Protocol,
-        device: torch.device,
-        threshold_K: NDArray[np.float64],
-    ) -> Said:
-        bound_K = self.bound(threshold_K, device)
-        said = _Maps(image_HW3)
-        for start, scores_KnW in self.bands(net, image_HW3, protocol, device):
-            said.put(start, *self.picked(scores_KnW, gives_probabilities(protocol), bound_K))
-        return said.said()
+    def label(self, scores: ImageScores, threshold_K: NDArray[np.float64]) -> PolicyLabels:
+        bound_K = self.bound(threshold_K, scores.device)
+        label_HW, confidence_HW = np.empty(scores.size, dtype=np.uint8), np.empty(scores.size, dtype=np.uint8)
+        kept_HW = np.empty(scores.size, dtype=np.bool_)
+        for start, scores_KnW in self.bands(scores):
+            best_nW, kept_nW, confidence_nW = self.picked(scores_KnW, scores.are_probabilities, bound_K)
+            rows = slice(start, start + len(best_nW))
+            label_HW[rows] = best_nW.byte().cpu().numpy()
+            kept_HW[rows] = kept_nW.cpu().numpy()
+            confidence_HW[rows] = confidence_nW.mul(255).round_().byte().cpu().numpy()
+        return PolicyLabels(label_HW, kept_HW, confidence_HW)
 
 
 class ByConfidence(ByScores):
-    """Those whose survey counts how sure the net is of the class that it names."""
+    """Policies whose survey counts the confidence of the most probable class."""
 
     surveys = True
 
     def ranked(self, scores_KnW: Tensor, probabilities: bool) -> tuple[Tensor, Tensor]:
+        from tutelage.evaluation.inference import winners
+
         best_nW, confidence_nW = winners(scores_KnW, probabilities)
         return best_nW, confidence_nW.mul(BINS).clamp_(0, BINS - 1).long()  # a power of two: exact
+
+
+class ClassQuantileSettings(PolicySettings):
+    """Label pixels above a quantile of their class's confidences, or above a cap (PBAL, FDA)."""
+
+    kind: Literal["class_quantile"] = "class_quantile"
+    quantile: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of each class's pixels below its threshold."""
+    cap: Share = 0.9
+    """No threshold is above this confidence."""
+
+    def build(self, task: PolicyTask) -> Policy:
+        return ClassQuantile(len(task.classes), self.quantile, self.cap)
 
 
 class ClassQuantile(ByConfidence):
@@ -229,6 +280,8 @@ class ClassQuantile(ByConfidence):
         return histogram_thresholds(histogram_KL, self.quantile, self.cap)
 
     def picked(self, scores_KnW: Tensor, probabilities: bool, bound_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        from tutelage.evaluation.inference import winners
+
         best_nW, confidence_nW = winners(scores_KnW, probabilities)
         return best_nW, confidence_nW >= bound_K[best_nW], confidence_nW
 
@@ -237,10 +290,21 @@ class ClassQuantile(ByConfidence):
         return best_BHW, highest_BHW >= self.bound(threshold_K, logits_BKHW.device)[best_BHW]
 
 
-class ClassRatio(ByConfidence):
-    """The class of the largest p_c / k_c, where that is 1 or more; k_c by the surest ``portion``. Source: CBST.
+class ClassRatioSettings(PolicySettings):
+    """Label the class furthest above the confidence of its most confident portion (CBST)."""
 
-    The published code looks at every fourth pixel of a class to save memory; this counts them all.
+    kind: Literal["class_ratio"] = "class_ratio"
+    portion: Share = 0.2
+    """Share of each class's pixels whose lowest confidence is the class's reference."""
+
+    def build(self, task: PolicyTask) -> Policy:
+        return ClassRatio(len(task.classes), self.portion)
+
+
+class ClassRatio(ByConfidence):
+    """The class of the largest p_c / k_c, where that is 1 or more; k_c by the most confident ``portion``. Source: CBST.
+
+    The published code reads every fourth pixel of a class to save memory; this counts them all.
     """
 
     name = "class_ratio"
@@ -254,6 +318,8 @@ class ClassRatio(ByConfidence):
 
     def bound(self, threshold_K: NDArray[np.float64], device: torch.device) -> Tensor:
         """k (K,), to divide by."""
+        import torch
+
         return torch.from_numpy(threshold_K).to(device, torch.float32)
 
     def picked(self, scores_KnW: Tensor, probabilities: bool, bound_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -262,16 +328,56 @@ class ClassRatio(ByConfidence):
         return best_nW, ratio_nW >= 1, probability_KnW.gather(0, best_nW[None])[0]
 
     def judge(self, logits_BKHW: Tensor, threshold_K: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-        threshold_K11 = torch.from_numpy(threshold_K).to(logits_BKHW)[:, None, None]
+        threshold_K11 = logits_BKHW.new_tensor(threshold_K)[:, None, None]
         ratio_BHW, best_BHW = (logits_BKHW.softmax(1) / threshold_K11).max(1)
         return best_BHW, ratio_BHW >= 1
+
+
+class MixturesSettings(PolicySettings):
+    """Label the class whose mixture gives the features the largest likelihood, where it is large enough (BiSMAP)."""
+
+    of_logits: ClassVar = False
+
+    kind: Literal["mixtures"] = "mixtures"
+    mixtures: Annotated[str, Ref("fit", fits=("mixtures",))]
+    """The `fit` stage that fitted the mixtures, to features of the net that labels."""
+    threshold: float | None = None
+    """Smallest log-likelihood of a pixel that is labelled, in nats. Give this or `quantile`; the published threshold
+    (100) does not carry over to another net."""
+    quantile: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of the pixels that is left out, in place of `threshold`."""
+    per_class: bool = True
+    """Whether the quantile is one of each class's pixels, or of all pixels."""
+    score_at: Literal["image", "feature"] = "image"
+    """Features are resized to the image and scored (`image`), or scored on their own grid, which is cheaper and less
+    exact at borders (`feature`)."""
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> MixturesSettings:
+        if (self.threshold is None) == (self.quantile is None):
+            raise ValueError("expected one of `threshold` (in nats) and `quantile`")
+        if self.threshold is not None and "per_class" in self.model_fields_set:
+            raise ValueError("`per_class` has no effect with `threshold`; it belongs to `quantile`")
+        return self
+
+    def written(self, content: dict[str, Any]) -> dict[str, Any]:
+        """All but `per_class` where it has no effect, so that it reads back."""
+        return {key: value for key, value in content.items() if key != "per_class" or self.threshold is None}
+
+    def build(self, task: PolicyTask) -> Policy:
+        from tutelage.prototypes.gaussians import Mixtures
+
+        fitted = task.fitted(self.mixtures)
+        mixtures = Mixtures(task.classes, *(fitted[name] for name in ("present", "weight", "mean", "variance")))
+        options: dict[str, Any] = self.model_dump(exclude={"kind", "mixtures"})
+        return MixtureLabels(mixtures, task.device, **options)
 
 
 class MixtureLabels(ByScores):
     """The class c of the largest ln p(f | c), f being the net's features, where it reaches a threshold.
 
     The threshold is one in nats, or the ``quantile`` of the log-likelihoods of each class's pixels (``per_class``) or
-    of all. Stored confidences are p(c | f) for classes that are equally frequent. Source: BiSMAP, 3.3.
+    of all. Stored confidences are p(c | f) for classes of equal frequency. Source: BiSMAP, 3.3.
     """
 
     name = "mixtures"
@@ -285,9 +391,13 @@ class MixtureLabels(ByScores):
         per_class: bool = True,
         score_at: Literal["image", "feature"] = "image",
     ) -> None:
+        import torch
+
+        from tutelage.prototypes.likelihood import Scorer
+
         super().__init__(len(mixtures.classes))
         if (threshold is None) == (quantile is None):
-            raise ValueError("give a threshold in nats or a quantile, one of them")
+            raise ValueError("expected one of threshold and quantile")
         self.threshold, self.quantile, self.per_class, self.score_at = threshold, quantile, per_class, score_at
         self.surveys = quantile is not None
         self.names = mixtures.classes
@@ -295,21 +405,22 @@ class MixtureLabels(ByScores):
         self._scorer = Scorer(mixtures, device)
         self._edges_L = torch.from_numpy(likelihood_edges()).to(device)
 
-    def bands(
-        self, net: SegmentationModel, image_HW3: NDArray[np.uint8], protocol: Protocol, device: torch.device
-    ) -> Iterator[tuple[int, Tensor]]:
+    def bands(self, scores: ImageScores) -> Iterator[tuple[int, Tensor]]:
         """(first row, ln p(f | c) (K, n, W)) of an image."""
-        features = look(cast("Segmentor", net), ImageWithMask(0, image_HW3, None), protocol, device).features_1Chw
-        if features.shape[1] != self._scorer.channels:
+        features_1Chw = scores.features()
+        if features_1Chw.shape[1] != self._scorer.channels:
             raise TutelageError(
-                f"the mixtures are of {self._scorer.channels} features, the net that labels has {features.shape[1]}",
-                "let the net label that the mixtures were fitted to",
+                "fit-of-other-net",
+                f"the mixtures have {self._scorer.channels} channels, the features of the net that labels "
+                f"{features_1Chw.shape[1]}",
+                "label with the net whose features the mixtures were fitted to",
             )
-        size = (image_HW3.shape[0], image_HW3.shape[1])
-        for start, band_BKnW in self._scorer.image_bands(features, size, self.score_at):
+        for start, band_BKnW in self._scorer.image_bands(features_1Chw, scores.size, self.score_at):
             yield start, band_BKnW[0]
 
     def ranked(self, scores_KnW: Tensor, probabilities: bool) -> tuple[Tensor, Tensor]:
+        import torch
+
         highest_nW, best_nW = scores_KnW.max(0)
         return best_nW, torch.bucketize(highest_nW, self._edges_L, right=True).sub_(1).clamp_(min=0)
 
@@ -320,14 +431,14 @@ class MixtureLabels(ByScores):
         return likelihood_thresholds(histogram_KL, self.quantile, self.per_class)
 
     def doubts(self, threshold_K: NDArray[np.float64]) -> list[str]:
-        """Classes whose quantile takes in pixels that are like nothing the mixture was fitted to."""
+        """Classes whose quantile includes pixels unlike anything that the mixture was fitted to."""
         if self.quantile is None:
             return []
         lowest_K = self.typical_K - _STRANGE * self._scorer.channels
         return [
-            f"class {name}: pixels down to {threshold:.0f} nats are labelled, and features that the mixture was fitted "
-            f"to have {typical:.0f}: those of the target are unlike them. Raise variance_floor (1e-2 for features of "
-            "about 1), or fit mixtures to a source that looks like the target"
+            f"class {name}: pixels down to {threshold:.0f} nats are labelled, but features that the mixture was fitted "
+            f"to have {typical:.0f}: the target's features differ. Raise variance_floor (1e-2 for features of about "
+            "1), or fit the mixtures to a source that looks like the target"
             for name, threshold, typical, lowest in zip(self.names, threshold_K, self.typical_K, lowest_K, strict=True)
             if np.isfinite(threshold) and threshold < lowest
         ]
@@ -338,6 +449,18 @@ class MixtureLabels(ByScores):
         return best_nW, highest_nW >= bound_K[best_nW], confidence_nW
 
 
+AnyPolicy = Annotated[
+    ArgmaxSettings
+    | ThresholdSettings
+    | ClassBalancedSettings
+    | ClassQuantileSettings
+    | ClassRatioSettings
+    | MixturesSettings,
+    Field(discriminator="kind"),
+]
+"""The policies by `kind`."""
+
+
 def typical_likelihood(mixtures: Mixtures) -> NDArray[np.float64]:
     """(K,) ln p of a class's own features, on average, were its components far apart; -inf for an absent class."""
     entropy_KM = 0.5 * (mixtures.variance_KMC.double().log() + np.log(2 * np.pi * np.e)).sum(2)
@@ -345,26 +468,10 @@ def typical_likelihood(mixtures: Mixtures) -> NDArray[np.float64]:
     return np.where(mixtures.present_K.cpu().numpy(), typical_K.cpu().numpy(), -np.inf)
 
 
-class _Maps:
-    """The maps of an image, filled band by band."""
-
-    def __init__(self, image_HW3: NDArray[np.uint8]) -> None:
-        size = image_HW3.shape[:2]
-        self._label, self._confidence = np.empty(size, dtype=np.uint8), np.empty(size, dtype=np.uint8)
-        self._kept = np.empty(size, dtype=np.bool_)
-
-    def put(self, start: int, best_nW: Tensor, kept_nW: Tensor, confidence_nW: Tensor) -> None:
-        rows = slice(start, start + len(best_nW))
-        self._label[rows] = best_nW.to("cpu", torch.uint8).numpy()
-        self._kept[rows] = kept_nW.cpu().numpy()
-        self._confidence[rows] = confidence_nW.mul(255).round_().to("cpu", torch.uint8).numpy()
-
-    def said(self) -> Said:
-        return Said(self._label, self._kept, self._confidence)
-
-
 def lowest_float32(threshold_K: NDArray[np.float64], device: torch.device) -> Tensor:
     """The smallest float32 that are at least these: x >= threshold in float64, decided in float32."""
+    import torch
+
     lowest_K = threshold_K.astype(np.float32)
     below_K = lowest_K.astype(np.float64) < threshold_K
     lowest_K[below_K] = np.nextafter(lowest_K[below_K], np.float32(np.inf))
@@ -417,6 +524,6 @@ def likelihood_thresholds(histogram_KL: NDArray[np.int64], quantile: float, per_
     return ClassThresholds(threshold_K, pixels_K)
 
 
-def thinned(said: Said) -> NDArray[np.uint8]:
+def thinned(labels: PolicyLabels) -> NDArray[np.uint8]:
     """The label map (H, W) as it is written: 255 where the policy labels nothing."""
-    return said.label_HW if said.kept_HW is None else np.where(said.kept_HW, said.label_HW, np.uint8(IGNORE))
+    return labels.label_HW if labels.kept_HW is None else np.where(labels.kept_HW, labels.label_HW, np.uint8(IGNORE))

@@ -33,14 +33,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tutelage.annotate.class_quantiles import ClassThresholds
+from tutelage.annotate.image_scores import ImageScores
 from tutelage.annotate.net_outputs import OnUnreadable, pictures
-from tutelage.annotate.policies import BINS, ClassBalanced, Policy, Said, thinned
+from tutelage.annotate.policies import BINS, Policy, PolicyLabels, thinned
+from tutelage.audit.metrics import count_maps
 from tutelage.data.dataset import Dataset
 from tutelage.data.labels import IGNORE
 from tutelage.data.pseudo_labels import PseudoLabelFolder, write_grey
 from tutelage.engine import collectives
 from tutelage.errors import DataError, TutelageError
-from tutelage.evaluation.audit import count_maps
 from tutelage.evaluation.inference import SegmentationModel
 from tutelage.evaluation.protocol import Protocol
 from tutelage.runs.atomic import sha256, write_json, write_text, writing
@@ -60,7 +61,7 @@ class Record:
     said: list[int]
     """Pixels of each class (K), before the policy."""
     counts: list[int]
-    """:func:`~tutelage.evaluation.audit.count_maps` of what was written."""
+    """:func:`~tutelage.audit.metrics.count_maps` of what was written."""
     thinned: bool = True
     """Whether the policy has been applied."""
 
@@ -82,7 +83,7 @@ class Written:
     kept_K: NDArray[np.int64]
     """Pixels of each class that have a label."""
     counts_NC: NDArray[np.int64]
-    """:func:`~tutelage.evaluation.audit.count_maps` of each image."""
+    """:func:`~tutelage.audit.metrics.count_maps` of each image."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,9 @@ class _Labelling:
     def mine(self) -> list[int]:
         """The images of this process."""
         return list(range(len(self.dataset)))[collectives.rank() :: collectives.world()]
+
+    def scores(self, image_HW3: NDArray[np.uint8]) -> ImageScores:
+        return ImageScores(self.net, image_HW3, self.protocol, self.device)
 
     def name(self, index: int) -> str:
         return self.dataset.samples[index].name
@@ -140,9 +144,9 @@ def annotate(
     with _Journal(root) as journal:
         _label(work, journal, records, found.threshold_K)
         levels = policy.levels()
-        if isinstance(policy, ClassBalanced):
+        if policy.portion_kept is not None:
             collectives.barrier()
-            levels = _balance(work, journal, policy.portion)
+            levels = _balance(work, journal, policy.portion_kept)
     collectives.barrier()
     if collectives.rank():
         collectives.barrier()  # until the first process has done the rest
@@ -240,7 +244,7 @@ def _survey(work: _Labelling) -> None:
     todo = [index for index in mine if work.name(index) not in done]
     with _writers(1, 1) as submit:
         for picture in pictures(work.dataset, todo, on_unreadable=work.on_unreadable):
-            cells_HW = work.policy.survey(work.net, picture.image, work.protocol, work.device)
+            cells_HW = work.policy.survey(work.scores(picture.image))
             submit(partial.add, work.name(picture.index), cells_HW, own)
             work.progress(places[picture.index], 2 * len(mine))
 
@@ -260,8 +264,8 @@ def _label(work: _Labelling, journal: _Journal, records: dict[str, Record], thre
                 submit(_recall, work, journal, work.name(index))
         seen = set()
         for picture in pictures(work.dataset, todo, on_unreadable=work.on_unreadable):
-            said = work.policy.label(work.net, picture.image, work.protocol, work.device, threshold_K)
-            submit(_write, work, journal, work.name(picture.index), said)
+            labels = work.policy.label(work.scores(picture.image), threshold_K)
+            submit(_write, work, journal, work.name(picture.index), labels)
             seen.add(picture.index)
             work.progress(first + len(done) + len(seen), first + len(mine))
     for index in todo:
@@ -277,17 +281,17 @@ def _is_whole(work: _Labelling, records: dict[str, Record], name: str) -> bool:
     return (sha256(work.folder.label(name)), sha256(work.folder.confidence(name))) == (record.label, record.confidence)
 
 
-def _write(work: _Labelling, journal: _Journal, name: str, said: Said) -> None:
-    label_HW = thinned(said)
-    label, confidence = work.folder.write(name, label_HW, said.confidence_HW)
+def _write(work: _Labelling, journal: _Journal, name: str, labels: PolicyLabels) -> None:
+    label_HW = thinned(labels)
+    label, confidence = work.folder.write(name, label_HW, labels.confidence_HW)
     journal.note(
         name,
         Record(
             label,
             confidence,
-            _class_pixels(said.label_HW, work.policy.classes),
-            count_maps(label_HW, said.confidence_HW, work.sure_K).tolist(),
-            not isinstance(work.policy, ClassBalanced),
+            _class_pixels(labels.label_HW, work.policy.classes),
+            count_maps(label_HW, labels.confidence_HW, work.sure_K).tolist(),
+            work.policy.portion_kept is None,
         ),
     )
 

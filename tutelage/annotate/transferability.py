@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from tutelage.annotate.chunks import Progress, in_parts
+from tutelage.annotate.fits import TransferabilityFit
 from tutelage.annotate.net_outputs import OnUnreadable, missing, pictures
 from tutelage.annotate.published_classes import by_class
 from tutelage.data.dataset import Dataset
@@ -39,33 +39,10 @@ from tutelage.prototypes.transferability import (
     running_mean,
     weight_map,
 )
-from tutelage.settings import Settings
 
-KIND = "transferability"
 _BATCH = 8
 _PART = 256
 _CELLS = 1 << 20  # a row's number is image x this + its cell
-
-
-class TransferabilityFit(Settings):
-    """A weight of each pixel of labelled source images, by how close it is to anything in the target: BiSMAP's maps."""
-
-    kind: Literal["transferability"] = "transferability"
-    size: tuple[PositiveInt, PositiveInt] = (128, 256)
-    """Height and width to which images are brought before the net."""
-    pool: tuple[PositiveInt, PositiveInt] = (1, 2)
-    """Cells of the encoder's last level, down and across, that are averaged into one feature."""
-    centres: PositiveInt = 40
-    """Centres of the target's features."""
-    rows: PositiveInt = 1_000_000
-    """Features of the target that k-means sees at most: a random sample."""
-    scale: Literal["ema", "global"] = "ema"
-    """The distance with the weight 1/2: a moving average over images in their order, as published, or one mean."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Of the moving average."""
-    bonus: Literal["none", "gta5", "synthia"] | list[Annotated[float, Field(ge=0)]] = "none"
-    """Entropies of classes, stretched to 0..1 and added to the weight: those that the paper's code has, or a list, one
-    a class of the task. With `entropies` of the stage they are computed."""
 
 
 def fit_transferability(
@@ -151,7 +128,7 @@ def fit_transferability(
     if collectives.rank():
         return [], facts
     tensors = {"centres": centres_MC, "images": seen, "distance": distance_Ihw, "scale": scale_I, "bonus": bonus_K}
-    save_tensors(path, KIND, tensors, {"classes": list(source.classes.names), "facts": facts})
+    save_tensors(path, TransferabilityFit.file_kind, tensors, {"classes": list(source.classes.names), "facts": facts})
     return [path, *folder.finish(names)], facts
 
 

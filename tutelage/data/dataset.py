@@ -113,6 +113,12 @@ class Dataset:
         bare = (replace(s, label=None, confidence=None, weight=None, lost="") for s in self.samples)
         return replace(self, samples=tuple(bare))
 
+    def require_images(self, what: str) -> Dataset:
+        """This data set; raises :class:`DataError`, naming ``what``, where it has no images."""
+        if not self.samples:
+            raise DataError("no-images", f"data set {what!r} has no images", "check its list or folder")
+        return self
+
     def require_labels(self, what: str) -> None:
         """Raise :class:`DataError`, naming ``what`` reads masks and the first that is not there, unless all are."""
         if self.labeled:
@@ -142,15 +148,13 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of names, sizes, contents and label map: equal data, equal fingerprint, wherever it lies.
+        """A hash of file names, sizes, contents and label map: equal data, equal fingerprint, wherever it lies.
 
         Of every file its size and its first and last 64 KiB are read: all of a mask or a small photograph, and a
         sample of a large one, so that a big data set is fingerprinted in seconds.
         """
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(
-            repr((self.classes.names, sorted(self.label_map.table.items()), self.label_map.encoding)).encode()
-        )
+        digest.update(repr((len(self.classes), sorted(self.label_map.table.items()), self.label_map.encoding)).encode())
         digest.update(repr(self.label_map.others).encode())
         if self.resize_labels:
             digest.update(b"labels resized")

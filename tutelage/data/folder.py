@@ -15,7 +15,7 @@ from tutelage.data.images import IMAGE_SUFFIXES
 from tutelage.data.labels import IGNORE, LabelMap, identity, pack
 from tutelage.data.lists import read_list, sample, unique
 from tutelage.errors import DataError
-from tutelage.settings import Settings
+from tutelage.settings import Ref, Settings
 
 Colour = Annotated[str, Field(pattern=r"^\s*\d{1,3}\s*,\s*\d{1,3}\s*,\s*\d{1,3}\s*$")]
 
@@ -41,7 +41,7 @@ class FolderSettings(Settings):
     """Images and masks of your own."""
 
     kind: Literal["folder"] = "folder"
-    root: str = "."
+    root: Annotated[str, Ref("file")] = "."
     """Folder that the other paths start from; itself relative to the recipe."""
     classes: list[str] | str
     """Class names in the order of their train ids, or a JSON file with `names` (and `palette`, `ignore_index`)."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from tutelage.class_lists import renamed
 from tutelage.data.dataset import Dataset, inner_path
 from tutelage.data.labels import identity
 from tutelage.data.manifests import read_manifest
@@ -94,7 +95,7 @@ def with_pseudo_labels(dataset: Dataset, root: Path) -> Dataset:
     folder = PseudoLabelFolder(root)
     manifest = read_manifest(root / MANIFEST, FORMAT, "pseudo labels", "annotate", ("classes",))
     classes, known = tuple(manifest["classes"]), set(manifest["samples"])
-    if classes != dataset.classes.names:
+    if not renamed(classes, dataset.classes.names):
         raise DataError(
             f"pseudo labels in {root} were made for other classes: {', '.join(classes)}",
             f"run the annotate stage again for: {', '.join(dataset.classes.names)}",

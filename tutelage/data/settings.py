@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from tutelage.data.augmentation import AugmentSettings
 from tutelage.data.randaugment import CutoutSettings, RandAugmentSettings
 from tutelage.data.rare_classes import SamplerSettings
-from tutelage.settings import Settings
+from tutelage.settings import Ref, Settings
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -54,7 +54,7 @@ class ViewSettings(Settings):
 class StreamSettings(Settings):
     """A stream of training batches."""
 
-    data: str | list[str]
+    data: Annotated[str | list[str], Ref("data", use="train", trains=True)]
     """Data set(s): `name/split`, `name`, or the name of an `annotate` stage (pseudo labels) or of a `transform` stage;
     several are pooled."""
     batch: Annotated[int, Field(gt=0)] = 8
@@ -63,12 +63,12 @@ class StreamSettings(Settings):
     """Geometry that the views share."""
     views: dict[str, ViewSettings] = {}
     """Settings of the views that the method asks for; a view left out is as the method says, mostly plain."""
-    draws_of: str | None = None
+    draws_of: Annotated[str, Ref("stream")] | None = None
     """Name of another stream whose random draws this one shares (same order, same crops)."""
     repeat: list[Annotated[int, Field(gt=0)]] | Literal["equal"] | None = None
     """For pooled data sets: how often each is repeated in one round; ``equal``: so often that all are seen about as
     often as the largest."""
-    weights: str | None = None
+    weights: Annotated[str, Ref("fit", fits=("transferability",))] | None = None
     """A `fit` stage of `transferability` made of these images: how much each labelled pixel counts, for methods that
     weigh pixels."""
     sampler: SamplerSettings | None = None

@@ -12,7 +12,7 @@ from tutelage.data.catalogue import CatalogueSettings, open_catalogue
 from tutelage.data.dataset import Classes, Dataset
 from tutelage.data.folder import FolderSettings, FolderSplit, open_folder
 from tutelage.data.toycity import CLASSES, PALETTE, generate
-from tutelage.settings import Settings
+from tutelage.settings import Ref, Settings
 
 Side = Annotated[int, Field(ge=16)]
 
@@ -21,7 +21,7 @@ class ToycitySettings(Settings):
     """Procedural street scenes, painted into a folder when they are first needed (no download)."""
 
     kind: Literal["toycity"]
-    root: str
+    root: Annotated[str, Ref("file")]
     """Folder that the scenes are written to; relative to the recipe."""
     splits: dict[str, Annotated[int, Field(gt=0)]]
     """Split name → number of scenes."""

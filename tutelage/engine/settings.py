@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from tutelage.data.settings import ViewSettings
-from tutelage.settings import Settings
+from tutelage.settings import NOT_IN_KEY, Settings
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -78,15 +78,6 @@ class ScheduleSettings(Settings):
         left = (1.0 - done) ** self.power if self.kind == "poly" else 0.5 * (1.0 + math.cos(math.pi * done))
         return floor + (1.0 - floor) * left
 
-    @model_serializer(mode="wrap")
-    def _without_nothing(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """All settings but those after `floor` that are not there, so that keys of stages without them stay equal."""
-        content: dict[str, Any] = written(self)
-        for name in ("lag", "least_lr", "horizon"):
-            if not getattr(self, name):
-                content.pop(name, None)
-        return content
-
 
 Count = Annotated[int, Field(gt=0)]
 
@@ -110,11 +101,11 @@ class FitSettings(Settings):
     """Compile every net with `torch.compile` (pays off for long runs; not byte-exact against eager)."""
     channels_last: bool = True
     """Memory layout of nets and images; the fast one for convolutions."""
-    log_every: Count = 20
+    log_every: Annotated[Count, NOT_IN_KEY] = 20
     """Steps between two lines of the log."""
-    checkpoint_every: Count | None = None
+    checkpoint_every: Annotated[Count | None, NOT_IN_KEY] = None
     """Steps between two checkpoints; null: about twenty over the stage, at least every 500 steps."""
-    keep_checkpoints: Annotated[int, Field(ge=2)] = 2
+    keep_checkpoints: Annotated[int, Field(ge=2), NOT_IN_KEY] = 2
     """How many checkpoints stay; at least two, so that a damaged one can be replaced by the one before."""
     patience: Count | None = None
     """Stop after so many evaluations without a better score; null: never."""

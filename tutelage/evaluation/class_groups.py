@@ -49,6 +49,12 @@ def merged_names(groups: ClassGroups, classes: Sequence[str], what: str) -> list
     return [*groups, *rest]
 
 
+def check_groups(subsets: ClassGroups, merged: ClassGroups, classes: Sequence[str], where: str) -> None:
+    """Raise :class:`RecipeError`, beginning with ``where``, for invalid groups of classes."""
+    class_ids(subsets, classes, f"{where}subsets")
+    merged_names(merged, classes, f"{where}merged")
+
+
 def same_groups(one: ClassGroups, other: ClassGroups) -> bool:
     """Whether both group the same classes under the same names, in whatever order."""
     return {name: set(members) for name, members in one.items()} == {

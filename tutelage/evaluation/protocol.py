@@ -107,6 +107,11 @@ class Protocol(Settings):
             values.pop(name, None)
         return values
 
+    def written(self, content: dict[str, Any]) -> dict[str, Any]:
+        """The settings with an effect, and those that were given; others would be errors when read back."""
+        kept = self.canonical().keys() | self.model_fields_set
+        return {name: value for name, value in content.items() if name in kept}
+
     def key(self) -> str:
         """Twelve hexadecimal digits, equal for two protocols exactly if :meth:`canonical` is."""
         text = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"))

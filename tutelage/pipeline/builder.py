@@ -1,55 +1,76 @@
-"""Builds what stages work with: data sets, nets, streams, methods, by the names that a recipe gives them."""
+"""What stages work with: data sets, nets and artefacts, by the names that a recipe gives them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from tutelage.data.copies import with_copies
+from tutelage.class_lists import differences, renamed
 from tutelage.data.dataset import Classes, Dataset, describe_bridge
 from tutelage.data.draws import key as draw_key
-from tutelage.data.pseudo_labels import with_pseudo_labels
-from tutelage.data.settings import StreamSettings
 from tutelage.data.sources import open_data, task_classes
-from tutelage.data.statistics import read_statistics
-from tutelage.data.stream import LoaderSettings, Stream
-from tutelage.data.weights import with_weights
-from tutelage.engine.contract import Method, TaskInfo
 from tutelage.errors import DataError, RecipeError, TutelageError
-from tutelage.methods import find_method, find_settings
 from tutelage.nets.build import build
 from tutelage.nets.checkpoints import read_tensors
 from tutelage.nets.segmentor import Segmentor
+from tutelage.nets.settings import NetSettings
 from tutelage.nets.storage import check_classes, load_segmentor, read_metadata
 from tutelage.nets.weights import fill
-from tutelage.pipeline import fits
+from tutelage.pipeline.runner import StageRunner
+from tutelage.pipeline.stages import find_runner
 from tutelage.prototypes.storage import load_tensors
-from tutelage.recipe.reading import LoadedRecipe, method_settings
-from tutelage.recipe.references import WEIGHT_SUFFIXES, listed, nearest, roles
-from tutelage.recipe.schema import AnnotateStage, FitStage, ImportStage, TrainStage, TransformStage
-from tutelage.runs.store import Artefact
+from tutelage.recipe.base import nearest
+from tutelage.recipe.loading import LoadedRecipe
+from tutelage.runs.atomic import sha256
+from tutelage.runs.store import Artefact, Store, content_key
+from tutelage.settings import WEIGHT_SUFFIXES, Reference, key_content
 
 Say = Callable[[str], None]
 
 
 class Builder:
-    """Everything by name; data sets are opened when first asked for, and once."""
+    """Everything by name; data sets are opened on first use, and once."""
 
-    def __init__(self, read: LoadedRecipe, say: Say = lambda text: None) -> None:
-        self.recipe = read.recipe
-        self.base = read.base
+    def __init__(self, loaded: LoadedRecipe, say: Say = lambda text: None) -> None:
+        self.recipe = loaded.recipe
+        self.base = loaded.base
         self.say = say
         self.artefacts: dict[str, Artefact] = {}
         """Stage name → its artefact, finished or not."""
-        self.caches: dict[str, Artefact] = {}
-        """Key of a training stage → the artefact with its teacher's answers, where it replays them."""
+        self.shared: dict[tuple[str, str], Artefact] = {}
+        """Stage name and kind → an artefact that the stage shares with others, such as cached outputs of a teacher."""
+        self._runners: dict[str, StageRunner[Any]] = {}
         self._opened: dict[str, Mapping[str, Dataset]] = {}
         self._bridged: dict[str, Dataset] = {}
+        self._renamed: set[tuple[str, ...]] = set()
+
+    # Stages
+
+    def runner(self, stage: str) -> StageRunner[Any]:
+        """The work of a stage of the recipe."""
+        if stage not in self._runners:
+            settings = self.recipe.stages[stage]
+            self._runners[stage] = find_runner(settings.kind)(self, stage, settings)
+        return self._runners[stage]
+
+    def assign(self, store: Store, until: Sequence[str] | None = None) -> None:
+        """Give every stage its artefact, in order: a key needs the keys of the stages before.
+
+        ``until``: only as far as these stages need.
+        """
+        missing = set(self.recipe.stages if until is None else until)
+        for name in self.recipe.stages:
+            if not missing:
+                return
+            runner = self.runner(name)
+            self.artefacts[name] = store.artefact(name, content_key(runner.content()))
+            for kind, content in runner.shared_content().items():
+                self.shared[name, kind] = store.artefact(kind, content_key(content))
+            missing.discard(name)
 
     # Data
 
@@ -60,31 +81,26 @@ class Builder:
         splits = self.splits(name)
         return task_classes(self.recipe.classes, splits[next(iter(splits))])
 
-    def dataset(self, reference: str) -> Dataset:
-        """The data set that ``name/split`` or ``name`` means, in the task's classes; or what a stage made of
-        one: pseudo labels, images in another style.
+    def dataset(self, reference: str, stand_ins: bool = False) -> Dataset:
+        """The data set ``name/split`` or ``name``, or the data that a stage makes, in the task's classes.
 
-        Raises :class:`RecipeError` for a split that does not exist and :class:`DataError` for what is on the disk.
+        ``stand_ins``: the originals of copies that are not made yet. Raises :class:`RecipeError` for a split that does
+        not exist and :class:`DataError` for invalid files.
         """
-        stage = self.recipe.stages.get(reference)
-        if isinstance(stage, AnnotateStage):
-            return with_pseudo_labels(self.dataset(stage.data), self.artefacts[reference].labels)
-        if isinstance(stage, TransformStage):
-            return with_copies(self.dataset(stage.data), self.artefacts[reference].folder)
+        if reference in self.recipe.stages:
+            return self.runner(reference).dataset(stand_ins)
         if reference not in self._bridged:
             name, _, split = reference.partition("/")
             splits = self.splits(name)
             if not split:
                 if len(splits) != 1:
-                    raise RecipeError(
-                        f"data set {name!r} has several splits: {', '.join(splits)}", f"write {name}/<split>"
-                    )
+                    text = f"data set {name!r} has several splits: {', '.join(splits)}"
+                    raise RecipeError("several-splits", text, f"write {name}/<split>")
                 split = next(iter(splits))
             if split not in splits:
-                raise RecipeError(
-                    f"{reference!r}: data set {name!r} has no split {split!r}{nearest(split, splits)}",
-                    f"name one of its splits, or add this one under data.{name}.splits",
-                )
+                text = f"{reference!r}: data set {name!r} has no split {split!r}{nearest(split, splits)}"
+                remedy = f"name one of its splits, or add this one under data.{name}.splits"
+                raise RecipeError("unknown-split", text, remedy)
             dataset = splits[split]
             mapping = self.recipe.data[name].bridge
             try:
@@ -92,15 +108,23 @@ class Builder:
                     self.say(line)
                 self._bridged[reference] = dataset.bridged(self.classes, mapping)
             except DataError as error:
-                raise DataError(f"data.{name}: {error.message}", named(error.remedy, name)) from error
+                raise within(error, name) from error
         return self._bridged[reference]
 
-    def data_key(self, reference: str) -> str:
-        """What identifies a data set's content: its fingerprint, or the key of the stage that makes it."""
-        stage = self.recipe.stages.get(reference)
-        if isinstance(stage, AnnotateStage | TransformStage):
-            return f"stage:{self.artefacts[reference].key}"
-        return self.dataset(reference).fingerprint
+    def splits(self, name: str) -> Mapping[str, Dataset]:
+        """The splits of a data set, in its own classes.
+
+        Raises :class:`RecipeError` for a data set that is not in the recipe, and as :func:`open_data` does.
+        """
+        if name not in self.recipe.data:
+            text = f"no data set {name!r}{nearest(name, self.recipe.data)}"
+            raise RecipeError("unknown-data", text, "name one of the recipe's data sets")
+        if name not in self._opened:
+            try:
+                self._opened[name] = open_data(self.recipe.data[name], self.base, self.say)
+            except DataError as error:
+                raise within(error, name) from error
+        return self._opened[name]
 
     def full_name(self, reference: str) -> str:
         """``name/split``, the split filled in where the data set has only one."""
@@ -111,25 +135,10 @@ class Builder:
         """The folder that a data set's list files are relative to."""
         return (self.base / self.recipe.data[name].root).resolve()
 
-    def splits(self, name: str) -> Mapping[str, Dataset]:
-        """The splits of a data set, in its own classes.
-
-        Raises :class:`RecipeError` for a name that the recipe has not, and as :func:`open_data` does.
-        """
-        if name not in self.recipe.data:
-            known = self.recipe.data
-            raise RecipeError(f"no data set {name!r}{nearest(name, known)}", "name one of the recipe's data sets")
-        if name not in self._opened:
-            try:
-                self._opened[name] = open_data(self.recipe.data[name], self.base, self.say)
-            except DataError as error:
-                raise DataError(f"data.{name}: {error.message}", named(error.remedy, name)) from error
-        return self._opened[name]
-
     # Nets
 
     def new_net(self, name: str, seed: int) -> Segmentor:
-        """A net of the recipe with its first weights; which is a function of the name and the seed."""
+        """A net of the recipe with its first weights, a function of the name and the seed."""
         settings, file = self.recipe.nets[name], None
         if settings.weights is not None and settings.weights.endswith(WEIGHT_SUFFIXES):
             file = self.base / settings.weights
@@ -137,9 +146,9 @@ class Builder:
         try:
             net = build(settings, len(self.classes), seed=draw_key(seed, "net", name) % (1 << 62))
             if file is not None:
-                net.load_report = fill(net, self._tensors(file, name), str(file))
+                net.load_report = fill(net, self.start_tensors(file, name), str(file))
         except TutelageError as error:
-            raise TutelageError(f"net {name!r}: {error.message}", error.remedy) from error
+            raise TutelageError(error.code, f"net {name!r}: {error.message}", error.remedy) from error
         if net.load_report is not None:
             self.say(f"net {name}: {net.load_report}")
         return net
@@ -149,198 +158,132 @@ class Builder:
         path = self.net_path(reference)
         assert path is not None
         net, metadata = load_segmentor(path)
-        check_classes(metadata, self.classes.names, "this recipe's task")
+        if renamed(metadata.classes, self.classes.names):
+            self._say_renamed(path, metadata.classes)
+        else:
+            check_classes(metadata, self.classes.names, "this recipe's task")
         return net
 
-    def net_path(self, reference: str, missing_ok: bool = False) -> Path | None:
-        """The weight file that a reference means.
+    def stand_in_net(self, reference: str) -> Segmentor:
+        """The net of a stage as for a trial: the trained one, or an untrained one in its place."""
+        if self.net_path(reference, missing_ok=True) is not None:
+            return self.trained_net(reference)
+        settings = self.net_settings(reference).model_copy(update={"weights": None})
+        return build(settings, len(self.classes), seed=0)
 
-        Where it is not there: ``None`` if it may be missing, else a :class:`RecipeError` that lists what is.
+    def net_settings(self, reference: str) -> NetSettings:
+        """The settings of a trained net (``stage`` or ``stage.net``)."""
+        stage, _, net = reference.partition(".")
+        return self.runner(stage).net_settings(net)
+
+    def net_path(self, reference: str, missing_ok: bool = False) -> Path | None:
+        """The weight file of ``stage`` or ``stage.net``.
+
+        Where it does not exist: ``None`` with ``missing_ok``, else a :class:`RecipeError` that lists those that do.
         """
         stage, _, net = reference.partition(".")
-        artefact = self.artefacts[stage]
-        path = artefact.net(net or "student")
+        path = self.artefacts[stage].net(net or "student")
         if not path.is_file():
             if missing_ok:
                 return None
             known = sorted(found.stem for found in path.parent.glob("*.safetensors"))
-            raise RecipeError(
-                f"stage {stage!r} has no net {net or 'student'!r}", f"it has: {', '.join(known) or 'none yet'}"
-            )
+            text = f"stage {stage!r} has no net {net or 'student'!r}"
+            raise RecipeError("unknown-net", text, f"it has: {', '.join(known) or 'none yet'}")
         return path
 
-    def nets(self, stage: TrainStage, seed: int, stand_ins: bool = False) -> dict[str, Segmentor]:
-        """The nets of a training stage by role: new ones, started as ``init`` says, and trained inputs.
-
-        With ``stand_ins`` (a trial of a stage whose inputs are not made yet) untrained nets take their places.
-        """
-        result = {role: self.new_net(name, seed) for role, name in roles(self.recipe, stage).items()}
-        for target, source in stage.init.items():
-            role, _, part = target.partition(".")
-            path = self.base / source if source.endswith(WEIGHT_SUFFIXES) else self.net_path(source, stand_ins)
-            if path is None:
-                continue
-            if part not in ("", "encoder"):
-                raise RecipeError(f"init target {target!r} is no net and no encoder", f"write {role} or {role}.encoder")
-            tensors = self._tensors(path, role, encoder_only=bool(part))
-            report = fill(result[role], tensors, str(path))
-            self.say(f"net {role} starts from {path.name}: {report}")
-        for role, reference in self.taught_by(stage).items():
-            trained = self.net_path(reference, stand_ins) is not None
-            result[role] = self.trained_net(reference) if trained else self._stand_in(reference)
-        return result
-
-    def taught_by(self, stage: TrainStage) -> dict[str, str]:
-        """Role → the trained net under `inputs`, without what `fit` stages made."""
-        stages = self.recipe.stages
-        return {role: it for role, it in stage.inputs.items() if not isinstance(stages.get(it), FitStage)}
-
-    def fitted(self, reference: str) -> dict[str, Tensor]:
-        """The tensors of a finished `fit` stage, on the CPU.
+    def fitted(self, reference: str, stand_ins: bool = False) -> Mapping[str, Tensor]:
+        """The tensors of a finished `fit` stage, on the CPU; with ``stand_ins`` random ones where it is not finished.
 
         Raises :class:`TutelageError` for a file that is missing, damaged or made for other classes.
         """
-        stage = self.recipe.stages[reference]
-        assert isinstance(stage, FitStage)
-        path = self.artefacts[reference].fitted
-        tensors, about = load_tensors(path, fits.FILE_KINDS[stage.what.kind])
+        path, runner = self.artefacts[reference].fitted, self.runner(reference)
+        if stand_ins and not path.is_file():
+            return runner.stand_in_fit()
+        tensors, about = load_tensors(path, runner.file_kind())
         classes = tuple(about.get("classes", ()))
-        if classes != self.classes.names:
-            raise TutelageError(
-                f"{path} was fitted for other classes: {', '.join(classes)}",
-                f"run the stage {reference!r} again for: {', '.join(self.classes.names)}",
-            )
+        if not renamed(classes, self.classes.names):
+            text = f"{path} was fitted for other classes: {', '.join(classes)}"
+            remedy = f"run the stage {reference!r} again for: {', '.join(self.classes.names)}"
+            raise TutelageError("other-classes", text, remedy)
+        self._say_renamed(path, classes)
         return tensors
 
-    def _fitted_for(self, stage: TrainStage, stand_ins: bool) -> dict[str, dict[str, Tensor]]:
-        """Tensors by role; random ones of the right shape for a fit that is not made yet, with ``stand_ins``."""
-        result = {}
-        for role, reference in stage.inputs.items():
-            fit = self.recipe.stages.get(reference)
-            if isinstance(fit, FitStage):
-                if stand_ins and not self.artefacts[reference].fitted.is_file():
-                    assert fit.net is not None
-                    path = self.net_path(fit.net, True)
-                    net = self._stand_in(fit.net) if path is None else self.trained_net(fit.net)
-                    result[role] = fits.stand_in(fit.what, len(self.classes), net.embedding_channels)
-                else:
-                    result[role] = self.fitted(reference)
-        return result
-
-    def _tensors(self, path: Path, net: str, encoder_only: bool = False) -> dict[str, Tensor]:
+    def start_tensors(self, path: Path, net: str, encoder_only: bool = False) -> dict[str, Tensor]:
         """The tensors of a weight file from which a net may start."""
         tensors, _ = read_tensors(path)
         if encoder_only:
             return {name: value for name, value in tensors.items() if _of_encoder(name)} or tensors
         others = _classes_of(path)
         if others is not None and others != self.classes.names and len(others) == len(self.classes):
-            # Another number of classes is seen by the shapes; other names of as many are not.
-            self.say(f"net {net}: {path.name} knows other classes ({', '.join(others)}): its classifier is remade")
+            # The shapes show another number of classes, not other names of as many.
+            text = f"net {net}: {path.name} has other classes ({', '.join(others)}): its classifier starts anew"
+            self.say(text)
             tensors = {name: value for name, value in tensors.items() if not name.startswith(_HEADS)}
         return tensors
 
-    def _stand_in(self, reference: str) -> Segmentor:
-        stage = self.recipe.stages[reference.partition(".")[0]]
-        if isinstance(stage, ImportStage):
-            return load_segmentor(self.base / stage.file)[0]
-        assert isinstance(stage, TrainStage)
-        chosen = roles(self.recipe, stage)
-        name = chosen.get(reference.partition(".")[2], chosen.get("student", next(iter(chosen.values()))))
-        settings = self.recipe.nets[name].model_copy(update={"weights": None})
-        return build(settings, len(self.classes), seed=0)
-
-    # Training
-
-    def streams(self, stage: TrainStage, seed: int, stand_ins: bool = False) -> dict[str, Stream]:
-        """The streams of a training stage; with ``stand_ins`` without weights that are not there yet."""
-        run = self.recipe.run
-        loader = LoaderSettings(run.workers, run.ahead, run.cache, run.cache_folder, run.on_unreadable)
-        needs = find_settings(stage.method.name).streams
-        return {
-            name: Stream(
-                name=name,
-                datasets=_pooled(self._datasets(settings, stand_ins)),
-                seed=seed,
-                batch=settings.batch,
-                views=needs[name].shown(settings.views),
-                augment=settings.augment,
-                labels=needs[name].labels,
-                loader=loader,
-                repeat=settings.repeat or (),
-                draws_of=settings.draws_of,
-                sampler=settings.sampler,
+    def _say_renamed(self, path: Path, theirs: tuple[str, ...]) -> None:
+        """Say once that names differ; what was made stays valid, as ids decide."""
+        if theirs != self.classes.names and theirs not in self._renamed:
+            self._renamed.add(theirs)
+            self.say(
+                f"{path.parent.parent.name} was made under other class names: {differences(theirs, self.classes.names)}"
             )
-            for name, settings in stage.streams.items()
-        }
 
-    def _datasets(self, settings: StreamSettings, stand_ins: bool) -> list[Dataset]:
-        """The data of a stream, with its weights; with ``stand_ins`` originals for copies that are not there yet."""
-        find = self._present if stand_ins else self.dataset
-        datasets = [find(reference) for reference in listed(settings.data)]
-        if settings.weights is None:
-            return datasets
-        folder = self.artefacts[settings.weights].folder
-        if stand_ins and self.artefacts[settings.weights].manifest() is None:
-            return datasets
-        return [with_weights(dataset, folder) for dataset in datasets]
+    # Identity
 
-    def _present(self, reference: str) -> Dataset:
-        """What there is of a data set: the originals of copies that are not made yet.
+    def data_key(self, reference: str) -> str:
+        """Identifies a data set's content: its fingerprint, or the key of the stage that makes it."""
+        if reference in self.recipe.stages:
+            return f"stage:{self.artefacts[reference].key}"
+        return self.dataset(reference).fingerprint
 
-        Raises :class:`RecipeError` for pseudo labels that are not: nothing else is like them.
-        """
-        stage = self.recipe.stages.get(reference)
-        if isinstance(stage, AnnotateStage | TransformStage) and self.artefacts[reference].manifest() is None:
-            if isinstance(stage, AnnotateStage):
-                raise RecipeError(
-                    f"it reads the labels of {reference!r}, which are not made yet", "run that stage first"
-                )
-            return self._present(stage.data)
-        return self.dataset(reference)
+    def net_key(self, reference: str) -> str:
+        """Identifies one net of a stage: the stage's key and the net's name."""
+        stage, _, net = reference.partition(".")
+        return f"{self.artefacts[stage].key}.{net or 'student'}"
 
-    def method(
-        self,
-        stage: TrainStage,
-        nets: Mapping[str, Segmentor],
-        streams: Mapping[str, Stream],
-        stand_ins: bool = False,
-    ) -> Method:
-        """The method of a training stage, holding its nets; with ``stand_ins`` fits that are not there are random."""
+    def net_content(self, name: str) -> dict[str, Any]:
+        """Everything that decides a net of the recipe with its first weights, which are drawn by its name."""
 
-        def pixel_counts() -> Sequence[int]:
-            labeled = [dataset for stream in streams.values() if stream.labels for dataset in stream.datasets]
-            totals = [read_statistics(dataset).class_pixels() for dataset in labeled]
-            return [int(sum(counts[index] for counts in totals)) for index in range(len(self.classes))]
+        def weights(reference: Reference) -> str:
+            return self.source_key(reference.value) if reference.value.endswith(WEIGHT_SUFFIXES) else reference.value
 
-        kind = find_method(stage.method.name)
-        first = next(iter(streams.values()))
-        facts = TaskInfo(
-            len(self.classes),
-            pixel_counts,
-            size=first.view_size,
-            names=self.classes.names,
-            fitted_inputs=self._fitted_for(stage, stand_ins),
-        )
-        with torch.random.fork_rng(devices=[]):
-            # What a method adds to its nets (critics, projections, queues) starts from the stage's seed, too.
-            torch.default_generator.manual_seed(draw_key(first.seed, "method", stage.method.name) % (1 << 62))
-            return kind(nets, method_settings(stage), facts)
+        return {**key_content(self.recipe.nets[name], weights), "name": name}
 
+    def source_key(self, source: str) -> str:
+        """Identifies start weights: a trained net, or the content of a file."""
+        if not source.endswith(WEIGHT_SUFFIXES):
+            return self.net_key(source)
+        path = self.base / source
+        if not path.is_file():
+            return f"missing:{source}"
+        # Of a file with other class names the classifier is left out.
+        others = _classes_of(path)
+        return sha256(path) if others in (None, self.classes.names) else f"{sha256(path)} for other classes"
 
-def _pooled(datasets: list[Dataset]) -> list[Dataset]:
-    """Masks that people made have no confidence; pseudo labels that are pooled with them leave theirs out."""
-    samples = [sample for dataset in datasets for sample in dataset.samples]
-    if len({sample.confidence is None for sample in samples}) < 2:
-        return datasets
-    plain = [tuple(replace(sample, confidence=None) for sample in dataset.samples) for dataset in datasets]
-    return [replace(dataset, samples=its) for dataset, its in zip(datasets, plain, strict=True)]
+    def class_id(self, name: str) -> int:
+        """The id of a class of the task. Raises :class:`RecipeError` for a name that is not one."""
+        names = self.classes.names
+        if name not in names:
+            raise RecipeError("unknown-class", f"no class {name!r}{nearest(name, names)}", "name a class of the task")
+        return names.index(name)
 
 
 _HEADS = ("classifier.", "auxiliary.")
 
 
+def within(error: DataError, data: str) -> DataError:
+    """An error of a data set, with the name that the recipe gives it."""
+    return DataError(error.code, f"data.{data}: {error.message}", named(error.remedy, data))
+
+
+def named(remedy: str, data: str) -> str:
+    """A remedy of any data set as that of the recipe's ``data``, to be copied as it stands."""
+    return remedy.replace("data.<name>", f"data.{data}")
+
+
 def _classes_of(path: Path) -> tuple[str, ...] | None:
-    """The classes of a net that we wrote; ``None`` for another weight file."""
+    """The classes of a net file of tutelage; ``None`` for another weight file."""
     try:
         return read_metadata(path).classes
     except TutelageError:
@@ -349,8 +292,3 @@ def _classes_of(path: Path) -> tuple[str, ...] | None:
 
 def _of_encoder(name: str) -> bool:
     return "encoder." in name and not name.startswith(("decoder.", "classifier.", "auxiliary."))
-
-
-def named(remedy: str, data: str) -> str:
-    """A remedy of any data set as that of the recipe's ``data``, to be copied as it stands."""
-    return remedy.replace("data.<name>", f"data.{data}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,12 @@ class Display:
         """One message."""
         if not self.quiet:
             print(text, flush=True)
+
+    def left_out(self, what: str, names: Sequence[str]) -> None:
+        """A message about images that cannot be read, if there are any."""
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            self.say(f"  {len(names)} {what} cannot be read and are left out: {', '.join(names[:5])}{more}")
 
     def training(self, record: dict[str, Any]) -> None:
         """One record of a training log as a line."""

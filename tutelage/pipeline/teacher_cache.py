@@ -23,28 +23,28 @@ from tutelage.data.dataset import Dataset
 from tutelage.data.stream import Stream, sample_name
 from tutelage.engine import collectives
 from tutelage.errors import DataError, RecipeError
-from tutelage.methods import find_settings
 from tutelage.methods.distillation.cache import TeacherCache, compress, error_bound
 from tutelage.methods.settings.common import CacheableSettings, CacheSettings
 from tutelage.nets.segmentor import Precision, Segmentor
 from tutelage.pipeline.display import Display
-from tutelage.recipe.reading import method_settings
-from tutelage.recipe.schema import TrainStage
+from tutelage.recipe.stages.train import TrainStage
 from tutelage.runs.atomic import writing
 from tutelage.runs.store import Artefact
 
 FORMAT = 1
+KIND = "teacher_cache"
+"""Of the artefact."""
 
 
 def chosen(stage: TrainStage) -> CacheSettings | None:
     """What the recipe says of a stage's cache; ``None``: there is none."""
-    found: CacheSettings | None = getattr(method_settings(stage), "cache", None)
+    found: CacheSettings | None = getattr(stage.method_settings(), "cache", None)
     return found
 
 
 def possible(stage: TrainStage) -> CacheSettings | None:
     """The stage's cache, or the one that it could have; ``None`` where its method has none or needs more."""
-    settings = method_settings(stage)
+    settings = stage.method_settings()
     if not isinstance(settings, CacheableSettings):
         return None
     try:
@@ -55,24 +55,24 @@ def possible(stage: TrainStage) -> CacheSettings | None:
 
 def temperature(stage: TrainStage) -> float:
     """The temperature at which a stage's method wants probabilities."""
-    settings = method_settings(stage)
+    settings = stage.method_settings()
     assert isinstance(settings, CacheableSettings)
     return settings.cache_temperature()
 
 
 def cached_teacher(stage: TrainStage) -> tuple[str, str]:
     """The role of the net whose answers a stage keeps, and the stream of its images."""
-    chosen = find_settings(stage.method.name).cached_teacher
+    chosen = stage.spec.cached_teacher
     assert chosen is not None
     return chosen
 
 
-def content(stage: TrainStage, teacher: str, data: list[str], classes: list[str]) -> dict[str, Any]:
+def content(stage: TrainStage, teacher: str, data: list[str], classes: int) -> dict[str, Any]:
     """Everything that decides the answers, given the keys of teacher and data."""
     cache = chosen(stage)
     assert cache is not None
     return {
-        "kind": "teacher_cache",
+        "kind": KIND,
         "format": FORMAT,
         "teacher": teacher,
         "data": data,
@@ -110,10 +110,10 @@ def samples_of(stream: Stream) -> dict[str, tuple[Dataset, int]]:
     return result
 
 
-class Asker:
-    """Asks a teacher of whole images, as a stage's student would meet them at scale 1."""
+class Teacher:
+    """A teacher applied to whole images, as the student of a stage sees them at scale 1."""
 
-    def __init__(self, stage: TrainStage, teacher: Segmentor, device: torch.device) -> None:
+    def __init__(self, stage: TrainStage, net: Segmentor, device: torch.device) -> None:
         cache = possible(stage)
         assert cache is not None
         self.top = cache.top
@@ -122,7 +122,7 @@ class Asker:
         self.precision: Precision = stage.precision
         self.layout = torch.channels_last if stage.channels_last else torch.contiguous_format
         self.device = device
-        self.teacher: Segmentor = teacher.to(device, memory_format=self.layout)  # type: ignore[call-overload]
+        self.net: Segmentor = net.to(device, memory_format=self.layout)  # type: ignore[call-overload]
 
     @torch.no_grad()
     def __call__(self, dataset: Dataset, index: int) -> np.ndarray:
@@ -132,16 +132,18 @@ class Asker:
         size = self.resize or source
         seen = np.array(take_image(image, Geometry.crop(source, size, (0, 0), size, False)))
         image_1HW3 = torch.from_numpy(seen)[None].to(self.device).float().div_(255.0)
-        with self.teacher.inferring(self.precision):
-            logits_1KMN = self.teacher(image_1HW3.permute(0, 3, 1, 2).contiguous(memory_format=self.layout)).logits
+        with self.net.inferring(self.precision):
+            logits_1KMN = self.net(image_1HW3.permute(0, 3, 1, 2).contiguous(memory_format=self.layout)).logits
         return compress(logits_1KMN[0], self.top, self.temperature)
 
     def cache(self, read: Callable[[str], np.ndarray]) -> TeacherCache:
-        """What it said, for a method."""
-        return TeacherCache(read, self.teacher.classes, self.temperature)
+        """Its outputs, for a method."""
+        return TeacherCache(read, self.net.classes, self.temperature)
 
 
-def ready(artefact: Artefact, settings: dict[str, Any], asker: Asker, stream: Stream, display: Display) -> TeacherCache:
+def ready(
+    artefact: Artefact, settings: dict[str, Any], teacher: Teacher, stream: Stream, display: Display
+) -> TeacherCache:
     """The cache in ``artefact``, made first where it is not there or not whole; half a cache is gone on with.
 
     Raises :class:`tutelage.runs.lock.HeldError` while another process makes it.
@@ -151,7 +153,7 @@ def ready(artefact: Artefact, settings: dict[str, Any], asker: Asker, stream: St
     fault = collectives.from_first((artefact.fault() or "") if collectives.rank() == 0 else "")
     if fault and collectives.rank():
         collectives.barrier()  # what is damaged is gone
-        _make(asker, samples, paths, stream, display)
+        _make(teacher, samples, paths, stream, display)
     elif fault:
         with artefact.lock(display.say):
             if artefact.declared:
@@ -160,11 +162,11 @@ def ready(artefact: Artefact, settings: dict[str, Any], asker: Asker, stream: St
             artefact.begin(json.dumps(settings, indent=2) + "\n")
             collectives.barrier()
             display.say(f"teacher cache → {artefact.folder}")
-            seconds = _make(asker, samples, paths, stream, display)
+            seconds = _make(teacher, samples, paths, stream, display)
             files = [path for path in paths.values() if path.is_file()]
-            bounds = [error_bound(_read(path), asker.teacher.classes).mean() for path in files]
+            bounds = [error_bound(_read(path), teacher.net.classes).mean() for path in files]
             facts = {"images": len(files), "mean_error_bound": round(float(np.mean(bounds)), 6)}
-            artefact.finish("teacher_cache", files, facts)
+            artefact.finish(KIND, files, facts)
             size = sum(path.stat().st_size for path in files)
             display.say(f"  {len(files)} images in {seconds:.0f} s, {size / 2**20:.1f} MiB")
     collectives.barrier()
@@ -174,11 +176,11 @@ def ready(artefact: Artefact, settings: dict[str, Any], asker: Asker, stream: St
             f"the teacher's answers are replayed from {artefact.folder.name}; compression moves the probabilities of a "
             f"pixel by at most {bound:.2g} in all, on average"
         )
-    return asker.cache(lambda name: _read(paths[name]))
+    return teacher.cache(lambda name: _read(paths[name]))
 
 
 def _make(
-    asker: Asker, samples: dict[str, tuple[Dataset, int]], paths: dict[str, Path], stream: Stream, display: Display
+    teacher: Teacher, samples: dict[str, tuple[Dataset, int]], paths: dict[str, Path], stream: Stream, display: Display
 ) -> float:
     """Ask for every image that is missing, this process for its share; the seconds that it took."""
     started = time.perf_counter()
@@ -187,7 +189,7 @@ def _make(
         for number, name in enumerate(mine):
             if not _whole(paths[name]):
                 try:
-                    records = asker(*samples[name])
+                    records = teacher(*samples[name])
                 except DataError:
                     if stream.loader.on_unreadable == "error":
                         raise
@@ -211,14 +213,14 @@ def _read(path: Path) -> np.ndarray:
     return np.asarray(np.load(path, mmap_mode="r"))
 
 
-def trial(asker: Asker, stream: Stream, steps: int) -> tuple[TeacherCache, float]:
+def trial(teacher: Teacher, stream: Stream, steps: int) -> tuple[TeacherCache, float]:
     """A cache in memory of the images of the first ``steps`` steps, and the seconds that an image took."""
     samples = samples_of(stream)
     names = {str(stream.load(position)["sample"]) for position in range(steps * stream.batch)}
-    asker(*samples[min(names)])  # the first pass of a net is slow
+    teacher(*samples[min(names)])  # the first pass of a net is slow
     started = time.perf_counter()
-    known = {name: asker(*samples[name]) for name in sorted(names)}
-    return asker.cache(known.__getitem__), (time.perf_counter() - started) / len(known)
+    known = {name: teacher(*samples[name]) for name in sorted(names)}
+    return teacher.cache(known.__getitem__), (time.perf_counter() - started) / len(known)
 
 
 def verdict(live: float, cached: float, making: float, images: int, used: bool) -> str:

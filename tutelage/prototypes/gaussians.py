@@ -24,10 +24,9 @@ from torch import Tensor
 from tutelage.errors import TutelageError
 from tutelage.prototypes.blocks import Summary, blocks, summary
 from tutelage.prototypes.kmeans import draw_costs, draw_rows, kmeans, lloyd
-from tutelage.prototypes.settings import Compat, MixtureSettings, Precision
+from tutelage.prototypes.settings import MIXTURES_KIND, Compat, MixtureSettings, Precision
 from tutelage.prototypes.storage import load_tensors, save_tensors
 
-KIND = "mixtures"
 _LOG_2PI = math.log(2 * math.pi)
 _FLOAT32_NATS = 1e4
 """Terms of a log-density may be as large in float32: their rounding is then about 1e-3 nats."""
@@ -292,7 +291,7 @@ class Mixtures:
             "mean": self.mean_KMC,
             "variance": self.variance_KMC,
         }
-        save_tensors(path, KIND, tensors, {"classes": list(self.classes), "facts": facts or {}})
+        save_tensors(path, MIXTURES_KIND, tensors, {"classes": list(self.classes), "facts": facts or {}})
 
     @staticmethod
     def load(path: Path) -> tuple[Mixtures, dict[str, Any]]:
@@ -300,7 +299,7 @@ class Mixtures:
 
         TutelageError for a file that is missing, damaged, of another kind or from a newer tutelage.
         """
-        tensors, about = load_tensors(path, KIND)
+        tensors, about = load_tensors(path, MIXTURES_KIND)
         names = ("present", "weight", "mean", "variance")
         return Mixtures(tuple(about["classes"]), *(tensors[name] for name in names)), dict(about["facts"])
 

@@ -16,13 +16,12 @@ from torch import Tensor, nn
 
 from tutelage.losses.regions import class_counts, class_means, membership
 from tutelage.losses.segmentation import IGNORE
+from tutelage.prototypes.settings import MEANS_KIND
 from tutelage.prototypes.storage import load_tensors, save_tensors
 
 Rule = Literal["mean", "average", "auto"]
 """How a vector is folded into a prototype: as a running mean whose count is capped, into a moving average, or as a mean
 as long as there are few vectors and into a moving average afterwards."""
-
-KIND = "class means"
 
 
 class ClassVectors(NamedTuple):
@@ -132,14 +131,14 @@ class ClassMeans(nn.Module):
     def save(self, path: Path, classes: Sequence[str], facts: dict[str, Any] | None = None) -> None:
         """Write prototypes and counts to a safetensors file, atomically, with names, a checksum and JSON-able facts."""
         about = {"classes": list(classes), "facts": facts or {}}
-        save_tensors(path, KIND, {"prototypes": self.prototypes, "counts": self.counts}, about)
+        save_tensors(path, MEANS_KIND, {"prototypes": self.prototypes, "counts": self.counts}, about)
 
     def load(self, path: Path) -> tuple[tuple[str, ...], dict[str, Any]]:
         """Take over prototypes and counts from a file; its class names and facts.
 
         TutelageError for a file that is missing, damaged or of another kind; ValueError for other shapes.
         """
-        tensors, about = load_tensors(path, KIND)
+        tensors, about = load_tensors(path, MEANS_KIND)
         if tensors["prototypes"].shape != self.prototypes.shape:
             raise ValueError(
                 f"{path} holds prototypes {tuple(tensors['prototypes'].shape)}, not {tuple(self.prototypes.shape)}"

@@ -8,6 +8,10 @@ from pydantic import Field
 
 from tutelage.settings import Settings
 
+MEANS_KIND = "class means"
+MIXTURES_KIND = "mixtures"
+"""What files of tensors are called inside."""
+
 Compat = Literal["corrected", "published"]
 
 

@@ -14,11 +14,10 @@ from typing import Any
 import yaml
 
 from tutelage.errors import RecipeError
+from tutelage.settings import Place
 
 COMMAND_LINE = -1
 _LARGEST = 100_000
-
-Path_ = tuple[str | int, ...]
 
 
 @dataclass
@@ -27,8 +26,8 @@ class Document:
 
     name: str
     content: Any
-    lines: dict[Path_, int] = field(default_factory=dict)
-    keys: set[Path_] = field(default_factory=set)
+    lines: dict[Place, int] = field(default_factory=dict)
+    keys: set[Place] = field(default_factory=set)
     """Every key that was written out (not merged in from an anchor)."""
 
     def where(self, path: Sequence[str | int]) -> str:
@@ -45,11 +44,16 @@ def read(path: Path) -> Document:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RecipeError(f"recipe not found: {path}", "check the path; `tutelage init` writes a new one") from None
+        raise RecipeError(
+            "recipe-missing", f"recipe not found: {path}", "check the path; `tutelage init` writes a new one"
+        ) from None
     except IsADirectoryError:
-        raise RecipeError(f"a recipe is a YAML file, this is a folder: {path}", "name the file in it") from None
+        raise RecipeError(
+            "not-a-recipe", f"a recipe is a YAML file, this is a folder: {path}", "name the file in it"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe cannot be read: {path} ({error})", "it must be a UTF-8 text file") from None
+        text = f"recipe cannot be read: {path} ({error})"
+        raise RecipeError("recipe-unreadable", text, "expected a UTF-8 text file") from None
     return parse(text, str(path))
 
 
@@ -63,7 +67,9 @@ def parse(text: str, name: str) -> Document:
     except yaml.YAMLError as error:
         raise _unreadable(error, name) from None
     except RecursionError:
-        raise RecipeError(f"{name}: nested too deeply to be a recipe", "write it with fewer levels") from None
+        raise RecipeError(
+            "invalid-yaml", f"{name}: nested too deeply for a recipe", "write it with fewer levels"
+        ) from None
     return document
 
 
@@ -82,7 +88,8 @@ def _unreadable(error: yaml.YAMLError, name: str) -> RecipeError:
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     if problem.startswith("but "):  # the second half of a sentence
         problem = f"{getattr(error, 'context', None) or ''} {problem}".strip()
-    return RecipeError(f"{name}{line}: not valid YAML: {problem}", "check indentation, colons and quotes there")
+    text = f"{name}{line}: invalid YAML: {problem}"
+    return RecipeError("invalid-yaml", text, "check indentation, colons and quotes there")
 
 
 class _Conversion:
@@ -94,14 +101,14 @@ class _Conversion:
         """The nodes around the one under work: an anchor among them holds itself."""
         self._count = 0
 
-    def plain(self, node: yaml.Node, path: Path_, document: Document) -> Any:
+    def plain(self, node: yaml.Node, path: Place, document: Document) -> Any:
         """What ``node`` stands for; its lines and keys go into ``document``."""
         document.lines.setdefault(path, _line(node))
         self._count += 1
         if node in self._open:
-            raise self._fault(node, "an anchor holds itself", "write the value out where `*name` stands")
+            raise self._fault(node, "an anchor contains itself", "write the value out where `*name` stands")
         if self._count > _LARGEST:
-            raise self._fault(node, "too long to be a recipe", "use fewer anchors")
+            raise self._fault(node, "too long for a recipe", "use fewer anchors")
         if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.startswith("tag:yaml.org,2002:python"):
             raise self._fault(node, f"YAML tag {node.tag!r} is not allowed", "write a plain value")
         self._open.append(node)
@@ -114,7 +121,7 @@ class _Conversion:
         finally:
             self._open.pop()
 
-    def _mapping(self, node: yaml.MappingNode, path: Path_, document: Document) -> dict[Any, Any]:
+    def _mapping(self, node: yaml.MappingNode, path: Place, document: Document) -> dict[Any, Any]:
         result: dict[Any, Any] = {}
         for key_node, value_node in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
@@ -133,7 +140,7 @@ class _Conversion:
             result[key] = self.plain(value_node, place, document)
         return result
 
-    def _merged(self, node: yaml.Node, path: Path_, document: Document) -> dict[Any, Any]:
+    def _merged(self, node: yaml.Node, path: Place, document: Document) -> dict[Any, Any]:
         """What ``<<`` merges in; its keys may be written out again beside it."""
         if not isinstance(node, yaml.MappingNode):
             raise self._fault(node, "`<<` merges mappings only", "write `<<: *name` for the &name of a mapping")
@@ -143,7 +150,7 @@ class _Conversion:
         return content
 
     def _fault(self, node: yaml.Node, what: str, remedy: str) -> RecipeError:
-        return RecipeError(f"{self.name}:{_line(node)}: {what}", remedy)
+        return RecipeError("invalid-yaml", f"{self.name}:{_line(node)}: {what}", remedy)
 
 
 def _line(node: yaml.Node) -> int:

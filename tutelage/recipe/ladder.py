@@ -1,4 +1,4 @@
-"""A recipe's ladder as ordinary stages: every rung at every seed is a train stage and an evaluate stage.
+"""A recipe's ladder as ordinary stages: every rung at every seed is one or more train stages and an evaluate stage.
 
 So a ladder is resumed, shared and cached like everything else: a rung's artefact is found by what decides it, not by
 the ladder that it stands in.
@@ -6,14 +6,14 @@ the ladder that it stands in.
     label-RUNG                        the teacher's labels, for the rung `pseudo_labels`
     RUNG-lr4e-3, score-RUNG-lr4e-3    trials, where the ladder tunes
     RUNG-SEED, score-RUNG-SEED        the comparison: all rungs at the first seed, then all at the second
-    RUNG-SEED-LOCAL, score-RUNG-SEED  the same of a rung with stages of its own, by what they are called there
+    RUNG-SEED-LOCAL, score-RUNG-SEED  the same of a rung with stages of its own, by their names there
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -23,22 +23,15 @@ from pydantic import TypeAdapter
 from tutelage.data.settings import StreamSettings
 from tutelage.engine.settings import FitSettings, MethodSettings
 from tutelage.methods import METHODS, find_settings
-from tutelage.recipe.choice import default_of, settled
-from tutelage.recipe.schema import (
-    PSEUDO_LABELS,
-    AnnotateStage,
-    Course,
-    EvaluateStage,
-    Labelling,
-    LadderSettings,
-    MethodChoice,
-    Recipe,
-    Rung,
-    Stage,
-    TrainStage,
-)
-from tutelage.recipe.wiring import REFERENCES, rewritten
-from tutelage.settings import Settings
+from tutelage.recipe.base import StageSettings, listed
+from tutelage.recipe.ladder_settings import PSEUDO_LABELS, LadderSettings, Rung
+from tutelage.recipe.leaks import without_leaks
+from tutelage.recipe.references import rename_stages
+from tutelage.recipe.schema import Recipe
+from tutelage.recipe.stages import Stage
+from tutelage.recipe.stages.annotate import AnnotateStage
+from tutelage.recipe.stages.evaluate import EvaluateStage
+from tutelage.recipe.stages.train import Course, MethodChoice, TrainStage
 
 TEACHER_SCORE = "score-teacher"
 NET = "net"
@@ -57,11 +50,11 @@ class Attempt:
     """The stage whose net is scored."""
     score: str
     values: Values
-    """What was tried, or chosen, of the training."""
+    """The tried, or chosen, values of the training."""
     trained: tuple[str, ...]
     """All train stages, in order; one but for rungs with stages of their own."""
     others: tuple[str, ...] = ()
-    """What is made besides: labels, fits, transformed data."""
+    """The other stages: labels, fits, transformed data."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +72,7 @@ def expand(recipe: Recipe, chosen: Mapping[str, Values]) -> Expanded:
     """The recipe with the stages of its ladder; ``chosen`` are the values of the rungs that are tuned."""
     ladder = recipe.ladder
     assert ladder is not None
-    stages: dict[str, Stage] = dict(recipe.stages)
+    stages: dict[str, StageSettings] = dict(recipe.stages)
     if ladder.teacher is not None:
         stages[TEACHER_SCORE] = _score(ladder, ladder.teacher, ladder.score.data)
     for name, rung in ladder.rungs.items():
@@ -104,15 +97,16 @@ def expand(recipe: Recipe, chosen: Mapping[str, Values]) -> Expanded:
                 stages |= made
                 net = _scored(ladder, attempts[name, seed])
                 stages[f"score-{prefix}"] = _score(ladder, net, ladder.score.data, ladder.score.merged)
-    return Expanded(settled(recipe.model_copy(update={"stages": stages, "ladder": None})), attempts, trials)
+    expanded = recipe.model_copy(update={"stages": stages, "ladder": None})
+    return Expanded(without_leaks(expanded), attempts, trials)
 
 
 def rung_stages(
     ladder: LadderSettings, name: str, prefix: str, seed: int, values: Values, steps: int | None = None
-) -> dict[str, Stage]:
+) -> dict[str, StageSettings]:
     """The stages of one training of a rung by name; in ``steps`` updates of the student, where that is given.
 
-    Raises ``KeyError`` for an unknown method, ``ValidationError`` for settings that cannot be meant.
+    Raises ``KeyError`` for an unknown method, ``ValidationError`` for invalid settings.
     """
     rung = ladder.rungs[name]
     if rung.stages:
@@ -123,8 +117,10 @@ def rung_stages(
     return {prefix: train_stage(ladder, name, seed, {**values, **shortened})}
 
 
-def _attempt(ladder: LadderSettings, name: str, prefix: str, values: Values, made: Mapping[str, Stage]) -> Attempt:
-    trained = tuple(it for it, stage in made.items() if isinstance(stage, TrainStage))
+def _attempt(
+    ladder: LadderSettings, name: str, prefix: str, values: Values, made: Mapping[str, StageSettings]
+) -> Attempt:
+    trained = tuple(it for it, stage in made.items() if stage.trains)
     others = tuple(it for it in made if it not in trained)
     rung = ladder.rungs[name]
     if rung.name == PSEUDO_LABELS:
@@ -135,12 +131,12 @@ def _attempt(ladder: LadderSettings, name: str, prefix: str, values: Values, mad
 
 
 def untuned(ladder: LadderSettings) -> dict[str, Values]:
-    """Every rung with the first of the values that would be tried: for plans and checks before there are trials."""
+    """Every rung with the first of the values to try: for plans and checks before there are trials."""
     return {} if ladder.tune is None else {name: next(combinations(ladder)) for name in ladder.rungs}
 
 
 def new_stages(recipe: Recipe) -> list[str]:
-    """The names of the stages that the ladder adds, but for those that are the recipe's own."""
+    """The names of the stages that the ladder adds."""
     assert recipe.ladder is not None
     alone = recipe.model_copy(update={"stages": {}})
     return list(expand(alone, untuned(recipe.ladder)).recipe.stages)
@@ -150,18 +146,17 @@ def train_stage(ladder: LadderSettings, name: str, seed: int, values: Values) ->
     """The train stage of a rung. Raises ``KeyError`` for an unknown method, ``ValidationError`` for bad settings."""
     rung = ladder.rungs[name]
     choice = method_of(rung)
-    method = find_settings(choice.name)
+    spec = find_settings(choice.name)
     shared = course(ladder, rung.training, values)
-    streams = _streams(shared, method)
+    streams = _streams(shared, spec)
     if rung.name == PSEUDO_LABELS and "labeled" in streams:
         streams["labeled"] = _pooled(streams["labeled"], label_stage_name(name))
-    teacher = {} if ladder.teacher is None or "teacher" not in method.teachers else {"teacher": ladder.teacher}
     return TrainStage.model_validate(
         {
             **_shared(shared),
             "method": choice,
             "nets": {"student": ladder.student, **rung.nets},
-            "inputs": teacher,
+            "inputs": _teacher(ladder, spec),
             "streams": streams,
             "seed": seed,
         }
@@ -180,42 +175,45 @@ def method_of(rung: Rung) -> MethodChoice:
     """The method that trains a rung, with its settings."""
     if rung.name == PSEUDO_LABELS:
         return MethodChoice(name="supervised")
-    return MethodChoice.model_validate({"name": rung.name, **rung.settings()})
+    return MethodChoice.model_validate({"name": rung.name, **rung.own()})
 
 
 def chain_stage(
     ladder: LadderSettings, name: str, local: str, prefix: str, seed: int, values: Values, steps: int | None = None
-) -> Stage:
-    """The stage that a rung calls ``local``. What it says of the rung's other stages is said of those of ``prefix``.
+) -> StageSettings:
+    """The stage that a rung calls ``local``; names of the rung's other stages become those of ``prefix``.
 
-    A train stage has from the ladder what it does not say itself; the trial's ``values`` hold for all that train. In
+    A train stage takes from the ladder what it does not set itself; the trial's ``values`` hold for all that train. In
     ``steps`` updates a chain is shortened in proportion. Raises as :func:`rung_stages`.
     """
     rung = ladder.rungs[name]
     content = {"kind": "train", **rung.stages[local]}
     kind = str(content["kind"])
+    if kind == "fit":  # a copy of images has the recipe's seed, so that it is made once for all
+        content = {"seed": seed, **content}
+    stage = _chained(ladder, rung, content, seed, values, steps) if kind == "train" else STAGE.validate_python(content)
 
     def change(reference: str) -> str:
         head, dot, rest = reference.partition(".")
         return f"{prefix}-{head}{dot}{rest}" if head in rung.stages else reference
 
-    content = rewritten(kind, content, change)
-    if kind == "fit":  # a copy of images has the recipe's seed, so that it is made once for all
-        content = {"seed": seed, **content}
-    if kind != "train":
-        made: Stage = STAGE.validate_python(content)
-        return made
+    return rename_stages(stage, change)
+
+
+def _chained(
+    ladder: LadderSettings, rung: Rung, content: Mapping[str, Any], seed: int, values: Values, steps: int | None
+) -> TrainStage:
+    """A train stage of a rung with stages, completed from the ladder."""
     chosen = content.get("method")
     chosen = {"name": chosen} if isinstance(chosen, str) else chosen
     named = chosen.get("name") if isinstance(chosen, Mapping) else None
-    if named not in METHODS:  # the check of settings says what is wrong
+    if named not in METHODS:  # an error where settings are checked
         return TrainStage.model_validate({"streams": {}, **content, "method": chosen})
-    method = find_settings(str(named))
+    spec = find_settings(str(named))
     own = {key: value for key, value in content.items() if key in Course.model_fields}
     shared = course(ladder, merged(rung.training, own), values)
     if steps is not None:
         shared = shared.model_copy(update={"steps": max(1, shared.steps * steps // ladder.training.steps)})
-    asked = {} if ladder.teacher is None or "teacher" not in method.teachers else {"teacher": ladder.teacher}
     return TrainStage.model_validate(
         {
             "seed": seed,
@@ -223,20 +221,20 @@ def chain_stage(
             **_shared(shared),
             "method": chosen,
             "nets": {"student": ladder.student, **rung.nets, **content.get("nets", {})},
-            "inputs": {**asked, **content.get("inputs", {})},
-            "streams": _streams(shared, method),
+            "inputs": {**_teacher(ladder, spec), **content.get("inputs", {})},
+            "streams": _streams(shared, spec),
         }
     )
 
 
-STAGE: TypeAdapter[Any] = TypeAdapter(Stage)
+STAGE: TypeAdapter[StageSettings] = TypeAdapter(Stage)
 
-CHAINED = tuple(REFERENCES)
+CHAINED = ("train", "annotate", "fit", "transform")
 """The kinds of stages that a rung may have."""
 
 
 def course(ladder: LadderSettings, changes: Values, values: Values) -> Course:
-    """All of one training but its method. Raises ``ValidationError`` for changes that cannot be meant."""
+    """All of one training but its method. Raises ``ValidationError`` for invalid changes."""
     content = ladder.training.model_dump(exclude_unset=True)
     content = merged(content, changes)
     for key, value in values.items():
@@ -244,11 +242,15 @@ def course(ladder: LadderSettings, changes: Values, values: Values) -> Course:
     return Course.model_validate(content)
 
 
+def _teacher(ladder: LadderSettings, spec: type[MethodSettings]) -> dict[str, str]:
+    return {} if ladder.teacher is None or "teacher" not in spec.teachers else {"teacher": ladder.teacher}
+
+
 def _shared(course: Course) -> dict[str, Any]:
-    """What a train stage has of a course, but its streams."""
+    """What a train stage takes from a course, but its streams."""
     fit = course.model_dump(exclude_unset=True, include=set(FitSettings.model_fields))
-    choice = {"choose": course.choose} if "choose" in course.model_fields_set else {}
-    return {**fit, "init": course.init, "evaluate": course.evaluate, **default_of(course), **choice}
+    given: dict[str, Any] = {key: getattr(course, key) for key in ("choose", "keep") if key in course.model_fields_set}
+    return {**fit, "init": course.init, "evaluate": course.evaluate, **given}
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:
@@ -281,18 +283,8 @@ def label_stage_name(rung: str) -> str:
 
 
 def label_stage(ladder: LadderSettings, name: str) -> AnnotateStage:
-    """The annotate stage of a rung `pseudo_labels`. Raises ``ValidationError`` for settings that cannot be meant."""
-    return AnnotateStage.model_validate({**ladder.rungs[name].settings(), "net": ladder.teacher})
-
-
-def known_rungs() -> Collection[str]:
-    """What a rung may have as its `name`."""
-    return [*METHODS, PSEUDO_LABELS]
-
-
-def rung_settings(name: str) -> type[Settings]:
-    """The settings of a method, or of `pseudo_labels`."""
-    return Labelling if name == PSEUDO_LABELS else find_settings(name)
+    """The annotate stage of a rung `pseudo_labels`. Raises ``ValidationError`` for invalid settings."""
+    return AnnotateStage.model_validate({**ladder.rungs[name].own(), "net": ladder.teacher})
 
 
 def _trials(ladder: LadderSettings, name: str) -> Iterator[tuple[str, Values]]:
@@ -316,8 +308,8 @@ def _scored(ladder: LadderSettings, attempt: Attempt) -> str:
 
 
 def _score(ladder: LadderSettings, net: str, data: str, merged_as: dict[str, list[str]] | None = None) -> EvaluateStage:
-    # Nothing but the mIoU is compared; boundaries and calibration cost as much time again. Means over subsets are read
-    # off the counts of all classes, so that the stage need not know of them; counts of merged classes are its own.
+    # Only the mIoU is compared; boundaries and calibration cost as much time again. Means over subsets are read off the
+    # counts of all classes, so that the stage need not contain them; counts of merged classes are its own.
     return EvaluateStage(
         nets={NET: net},
         data=data,
@@ -328,18 +320,17 @@ def _score(ladder: LadderSettings, net: str, data: str, merged_as: dict[str, lis
     )
 
 
-def _streams(course: Course, method: type[MethodSettings]) -> dict[str, StreamSettings]:
+def _streams(course: Course, spec: type[MethodSettings]) -> dict[str, StreamSettings]:
     """The streams that a method has, each with the views that it has there."""
-    chosen = {name: stream for name, stream in course.streams.items() if name in method.streams}
+    chosen = {name: stream for name, stream in course.streams.items() if name in spec.streams}
     for name, stream in chosen.items():
-        views = {view: it for view, it in stream.views.items() if view in method.streams[name].known}
+        views = {view: it for view, it in stream.views.items() if view in spec.streams[name].known}
         draws_of = stream.draws_of if stream.draws_of in chosen else None
         chosen[name] = stream.model_copy(update={"views": views, "draws_of": draws_of})
     return chosen
 
 
 def _pooled(stream: StreamSettings, labels: str) -> StreamSettings:
-    """The stream with pseudo labels beside its own data, as often as these where the recipe says nothing else."""
-    data = [stream.data] if isinstance(stream.data, str) else stream.data
+    """The stream with pseudo labels beside its own data, as often as these where the recipe gives no repeats."""
     repeat = [*stream.repeat, 1] if isinstance(stream.repeat, list) else "equal"
-    return stream.model_copy(update={"data": [*data, labels], "repeat": repeat})
+    return stream.model_copy(update={"data": [*listed(stream.data), labels], "repeat": repeat})

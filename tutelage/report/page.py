@@ -14,7 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from tutelage import __version__
-from tutelage.report import audit, pictures, plots, tables, words
+from tutelage.report import pictures, plots, tables, words
 from tutelage.report.charts import MOST_LINES, Chart, about, legend
 from tutelage.report.charts import lines as lines_of
 from tutelage.report.content import Gallery, ReportContent, ScoredNet, Training
@@ -24,8 +24,13 @@ _LONGEST_RECIPE = 200_000
 
 def render(content: ReportContent) -> str:
     """The report as HTML: self-contained and below 5 MB, whatever the pictures."""
-    audits, room = audit.audits(content, pictures.BUDGET // 3)
-    shown, left_out = pictures.shown(content, pictures.BUDGET - room)
+    budget = pictures.BUDGET // 3
+    sections = []
+    for section in content.sections:
+        html, size = section.html(content, budget)
+        sections.append((section.anchor, section.title, Markup(html)))
+        budget -= size
+    shown, left_out = pictures.shown(content, pictures.BUDGET - (pictures.BUDGET // 3 - budget))
     rows = tables.class_rows(content)
     gained, lost = tables.changed_most(rows)
     has_confusion = content.confusion is not None
@@ -58,12 +63,12 @@ def render(content: ReportContent) -> str:
             ("only the other net is right", pictures.ONLY_FIRST),
             ("both are wrong, and differ", pictures.BOTH_WRONG),
         ],
-        "audits": audits,
+        "sections": sections,
         "costs": tables.costs(content),
         "recipe": recipe,
         "recipe_cut": len(content.recipe) - len(recipe),
     }
-    return filled("page.html", values)
+    return filled("report/page.html", values)
 
 
 def filled(template: str, values: dict[str, Any]) -> str:
@@ -74,7 +79,7 @@ def filled(template: str, values: dict[str, Any]) -> str:
 @cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tutelage.report", "."),
+        loader=jinja2.PackageLoader("tutelage", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -91,7 +96,7 @@ def style() -> Markup:
     """The style sheet, which is our own text and no user's."""
     loader = _environment().loader
     assert loader is not None
-    return Markup(loader.get_source(_environment(), "style.css")[0])
+    return Markup(loader.get_source(_environment(), "report/style.css")[0])
 
 
 def _colour(colour: Sequence[int]) -> str:

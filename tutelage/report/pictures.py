@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tutelage.report.content import IGNORE, GalleryImage, LabelPicture, ReportContent
+from tutelage.report.content import IGNORE, GalleryImage, ReportContent
 from tutelage.report.words import known, percent
 
 Bytes = NDArray[np.uint8]
@@ -70,10 +70,10 @@ def shrunk(image: Bytes, maps: Mapping[str, Bytes]) -> tuple[Bytes, dict[str, By
     """An image (H, W, 3) and class maps (H, W) of one size, brought to at most 480 wide and 640 high."""
     height, width = image.shape[:2]
     scale = min(1.0, WIDEST / width, TALLEST / height)
-    return _scaled(image, scale), {name: _scaled(ids, scale) for name, ids in maps.items()}
+    return scaled(image, scale), {name: scaled(ids, scale) for name, ids in maps.items()}
 
 
-def _scaled(array: Bytes, scale: float) -> Bytes:
+def scaled(array: Bytes, scale: float) -> Bytes:
     """An image smoothed, or a class map by nearest neighbours."""
     if scale >= 1:
         return array
@@ -106,10 +106,10 @@ def _size(one: Shown) -> int:
 
 def _shown(content: ReportContent, picture: GalleryImage, scale: float, quality: int) -> Shown:
     maps = {"": picture.truth, **{f"={label}": ids for label, ids in picture.predictions.items()}}
-    image = _scaled(picture.image, scale)
-    scaled = {name: _scaled(ids, scale) for name, ids in maps.items()}
-    predictions = {label: scaled[f"={label}"] for label in picture.predictions}
-    small = replace(picture, image=image, truth=scaled[""], predictions=predictions)
+    image = scaled(picture.image, scale)
+    small_maps = {name: scaled(ids, scale) for name, ids in maps.items()}
+    predictions = {label: small_maps[f"={label}"] for label in picture.predictions}
+    small = replace(picture, image=image, truth=small_maps[""], predictions=predictions)
     return Shown(picture.name, tuple(_panels(content, small, quality)))
 
 
@@ -136,28 +136,6 @@ def _panels(content: ReportContent, picture: GalleryImage, quality: int) -> Iter
             drawn = difference(picture.image, picture.truth, said[other], said[student])
             alt = f"Where {other} and {student} differ on {name}"
             yield panel(f"{student} against {other}", alt, jpeg(drawn, quality, sharp=True), differs=True)
-
-
-def label_panels(picture: LabelPicture, palette: Sequence[Colour], scale: float, quality: int) -> tuple[Panel, ...]:
-    """Image, pseudo label, confidence, and the truth where there is one, at a share of their size."""
-    image, label, confidence = (_scaled(one, scale) for one in (picture.image, picture.label, picture.confidence))
-    height, width = label.shape
-    name = picture.name
-    panels = [
-        Panel("Image", f"Image {name}", jpeg(image, quality), width, height, picture.note),
-        Panel("Pseudo label", f"Pseudo label of {name}", png(label, palette), width, height),
-        Panel("Confidence", f"Confidence on {name}", jpeg(shaded(confidence), quality), width, height),
-    ]
-    if picture.truth is not None:
-        truth = _scaled(picture.truth, scale)
-        panels.append(Panel("Truth", f"True classes of {name}", png(truth, palette), width, height))
-    return tuple(panels)
-
-
-def shaded(confidence: Bytes) -> Bytes:
-    """(H, W) confidence 0..255 as (H, W, 3): the less sure, the darker."""
-    sure = (confidence.astype(np.float64) / 255.0)[..., None]
-    return np.asarray((np.array(DOUBT) + sure * (np.array(CERTAIN) - np.array(DOUBT))).round(), dtype=np.uint8)
 
 
 def difference(image: Bytes, truth: Bytes, first: Bytes, second: Bytes) -> Bytes:

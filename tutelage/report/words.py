@@ -249,7 +249,4 @@ def _warnings(content: ReportContent, comparison: Comparison | None) -> list[str
         )
     if comparison is not None:
         result.append("One training run of each net was compared: how far another seed would differ is not included.")
-    result += [
-        f"Pseudo labels, {audit.title}: {'; '.join(audit.warnings)}." for audit in content.audits if audit.warnings
-    ]
-    return result
+    return [*result, *(warning for section in content.sections for warning in section.warnings)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import model_validator
 
@@ -18,7 +18,7 @@ from tutelage.data.catalogue.files import Files, missing
 from tutelage.data.catalogue.layouts import KINDS, Layout, variants
 from tutelage.data.dataset import Dataset
 from tutelage.errors import DataError
-from tutelage.settings import Settings
+from tutelage.settings import Ref, Settings
 
 Kind = Literal[
     "cityscapes",
@@ -43,7 +43,7 @@ class CatalogueSettings(Settings):
 
     kind: Kind
     """Which data set."""
-    root: str
+    root: Annotated[str, Ref("file")]
     """Folder into which its archives were unpacked; relative to the recipe."""
     variant: str | None = None
     """Which packaging, label files, bands or condition; null: the usual one. cityscapes: ids, train_ids; voc_aug: aug

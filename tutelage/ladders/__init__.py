@@ -1,0 +1,1 @@
+"""The ladder: several ways to train one student, compared over seeds."""

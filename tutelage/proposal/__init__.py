@@ -1,0 +1,1 @@
+"""A working recipe proposed from folders of images and masks."""

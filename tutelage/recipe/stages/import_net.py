@@ -1,0 +1,20 @@
+"""An `import` stage: a trained net from a file, such as a published teacher."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from tutelage.recipe.base import StageSettings
+from tutelage.settings import Ref
+
+
+class ImportStage(StageSettings):
+    """Take a trained net from a file, such as a published teacher."""
+
+    makes: ClassVar = "nets"
+
+    kind: Literal["import"] = "import"
+    file: Annotated[str, Field(pattern=r"\.safetensors$"), Ref("file")]
+    """A net that tutelage wrote (`import-checkpoint` converts a published checkpoint), relative to the recipe."""
