@@ -74,11 +74,6 @@ def entropy_masks(entropy_BHW: Tensor, counted_BHW: Tensor, percent: float) -> t
     return low & counted_BHW, high & counted_BHW
 
 
-def nearest(map_BHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """A map of labels or of truth values on the grid (h, w), by the nearest pixel; keeps its type."""
-    return F.interpolate(map_BHW[:, None].float(), size, mode="nearest")[:, 0].to(map_BHW.dtype)
-
-
 def one_hot(label_BHW: Tensor, classes: int, form: OneHot = "correct") -> Tensor:
     """Which class a pixel shows (B, K, H, W), bool; none where it is ignored.
 

@@ -37,6 +37,7 @@ from tutelage.errors import RecipeError
 from tutelage.losses import contrast
 from tutelage.losses.consistency import pseudo_label
 from tutelage.losses.options import ResizeRule
+from tutelage.losses.regions import shrink_labels
 from tutelage.losses.relations import unit
 from tutelage.losses.resize import over_image
 from tutelage.losses.segmentation import IGNORE
@@ -220,10 +221,10 @@ class U2PL(Method):
         members, lows, highs, labeled = [], [], [], []
         for number, ((prediction, _), (label_BHW, low_BHW, high_BHW)) in enumerate(zip(teacher, maps, strict=True)):
             grid = (prediction.logits.shape[2], prediction.logits.shape[3])
-            member_BKhw = contrast.one_hot(contrast.nearest(label_BHW, grid), classes, settings.onehot)
+            member_BKhw = contrast.one_hot(shrink_labels(label_BHW, grid), classes, settings.onehot)
             members.append(_pixels(member_BKhw))
-            lows.append(contrast.nearest(low_BHW, grid).flatten())
-            highs.append(contrast.nearest(high_BHW, grid).flatten())
+            lows.append(shrink_labels(low_BHW, grid).flatten())
+            highs.append(shrink_labels(high_BHW, grid).flatten())
             labeled.append(torch.full_like(lows[-1], number == 0))
         chosen = contrast.candidates(
             torch.cat(members).T,

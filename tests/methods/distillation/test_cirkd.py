@@ -229,8 +229,12 @@ def test_settings_that_cannot_be_are_refused() -> None:
         MemorySettings(pixel_slots=10)
     with pytest.raises(ValidationError):
         MemorySettings(temperature=0.001)
-    with pytest.raises(TutelageError, match="even number"):
-        ContextBlock(7)
+
+
+def test_a_context_block_halves_an_odd_number_of_channels_rounded_down() -> None:
+    block = ContextBlock(7)
+    assert block.query.out_channels == block.value.out_channels == 3
+    assert block(torch.randn(2, 7, 3, 4)).shape == (2, 7, 3, 4)
 
 
 # Two processes

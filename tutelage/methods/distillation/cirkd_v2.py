@@ -33,15 +33,11 @@ from tutelage.methods.settings.distill_terms import ChannelSettings
 class ContextBlock(nn.Module):
     """Self-attention over positions beside the map itself; training only.
 
-    e = ReLU(BN(W_e softmax(q k / sqrt(C / 2)) v)), out = ReLU(BN(W_f [f, e])) for f (B, C, h, w); C must be even.
+    e = ReLU(BN(W_e softmax(q k / sqrt(c)) v)), out = ReLU(BN(W_f [f, e])) for f (B, C, h, w), with c = C / 2 rounded down.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        if channels % 2:
-            raise TutelageError(
-                f"the context block halves the student's {channels} channels", "choose a feature of an even number"
-            )
         half = channels // 2
         self.query = nn.Conv2d(channels, half, 1, bias=False)
         self.key = nn.Conv2d(channels, half, 1, bias=False)
