@@ -19,7 +19,7 @@ def labels(values: NDArray, ignore: int = 255) -> Tensor:
 
 
 def assert_values(ours: Tensor | float, theirs: NDArray, relative: float = 1e-4, absolute: float = 1e-6) -> None:
-    """|ours - theirs| <= absolute + relative * max |theirs|; ours finite also where theirs is the mean of nothing, NaN."""
+    """|ours - theirs| <= absolute + relative * max |theirs|; ours is finite where theirs is a mean over nothing."""
     mine = np.asarray(ours.detach() if isinstance(ours, Tensor) else ours, dtype=np.float64)
     assert mine.shape == theirs.shape
     assert np.isfinite(mine).all()

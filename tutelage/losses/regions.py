@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 
 def shrink_labels(label_BHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels (B, h, w) on a grid, the nearest: index floor(i H / h), computed in float32 as torch's ``interpolate`` does.
+    """Labels (B, h, w) on a grid, the nearest: index floor(i H / h), in float32 as torch's ``interpolate`` computes it.
 
     Where i H / h is a whole number that rounding misses, the index is the one below. Source: CIRKD's code.
     """

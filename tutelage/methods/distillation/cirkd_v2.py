@@ -33,7 +33,7 @@ from tutelage.methods.settings.distill_terms import ChannelSettings
 class ContextBlock(nn.Module):
     """Self-attention over positions beside the map itself; training only.
 
-    e = ReLU(BN(W_e softmax(q k / sqrt(c)) v)), out = ReLU(BN(W_f [f, e])) for f (B, C, h, w), with c = C / 2 rounded down.
+    e = ReLU(BN(W_e softmax(q k / sqrt(c)) v)), out = ReLU(BN(W_f [f, e])) for f (B, C, h, w), c = C // 2.
     """
 
     def __init__(self, channels: int) -> None:
