@@ -75,7 +75,7 @@ def test_cps(golden: Golden, name: str, monkeypatch: pytest.MonkeyPatch) -> None
     method = replayed(monkeypatch, mine, hers, weight=float(file["w_cps"]))
     batches = {
         "labeled": as_batch(images_for(label), label),
-        "unlabeled": as_batch(torch.zeros(len(mine[1]), 3, *label.shape[1:])),
+        "unlabeled": as_batch(torch.zeros(len(mine[1]), 3, *mine[1].shape[2:])),
     }
     found = terms(method, batches)
     assert_values(found["cross_entropy"], file["loss_sup_a"], absolute=1e-4)
