@@ -148,5 +148,5 @@ def test_the_average_labels_with_windows_all_over_the_image() -> None:
     made, given = method(), domains(size=(64, 64))
     made.ema.mode(norm="running", dropout=False)
     expected = over(made.ema(given["target"]["weak"].image).logits).argmax(1)
-    assert torch.equal(made._remembered(given["target"]).label_BHW, expected)
+    assert torch.equal(made.pseudo_labels.of(given["target"]).label_BHW, expected)
     assert hrda.HRDA.Settings.trained_nets == ("student",)

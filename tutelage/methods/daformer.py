@@ -1,4 +1,4 @@
-"""DAFormer: DACS with a slower average, and an encoder that must not forget its things.
+"""DAFormer: DACS with a slower average, and an encoder kept close to its ImageNet features on thing classes.
 
     source   L = CE(x_S, y_S) + f mean over cells of things of || F(x_S) - F_0(x_S) ||
     mixed    as DACS; the pasted classes are half of those of the whole source batch
@@ -22,26 +22,19 @@ from tutelage.losses.feature_distance import feature_distance, majority_label, t
 from tutelage.methods.ema import twin
 from tutelage.methods.mixed_self_training import MixedSelfTraining
 from tutelage.methods.settings.daformer import DAFormerSettings
-from tutelage.methods.settings.mixed_self_training import MaskedSettings, MixedSettings
 from tutelage.nets.segmentor import Prediction, Segmentor
 
 
 class DAFormer(MixedSelfTraining):
-    """DACS that keeps what its encoder knew of things."""
+    """DACS with a feature distance that keeps the encoder close to its start on thing classes."""
 
     Settings = DAFormerSettings
     origin: Segmentor | None
     thing_K: Tensor
 
-    def __init__(
-        self,
-        nets: Mapping[str, Segmentor],
-        settings: MixedSettings,
-        info: TaskInfo,
-        masked: MaskedSettings | None = None,
-    ) -> None:
-        super().__init__(nets, settings, info, masked)
-        self.distance = settings.feature_distance if isinstance(settings, DAFormerSettings) else None
+    def __init__(self, nets: Mapping[str, Segmentor], settings: DAFormerSettings, info: TaskInfo) -> None:
+        super().__init__(nets, settings, info)
+        self.distance = settings.feature_distance
         self.origin = None
         if self.distance is not None:
             self.origin = _encoder_of(self.student)

@@ -20,9 +20,8 @@ from tutelage.engine.contract import StepContext, TaskInfo
 from tutelage.errors import RecipeError
 from tutelage.losses.segmentation import cross_entropy
 from tutelage.methods.daformer import DAFormer
-from tutelage.methods.mixed_self_training import mixed_loss, number_of
+from tutelage.methods.masked_consistency import mixed_loss, number_of
 from tutelage.methods.settings.hrda import HRDASettings
-from tutelage.methods.settings.mixed_self_training import MaskedSettings, MixedSettings
 from tutelage.nets.multi_resolution import MultiResolution, Window, WindowedPrediction, in_two_resolutions
 from tutelage.nets.segmentor import Segmentor
 
@@ -32,23 +31,12 @@ class HRDA(DAFormer):
 
     Settings = HRDASettings
 
-    def __init__(
-        self,
-        nets: Mapping[str, Segmentor],
-        settings: MixedSettings,
-        info: TaskInfo,
-        masked: MaskedSettings | None = None,
-    ) -> None:
-        own = settings if isinstance(settings, HRDASettings) else None
-        if own is not None:
-            nets = {"student": in_two_resolutions(nets["student"], own.multi_resolution)}
-        super().__init__(nets, settings, info, masked)
-        self.detail_weight = None if own is None else own.detail_weight
+    def __init__(self, nets: Mapping[str, Segmentor], settings: HRDASettings, info: TaskInfo) -> None:
+        super().__init__({"student": in_two_resolutions(nets["student"], settings.multi_resolution)}, settings, info)
+        self.detail_weight = settings.detail_weight
 
     def source_terms(self, view: View, context: StepContext) -> dict[str, Tensor]:
         """The terms of a source batch, of both fused and of the window."""
-        if self.detail_weight is None:
-            return super().source_terms(view, context)
         look, box = self._forward_with_window(view.image, context)
         terms = self.supervised(look.context._replace(logits=look.logits), view, context)
         terms = {name: (1.0 - self.detail_weight) * value for name, value in terms.items()}
@@ -63,8 +51,6 @@ class HRDA(DAFormer):
         self, image_B3HW: Tensor, label_BHW: Tensor, weight_BHW: Tensor, context: StepContext
     ) -> Tensor:
         """How far both fused, and the window, are from (pseudo) labels."""
-        if self.detail_weight is None:
-            return super().pseudo_label_loss(image_B3HW, label_BHW, weight_BHW, context)
         look, box = self._forward_with_window(image_B3HW, context)
         whole = mixed_loss(self.logits_at_image_size(look.logits, image_B3HW), label_BHW, weight_BHW)
         label_BHW = _part(label_BHW, box)
