@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.prototypes.likelihoods import component_log_density
 from tutelage.errors import TutelageError
 from tutelage.prototypes import blocks, gaussians
-from tutelage.prototypes.gaussians import Fit, Mixture, Mixtures, component_log_density, em, fit_mixture, fit_mixtures
+from tutelage.prototypes.gaussians import Fit, Mixture, Mixtures, em, fit_mixture, fit_mixtures
 from tutelage.prototypes.means import ClassMeans
 from tutelage.prototypes.settings import MixtureSettings
 

@@ -111,21 +111,6 @@ def test_memory_is_bounded() -> None:
     assert sample.counts() == [90_000, 0]
 
 
-def test_merging_is_what_one_would_hold() -> None:
-    values, label = stream(300)
-    number = torch.arange(300)
-    whole = filled(25, values, label, [])
-    first, second = Reservoir(3, 3, 25, seed=0), Reservoir(3, 3, 25, seed=0)
-    first.add(values[::2], label[::2], number[::2])
-    second.add(values[1::2], label[1::2], number[1::2])
-    first.merge(second)
-    assert same(first, whole)
-    with pytest.raises(ValueError, match="the same number"):
-        first.merge(second)
-    with pytest.raises(ValueError, match="seed"):
-        first.merge(Reservoir(3, 3, 25, seed=1))
-
-
 def test_a_file_can_be_gone_on_with(tmp_path: Path) -> None:
     values, label = stream(300)
     whole = filled(25, values, label, [])

@@ -317,23 +317,3 @@ def _drawing(context: StepContext, *place: str) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(key(context.seed, context.step, context.slice, *place) % (1 << 63))
         yield
-
-
-class Epoch(NamedTuple):
-    """An epoch as TriKD's code makes it."""
-
-    images: int
-    """Of each list, after the labelled one was repeated and cut to the length of the other."""
-    labeled: int
-    """Different labelled images among them."""
-    steps: int
-
-
-def published_epoch(labeled: int, unlabeled: int, processes: int = 4, batch: int = 2) -> Epoch:
-    """How long an epoch of the published code is, for numbers of images: what its 300 epochs are in steps.
-
-    ``batch``: labelled images per process. A labelled list that is longer than the other loses its end for good; the
-    streams of this library cut nothing.
-    """
-    per_process = -(-unlabeled // processes)  # the sampler fills up every process's share
-    return Epoch(unlabeled, min(labeled, unlabeled), per_process // batch)

@@ -162,15 +162,6 @@ def of_clusters(rows_NC: Tensor, centres_MC: Tensor, shift_C: Tensor, variance_f
     return _maximise(count_M, first_MC, second_MC, shift_C, rows_NC.shape[0], variance_floor, "corrected")
 
 
-def component_log_density(rows_NC: Tensor, mixture: Mixture) -> Tensor:
-    """ln N_m(x), without the weight, of each row and component: (N, M) float64. For many classes see ``scoring``."""
-    shift_C = mixture.mean_MC.mean(0)
-    weight_M2C, constant_M = _linear(mixture, shift_C)
-    both = blocks(rows_NC, shift_C, torch.float64, squares=True)
-    parts = [constant_M + both_n2C @ weight_M2C.T for _, both_n2C in both]
-    return torch.cat(parts) if parts else constant_M.new_zeros(0, constant_M.shape[0])
-
-
 def _linear(mixture: Mixture, shift_C: Tensor) -> tuple[Tensor, Tensor]:
     """ln N_m(x) = constant + weight [y, y^2] with y = x - shift."""
     mean_MC = mixture.mean_MC - shift_C

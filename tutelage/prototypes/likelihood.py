@@ -18,8 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tutelage.losses.resize import resize_logits
-from tutelage.losses.segmentation import IGNORE
 from tutelage.prototypes.gaussians import Mixtures
 
 ABSENT = -1e30
@@ -84,29 +82,15 @@ class Scorer:
         maps = [self._positions(one).view(self.classes, *features_BChw.shape[2:]) for one in features_BChw.flatten(2)]
         return torch.stack(maps)
 
-    def image_maps(self, features_BChw: Tensor, size: tuple[int, int], score_at: str = "image") -> Tensor:
-        """ln p(f | class) at the size (H, W) of the image: (B, K, H, W); resized bilinearly with aligned corners.
-
-        ``image``, as published: features are resized, in bands of rows, and scored. ``feature``: scored on their grid,
-        and the result is resized; at stride 4 it is 16 times cheaper, and labels change near borders. ValueError for
-        another word.
-        """
-        if score_at == "feature":
-            resized = resize_logits(self.maps(features_BChw), size, "corners", 1)
-            return resized.masked_fill_(self._absent_K11, ABSENT)  # a mean of equal numbers is rounded
-        if score_at != "image":
-            raise ValueError(f"score_at is {score_at!r}, not 'image' or 'feature'")
-        images, channels = features_BChw.shape[:2]
-        length = max(1, self._block(channels) // size[1])
-        result = features_BChw.new_empty(images, self.classes, *size, dtype=_dtype(features_BChw))
-        for start, band in _bands(features_BChw.to(result.dtype), size, length):
-            result[:, :, start : start + band.shape[2]] = self.maps(band)
-        return result
-
     def image_bands(
         self, features_BChw: Tensor, size: tuple[int, int], score_at: str = "image"
     ) -> Iterator[tuple[int, Tensor]]:
-        """The maps of :meth:`image_maps` in bands (first row, (B, K, rows, W)): those of all rows need not fit."""
+        """ln p(f | class) at the size (H, W) of the image, in bands (first row, (B, K, rows, W)) that fit in memory.
+
+        ``image``, as published: features are resized bilinearly with aligned corners, and scored. ``feature``: scored
+        on their grid, and the result is resized; at stride 4 it is 16 times cheaper, and labels change near borders.
+        ValueError for another word.
+        """
         if score_at not in ("image", "feature"):
             raise ValueError(f"score_at is {score_at!r}, not 'image' or 'feature'")
         if score_at == "feature":
@@ -170,50 +154,3 @@ def _bands(features_BChw: Tensor, size: tuple[int, int], length: int) -> Iterato
         part = slice(start, start + length)
         band = torch.lerp(features_BChw[:, :, above[part]], features_BChw[:, :, below[part]], share[part])
         yield start, F.interpolate(band, (band.shape[2], width), mode="bilinear", align_corners=True)
-
-
-def best_class(likelihood_BKHW: Tensor) -> tuple[Tensor, Tensor]:
-    """The class of the largest log-likelihood (B, H, W) int64, and that log-likelihood in nats."""
-    best = likelihood_BKHW.max(1)
-    return best.indices, best.values
-
-
-def keep_likely(label_BHW: Tensor, likelihood_BHW: Tensor, threshold: float | Tensor) -> Tensor:
-    """Labels whose log-likelihood reaches the threshold, else 255; ``threshold`` in nats, one or one a class (K).
-
-    Strictly below is ignored. Published: 100 nats, for one net and no other: densities in 256 dimensions are large.
-    """
-    if isinstance(threshold, Tensor):
-        known = label_BHW != IGNORE
-        threshold = threshold.to(likelihood_BHW)[label_BHW.where(known, 0)]
-    return label_BHW.masked_fill(likelihood_BHW < threshold, IGNORE)
-
-
-def quantile_thresholds(
-    likelihood_N: Tensor, label_N: Tensor, classes: int, quantile: float, *, per_class: bool = True
-) -> Tensor:
-    """The thresholds (K), float64, that leave out the share ``quantile`` of the pixels with the least log-likelihood.
-
-    It is the k-th smallest value, k = min(round(q n), n - 1) from 0, of the pixels of a class, or of all. A class that
-    labels no pixel has -inf. For more pixels than fit in memory, hand over a sample (see :class:`~.Reservoir`).
-    ValueError for a quantile outside of 0..1.
-    """
-    if not 0 <= quantile <= 1:
-        raise ValueError(f"the quantile {quantile} is not between 0 and 1")
-    result = torch.full((classes,), -math.inf, dtype=torch.float64, device=likelihood_N.device)
-    for number in range(classes):
-        member = label_N == number
-        values = likelihood_N[member if per_class else label_N != IGNORE].double()
-        if values.numel() and bool(member.any()):
-            rank = min(round(quantile * values.numel()), values.numel() - 1)
-            result[number] = values.kthvalue(rank + 1).values
-    return result
-
-
-def retained(label: Tensor, kept: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Pixels of each class before and after a threshold: two tensors (K), int64, to be summed over images."""
-    counts = [
-        torch.bincount(labels[(labels >= 0) & (labels < classes)].flatten(), minlength=classes)
-        for labels in (label, kept)
-    ]
-    return counts[0], counts[1]

@@ -117,24 +117,6 @@ class Reservoir:
         """How many rows of each class were offered."""
         return [kept.offered for kept in self._kept]
 
-    def merge(self, other: Reservoir) -> None:
-        """Take in another sample of the same seed: what one reservoir would hold that was offered all rows.
-
-        ValueError where seeds or shapes differ, or both hold a row of the same number.
-        """
-        mine, theirs = ((r.classes, r.channels, r.seed) for r in (self, other))
-        if mine != theirs:
-            raise ValueError(f"samples of (classes, channels, seed) {mine} and {theirs}")
-        self.offered += other.offered
-        for number in range(self.classes):
-            rows = other.rows(number)
-            kept = other._kept[number]
-            self._kept[number].offered += kept.offered
-            if kept.size:
-                self._take(number, kept.keys[: kept.size], rows.to(self.dtype))
-                self._shrink(number)
-                self._check_distinct(number)
-
     def over_ranks(self, device: torch.device | None = None) -> None:
         """Make every process hold the sample of all processes' rows; ``add`` must have been given numbers.
 
