@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.error_codes import raises_code
 from tests.methods.cases import CPU, FACTS, context, tiny, train
 from tests.methods.domains import PLAIN, domains
 from tutelage.engine.contract import StepContext
-from tutelage.errors import RecipeError
 from tutelage.methods import hrda
 from tutelage.methods.hrda import HRDA
 from tutelage.nets.multi_resolution import MultiResolution, Window
@@ -108,7 +108,7 @@ def test_a_given_window_and_a_net_that_has_its_own() -> None:
 
 def test_crops_that_do_not_fit_are_refused() -> None:
     made, given = method(), domains(size=(60, 64))
-    with pytest.raises(RecipeError, match="multiples of 16, not 60 x 64") as caught:
+    with raises_code("crop-multiple", "16", "60 x 64") as caught:
         made(given, "source", context(made, given))
     assert "[64, 64]" in str(caught.value.remedy)
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tutelage.errors import TutelageError
+from tests.error_codes import raises_code
 from tutelage.losses.segmentation import IGNORE
 from tutelage.prototypes.anchors import anchor_labels, confident_labels
 from tutelage.prototypes.means import ClassMeans, Rule, class_rows, class_vectors, correct_labels
@@ -110,7 +110,7 @@ def test_a_checkpoint_and_a_file_hold_them(tmp_path: Path) -> None:
     assert torch.equal(third.counts, means.counts)
     with pytest.raises(ValueError, match="holds prototypes"):
         ClassMeans(3, 3).load(tmp_path / "means.safetensors")
-    with pytest.raises(TutelageError, match="there are no class means"):
+    with raises_code("missing-file", "class means"):
         third.load(tmp_path / "nowhere.safetensors")
 
 

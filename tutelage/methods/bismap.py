@@ -151,6 +151,7 @@ def _require_one_crop(weak: View, masked: View) -> None:
     one, other = weak.geometry, masked.geometry
     if one is not other and not (one.size == other.size and torch.equal(one.matrix, other.matrix)):
         raise RecipeError(
+            "views-not-aligned",
             "the view 'masked' shows another part of the image than the view 'weak', which it is compared with",
-            "leave `augment` out of `views.weak` and `views.masked`, and set `randaugment.geometric: false`",
+            "remove `augment` from `views.weak` and `views.masked`, and set `randaugment.geometric: false`",
         )

@@ -43,9 +43,10 @@ class CAG(Method):
         self.labeller = nets["labeller"]
         if self.labeller.embedding_channels != self.student.embedding_channels:
             raise RecipeError(
-                f"the labeller has features of {self.labeller.embedding_channels} channels, the student of "
-                f"{self.student.embedding_channels}; both are compared with the same anchors",
-                "take a labeller of the student's net",
+                "embedding-width",
+                f"the labeller has {self.labeller.embedding_channels} embedding channels, expected "
+                f"{self.student.embedding_channels} as the student: both are compared with the same anchors",
+                "use a labeller with the settings of the student's net",
             )
         self.task = TaskLoss(settings.task, info)
         self.anchors = started_prototypes(info, self.student.embedding_channels, 0.0, "anchors")

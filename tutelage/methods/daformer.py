@@ -71,8 +71,10 @@ def _things(chosen: Sequence[int | str] | None, info: TaskInfo) -> Tensor:
         number = info.names.index(name) if name in info.names else name
         if not isinstance(number, int) or not 0 <= number < info.classes:
             raise RecipeError(
-                f"feature_distance.things: there is no class {name!r}",
-                f"the classes are {', '.join(info.names)}" if info.names else f"numbers are 0 to {info.classes - 1}",
+                "unknown-class",
+                f"invalid class {name!r} in feature_distance.things: expected "
+                + (f"one of {', '.join(info.names)}" if info.names else f"a number from 0 to {info.classes - 1}"),
+                "correct the name, or leave it out",
             )
         thing_K[number] = True
     return thing_K

@@ -66,7 +66,8 @@ class HRDA(DAFormer):
         net, size = self._net(), (image_B3HW.shape[2], image_B3HW.shape[3])
         if size[0] % net.unit or size[1] % net.unit:
             raise RecipeError(
-                f"hrda needs crops whose sides are multiples of {net.unit}, not {size[0]} x {size[1]}",
+                "crop-multiple",
+                f"the sides of crops must be multiples of {net.unit}, got {size[0]} x {size[1]}",
                 f"set augment.crop to such multiples, e.g. [{_near(size[0], net.unit)}, {_near(size[1], net.unit)}]",
             )
         draw = generator(context.seed, f"hrda/{context.pass_name}/{context.slice}", "window", context.step)

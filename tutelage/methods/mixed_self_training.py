@@ -122,8 +122,9 @@ class MixedSelfTraining(Method):
         own, positions = target["weak"], target.positions.tolist()
         if source.image.shape != own.image.shape:
             raise RecipeError(
-                f"source and target cannot be mixed: batches of {_size(source)} and {_size(own)} images and pixels",
-                "give the streams source and target the same batch, and the same augment.crop",
+                "streams-differ",
+                f"source and target must have one batch size and crop, got {_size(source)} and {_size(own)}",
+                "set the same batch and the same augment.crop for the streams source and target",
             )
         score_BL = draw_scores(context.seed, "mixed", positions, self.classes + 1, own.image.device)
         mask_BHW = class_masks(source.label, score_BL, self.mixing.classes_from)

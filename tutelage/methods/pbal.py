@@ -196,8 +196,10 @@ def prototypes_of(net: Segmentor) -> Tensor:
     classifier = net.classifier
     if not isinstance(classifier, nn.Conv2d):
         raise RecipeError(
-            f"decoder {net.settings.decoder} classifies with dilated convolutions, whose weights are no prototypes",
-            "PBAL takes a net with a 1x1 classifier, such as decoder deeplabv3plus_pbal",
+            "classifier-not-pointwise",
+            f"invalid decoder {net.settings.decoder} for PBAL: its classifier is not a 1x1 convolution, whose weights "
+            "are the prototypes",
+            "use a decoder with a 1x1 classifier, e.g. deeplabv3plus_pbal",
         )
     return classifier.weight.flatten(1)
 

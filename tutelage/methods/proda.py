@@ -142,8 +142,9 @@ class ProDA(Method):
             return self.cache.probabilities(batch.samples, weak.geometry, self.grid.size(weak))
         if self.settings.labels_from == "full" and "full" not in batch.views:
             raise RecipeError(
-                "labels_from: full, but the stream `target` has no view `full`",
-                "give it one: `views: {full: {augment: {resize: [height, width]}}}`, or set labels_from: weak",
+                "missing-view",
+                "labels_from is full, but the stream `target` has no view `full`",
+                "add `views: {full: {augment: {resize: [height, width]}}}` to the stream, or set labels_from: weak",
             )
         seen = batch[self.settings.labels_from]
         soft = self.grid.bring(self.labeller(seen.image).logits.softmax(1), seen, self.labeller.stride)
@@ -170,7 +171,8 @@ def started_prototypes(info: TaskInfo, channels: int, rate: float, role: str = "
     kind = "means" if role == "prototypes" else role
     if not {"prototypes", "counts"} <= fitted.keys():
         raise RecipeError(
-            f"the method starts from {role}, and none came with its inputs",
+            "missing-fit",
+            f"the method starts from fitted {role}, and `inputs` has no {role}",
             f"add a stage `{{kind: fit, what: {kind}, net: <stage>, data: <images>}}` and name it: "
             f"`inputs: {{{role}: <stage>}}`",
         )
@@ -178,8 +180,9 @@ def started_prototypes(info: TaskInfo, channels: int, rate: float, role: str = "
     if fitted["prototypes"].shape != means.prototypes.shape:
         classes, width = fitted["prototypes"].shape
         raise RecipeError(
-            f"the {role} are {classes} of {width} channels; the net has {info.classes} classes and {channels}",
-            "fit them with the net that the student starts from, or with one of the same settings",
+            "fit-shape",
+            f"the fitted {role} have {classes} classes and {width} channels, expected {info.classes} and {channels}",
+            "fit them with the net that the student starts from, or with a net of the same settings",
         )
     means.prototypes.copy_(fitted["prototypes"])
     means.counts.copy_(fitted["counts"])

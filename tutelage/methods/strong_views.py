@@ -132,7 +132,8 @@ def _of_one_crop(batch: Batch, name: str) -> View:
     weak, view = batch["weak"].geometry, batch[name].geometry
     if view is not weak and not (weak.size == view.size and torch.equal(weak.matrix, view.matrix)):
         raise RecipeError(
-            f"the view {name!r} shows another part of the image than the view 'weak', whose pseudo labels it learns",
-            f"leave `augment` out of `views.weak` and `views.{name}`: all views share the stream's own",
+            "views-not-aligned",
+            f"the view {name!r} shows another part of the image than the view 'weak', which gives its pseudo labels",
+            f"remove `augment` from `views.weak` and `views.{name}`: all views share the stream's `augment`",
         )
     return batch[name]

@@ -244,9 +244,10 @@ class TriKD(Method):
                 taps[name] = tap
         if lacking and asked is not None:
             raise RecipeError(
+                "net-without-attention",
                 f"attention_weight is {asked:g}, but {'; '.join(lacking)}",
-                "take a plain vision transformer, or tiny_vit_11m_224 or tiny_vit_21m_512 with decoder: "
-                "dual_frequency, for both; or leave attention_weight out",
+                "for both nets, use a plain vision transformer, or tiny_vit_11m_224 or tiny_vit_21m_512 with decoder "
+                "dual_frequency; or leave attention_weight out",
             )
         if lacking:
             return 0.0, {}, "; ".join(lacking)

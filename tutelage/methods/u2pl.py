@@ -104,8 +104,8 @@ class U2PL(Method):
         super().__init__()
         if settings.low_rank >= info.classes:
             raise RecipeError(
-                f"u2pl: low_rank {settings.low_rank} with {info.classes} classes: no class has such a rank, so that "
-                "nothing is a negative",
+                "rank-out-of-range",
+                f"low_rank must be below the number of classes, {info.classes}, got {settings.low_rank}",
                 "set low_rank below the number of classes; 1 for two classes",
             )
         self.student = nets["student"]

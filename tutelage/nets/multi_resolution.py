@@ -3,7 +3,7 @@
     logits = up((1 - a) z_context) + up(a) z_detail        a: attention, in 0..1, a map for each class
 
 One encoder and decoder do both; the attention is a light head on the context's features. In training a method
-forwards one window of the image (:meth:`MultiResolution.forward_with_window`); outside of it the logits are those of the
+forwards one window of the image (:meth:`MultiResolution.forward_with_window`); outside it the logits are those of the
 context. Called as any net, it moves the window over the image by half of its size and averages the logits where windows
 overlap.
 Source: HRDA (ECCV 2022), sections 3.2 to 3.4 and its code.

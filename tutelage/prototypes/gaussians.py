@@ -112,9 +112,10 @@ def fit_mixture(
         if math.isfinite(fit.log_likelihood):
             return Fit(fit.mixture, fit.log_likelihood, fit.iterations, attempt)
     raise TutelageError(
+        "mixture-diverged",
         f"the mixture of {owner} has no finite likelihood after {1 + settings.restarts} attempts "
         f"({rows_NC.shape[0]} rows from {known.lowest:.3g} to {known.highest:.3g})",
-        "features of such a size overflow: look at the net, or fit fewer components",
+        "check that the net did not diverge (large features overflow), or fit fewer components",
     )
 
 
@@ -248,7 +249,11 @@ class Mixtures:
             raise ValueError(f"{len(mixtures)} mixtures for {len(classes)} classes")
         known = [mixture for mixture in mixtures if mixture is not None]
         if not known:
-            raise TutelageError("no class has a mixture", "look whether the net predicts any label of the source right")
+            raise TutelageError(
+                "no-mixtures",
+                "no class has a mixture",
+                "check that the net predicts some source pixels as they are labelled",
+            )
         if len({mixture.mean_MC.shape[1] for mixture in known}) > 1:
             raise ValueError("the mixtures of the classes differ in their number of channels")
         components = max(mixture.weight_M.shape[0] for mixture in known)

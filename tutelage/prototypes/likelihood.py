@@ -92,7 +92,7 @@ class Scorer:
         ValueError for another word.
         """
         if score_at not in ("image", "feature"):
-            raise ValueError(f"score_at is {score_at!r}, not 'image' or 'feature'")
+            raise ValueError(f"score_at must be 'image' or 'feature', got {score_at!r}")
         if score_at == "feature":
             length = max(1, self._block(self.classes) // size[1])
             for start, band in _bands(self.maps(features_BChw), size, length):
@@ -105,7 +105,9 @@ class Scorer:
     @torch.no_grad()
     def _positions(self, features_CP: Tensor) -> Tensor:
         if features_CP.shape[0] != self.channels:
-            raise ValueError(f"features of {features_CP.shape[0]} channels for mixtures of {self.channels}")
+            raise ValueError(
+                f"features must have {self.channels} channels, as the mixtures, got {features_CP.shape[0]}"
+            )
         dtype = _dtype(features_CP)
         score = self._in_float64 if dtype == torch.float64 else self._in_float32
         length = self._block(self.channels)

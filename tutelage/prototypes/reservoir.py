@@ -67,7 +67,7 @@ class Reservoir:
         self, classes: int, channels: int, capacity: int, *, seed: int, dtype: torch.dtype = torch.float32
     ) -> None:
         if capacity < 1:
-            raise ValueError(f"a sample of {capacity} rows")
+            raise ValueError(f"capacity must be above 0, got {capacity}")
         self.classes, self.channels, self.capacity, self.seed, self.dtype = classes, channels, capacity, seed, dtype
         self.offered = 0
         """Rows offered so far, of any class or none: the number of the next one, unless numbers are given."""
@@ -187,7 +187,9 @@ class Reservoir:
                     result._take(number, tensors[f"keys.{number}"], tensors[f"rows.{number}"])
                     result._shrink(number)
         except (KeyError, AttributeError) as error:
-            raise TutelageError(f"the description inside {path} cannot be read ({error})", "make it again") from error
+            raise TutelageError(
+                "damaged-file", f"the description inside {path} is unreadable ({error})", "run its stage again"
+            ) from error
         return result, dict(about["facts"])
 
     def _nothing(self) -> _Kept:

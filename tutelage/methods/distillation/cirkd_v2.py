@@ -119,8 +119,9 @@ class Channel(Term):
         size = self.queue.shape[2]
         if teacher_BCD.shape[2] != size:
             raise TutelageError(
-                f"the channel queue was made for {size} positions and met maps of {teacher_BCD.shape[2]}",
-                "give the labelled stream a fixed crop (augment.crop)",
+                "crop-changed",
+                f"the channel queue holds maps of {size} positions, got maps of {teacher_BCD.shape[2]}",
+                "set a fixed crop for the labelled stream: streams.labeled.augment.crop",
             )
         low = student_BCD.to(feature.dtype)
         minibatch = pair_relations(low, teacher_BCD, settings.temperature, settings.group_size)

@@ -84,11 +84,11 @@ class DistillBase(MethodSettings):
     task: TaskSettings = TaskSettings()
     """The loss on labels beside it."""
     cache: CacheSettings | None = None
-    """Replay what the teacher said once of every image; null: it sees every crop. The manual's page on training says
-    when that pays."""
+    """Reuse the teacher's output of every whole image; null: it forwards every crop. See the page on training for when
+    a cache pays."""
 
     def terms(self) -> Losses:
-        """The terms that are asked for; published combinations say them here."""
+        """The terms; published combinations define them here."""
         raise NotImplementedError
 
     @model_validator(mode="after")
@@ -98,7 +98,7 @@ class DistillBase(MethodSettings):
         return self
 
     def cache_temperature(self) -> float:
-        """The one that all terms have."""
+        """The temperature that all terms share."""
         return temperature_of(self.terms())
 
 
@@ -111,7 +111,7 @@ def temperature_of(losses: Losses) -> float:
     lacking = [f"{name} needs {it}" for name, own in chosen.items() if (it := own.beyond_probabilities())]
     if lacking:
         raise ValueError(
-            f"a cache holds the teacher's class probabilities alone: {', '.join(lacking)}; use `cache: null`"
+            f"a cache holds only the teacher's class probabilities, but {', '.join(lacking)}: set cache: null"
         )
     temperatures = {settings.temperature for settings in chosen.values()}
     if len(temperatures) != 1:

@@ -91,7 +91,7 @@ class MemorySettings(TermSettings):
     @model_validator(mode="after")
     def _room(self) -> MemorySettings:
         if self.enqueue > self.pixel_slots:
-            raise ValueError(f"enqueue {self.enqueue} is more than the {self.pixel_slots} pixel_slots of a class")
+            raise ValueError(f"enqueue must be at most pixel_slots, {self.pixel_slots}, got {self.enqueue}")
         return self
 
 

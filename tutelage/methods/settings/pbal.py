@@ -61,7 +61,7 @@ class PBALBidirectionalSettings(MethodSettings):
             return values
         for theirs, ours in _PAPERS_NAMES.items():
             if theirs in values and ours in values:
-                raise ValueError(f"{theirs} and {ours} are one setting; leave one of them out")
+                raise ValueError(f"{theirs} and {ours} are the same setting: give one of them")
         return {_PAPERS_NAMES.get(name, name): value for name, value in values.items()}
 
     @field_validator("adversarial", mode="before")

@@ -68,7 +68,10 @@ class ProDASettings(MethodSettings):
     @model_validator(mode="after")
     def _labels_once(self) -> ProDASettings:
         if self.cache is not None and self.labels_from == "full":
-            raise ValueError("a cache holds what was said of whole images; leave labels_from out, or write cache: null")
+            raise ValueError(
+                "labels_from must be weak with a cache, which holds labels of whole images, got full: "
+                "remove it, or set cache: null"
+            )
         return self
 
     def cache_temperature(self) -> float:

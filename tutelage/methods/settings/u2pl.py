@@ -96,5 +96,5 @@ class U2PLSettings(MethodSettings):
     @model_validator(mode="after")
     def _ordered(self) -> U2PLSettings:
         if self.low_rank >= self.high_rank:
-            raise ValueError(f"low_rank {self.low_rank} is not below high_rank {self.high_rank}: no rank lies between")
+            raise ValueError(f"low_rank must be below high_rank, {self.high_rank}, got {self.low_rank}")
         return self
