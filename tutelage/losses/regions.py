@@ -1,4 +1,4 @@
-"""What belongs to which class on a grid: counts, means, and the choice of some positions of each class.
+"""Classes on a grid: counts, means, and the choice of some positions of each class.
 
 Nothing here waits for a GPU: no number is read back, nothing is indexed by a mask.
 

@@ -33,7 +33,7 @@ from tutelage.nets.segmentor import Prediction, Segmentor
 
 
 class AdvEnt(Method):
-    """Labels of one domain, images of another: predictions on the target shall look as sure as on the source."""
+    """Labels of one domain, images of another: predictions on the target become as confident as on the source."""
 
     Settings: ClassVar[type[MethodSettings]] = AdvEntSettings
 
@@ -97,7 +97,7 @@ class AdvEnt(Method):
             if adversarial:
                 context.carry[f"source_{level}"] = source_logits[level]
                 context.carry[f"target_{level}"] = target_logits[level]
-                # The net wants its target maps to be taken for the source's.
+                # The net is trained so that its target maps are classified as source.
                 scores = self.critics[level](self._maps(target_logits[level]))
                 terms[f"adversarial_{level}"] = adversarial * domain_loss(scores, SOURCE, self.settings.loss)
             if minimised:
@@ -143,13 +143,13 @@ class AdvEnt(Method):
 
 
 class AdaptSegNet(AdvEnt):
-    """Labels of one domain, images of another: predictions on the target shall look like those on the source."""
+    """Labels of one domain, images of another: predictions on the target become similar to those on the source."""
 
     Settings = AdaptSegNetSettings
 
 
 class MinEnt(AdvEnt):
-    """Labels of one domain, images of another: the net shall be sure of the target. No critic."""
+    """Labels of one domain, images of another: the entropy on the target is minimised. No critic."""
 
     Settings = MinEntSettings
 

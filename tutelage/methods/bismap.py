@@ -4,7 +4,7 @@
     consistency   L_C = l r(t) mean over unmasked pixels and classes of KL(q || p)
     pseudo        L_T = a CE(z, y') + b RCE(z, y'), each a mean over labelled pixels
 
-w, in 0..1, says how much a source pixel looks like the target (`weights` of the stream; 1 without). p are the student's
+w, in 0..1, is the similarity of a source pixel to the target (`weights` of the stream; 1 without). p are the student's
 probabilities on the masked view, q those of its moving average on the whole one; r(t) = exp(-5 (1 - min(t/T, 1))^2). y'
 are pseudo labels that an `annotate` stage wrote, those of the likeliest mixture of source features. The warm-up has no
 L_T and reads no labels of the target. The two distillations that follow are :mod:`tutelage.methods.self_distill`.

@@ -65,7 +65,7 @@ class MixedSelfTraining(Method):
         return {"student": self.student, "ema": self.ema}
 
     def counts(self, batches: Mapping[str, Batch]) -> Mapping[str, Tensor]:
-        """What the source's loss is divided by, and how many target pixels there are and are sure."""
+        """The divisor of the source's loss, the number of target pixels, and how many of them are sure."""
         label = batches["source"]["weak"].label
         number = self.task.counts(label) if self.mixing.reduction == "valid" else number_of(label)
         return {"source": number, **self.pseudo_labels.counts(batches["target"])}
@@ -105,13 +105,13 @@ class MixedSelfTraining(Method):
     def feature_distance_terms(
         self, prediction: Prediction, image_B3hw: Tensor, label_BHW: Tensor
     ) -> dict[str, Tensor]:
-        """What else is learned of a source batch; ``image`` is what the prediction's features were made of."""
+        """More terms of a source batch; ``image`` is the input of the prediction's features."""
         return {}
 
     def pseudo_label_loss(
         self, image_B3HW: Tensor, label_BHW: Tensor, weight_BHW: Tensor, context: StepContext
     ) -> Tensor:
-        """How far the student is from (pseudo) labels: see :func:`mixed_loss`."""
+        """The loss of the student against (pseudo) labels: see :func:`~.masked_consistency.mixed_loss`."""
         return mixed_loss(self.logits_at_image_size(self.student(image_B3HW).logits, image_B3HW), label_BHW, weight_BHW)
 
     # The passes
@@ -147,7 +147,7 @@ class MixedSelfTraining(Method):
         return self.logits_at_image_size(self.ema(view.image).logits, view.image)
 
     def _weights(self, view: View, pseudo: TargetPseudoLabels, context: StepContext) -> Tensor:
-        """What each pseudo label weighs, (B, H, W)."""
+        """The weight of each pseudo label, (B, H, W)."""
         weight_BHW = pseudo.share(context) if self.mixing.weighting == "share" else pseudo.sure_BHW.float()
         return weight_BHW * inside_margins(view, self.mixing.margins) if self.mixing.margins.any else weight_BHW
 

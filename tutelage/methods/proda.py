@@ -1,4 +1,4 @@
-"""ProDA, stage 1: soft labels of a warm-up net, made right by prototypes, and two views that agree on structure.
+"""ProDA, stage 1: soft labels of a warm-up net, corrected by prototypes, and two views that agree on structure.
 
     w        = softmax_k(-T |f~ - eta_k|)            f~: features of the moving average, eta: one prototype a class
     y        = argmax_k w p0                         p0: soft labels of the warm-up net, which stays as it is
@@ -41,7 +41,7 @@ from tutelage.prototypes.means import ClassMeans, class_vectors
 
 
 class ProDA(Method):
-    """Labels of one domain, images of another: prototypes set pseudo labels right while the net learns them."""
+    """Labels of one domain, images of another: prototypes correct pseudo labels while the net learns them."""
 
     Settings = ProDASettings
 
@@ -76,7 +76,7 @@ class ProDA(Method):
         }
 
     def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
-        """The source's labels, or all that the target has to say."""
+        """The terms of the source's labels, or all terms of the target."""
         if pass_name == "source":
             view = batches["source"]["weak"]
             prediction = self.student(view.image)
@@ -136,7 +136,7 @@ class ProDA(Method):
         return self._onto_weak(feature_BDNN, batch) if "full" in batch.views else feature_BDNN
 
     def _soft_labels(self, batch: Batch) -> Tensor:
-        """p0 (B, K, h, w) over the weak view, by the warm-up net: now, or as it said of whole images."""
+        """p0 (B, K, h, w) over the weak view, by the warm-up net, computed or stored."""
         if self.cache is not None:
             weak = batch["weak"]
             return self.cache.probabilities(batch.samples, weak.geometry, self.grid.size(weak))

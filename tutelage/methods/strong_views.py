@@ -1,4 +1,4 @@
-"""What FixMatch, UniMatch and UniMatch V2 share: a weak view says what strong views of the same crop must show.
+"""The base of FixMatch, UniMatch and UniMatch V2: a weak view gives the pseudo labels of strong views of the same crop.
 
     y, c        pseudo label and confidence of the weak view
     mixed       inside of a box the partner's image, pseudo label, confidence and padding take the image's place
@@ -29,11 +29,11 @@ from tutelage.methods.supervised import TaskLoss
 from tutelage.nets.segmentor import Prediction, Segmentor
 
 HALF = 0.5
-"""What the three papers multiply the sum of labelled and unlabelled loss with."""
+"""The factor of the sum of labelled and unlabelled loss in the three papers."""
 
 
 class WeakPseudoLabels(NamedTuple):
-    """What is known of every pixel of a batch."""
+    """Pseudo labels of every pixel of a batch."""
 
     label: Tensor
     """(B, H, W) int64."""

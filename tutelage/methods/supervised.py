@@ -35,7 +35,7 @@ class TaskLoss(nn.Module):
         self.register_buffer("class_weight_K", _class_weights(settings, info))
 
     def counts(self, label_BHW: Tensor) -> Tensor:
-        """What a cross-entropy over these labels is divided by."""
+        """The divisor of a cross-entropy over these labels."""
         return label_weight(label_BHW, self.class_weight_K)
 
     def forward(self, prediction: Prediction, stride: int, label_BHW: Tensor, normalizer: Tensor) -> dict[str, Tensor]:

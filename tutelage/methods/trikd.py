@@ -115,7 +115,7 @@ class TriKD(Method):
         return {name: self._net(name) for name in VIEWS}
 
     def counts(self, batches: Mapping[str, Batch]) -> Mapping[str, Tensor]:
-        """What the means over labels, and over pixels without labels, are divided by."""
+        """The divisors of the means over labels, and over pixels without labels."""
         label = batches["labeled"]["weak"].label
         return {
             "labeled": self.task.counts(label),
@@ -225,7 +225,7 @@ class TriKD(Method):
     def _attention(self) -> tuple[float, dict[str, AttentionTap], str]:
         """The weight of the attention loss, where attention is read, and why it is not.
 
-        Raises :class:`RecipeError` where a weight is asked for and a net has no attention.
+        Raises :class:`RecipeError` where a weight is set and a net has no attention.
         """
         asked = self.settings.attention_weight
         if asked == 0:
@@ -257,7 +257,7 @@ class TriKD(Method):
         return ATTENTION_WEIGHT if asked is None else asked, taps, ""
 
     def extra_report(self) -> dict[str, Any]:
-        """What is projected where, and which terms are off."""
+        """The projections, and the terms that are off."""
         size = None if self.info.size is None else self.info.size()
         lines = [
             "a step forwards each of three nets twice, "

@@ -45,7 +45,7 @@ def blocks(
 
 @dataclass(frozen=True)
 class Summary:
-    """What is known of the rows after reading them once."""
+    """Statistics of the rows after one pass."""
 
     mean_C: Tensor
     """The mean of each channel, float64."""

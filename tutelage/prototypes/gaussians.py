@@ -4,7 +4,7 @@ Expectation and maximisation read the rows once an iteration, in blocks: with y 
 parameters gives log-densities, responsibilities times the same block give both moments. No tensor of rows x components
 x channels exists. All of it is float64 by default: a variance of 1e-6 beside a mean of 3 is lost in float32, which
 takes little more than half the time. It is safe where each channel is shifted to the mean of its sharpest component and
-no component lies too many of its own deviations from there; `precision: float32` looks before each iteration whether
+no component lies too many of its own deviations from there; `precision: float32` checks before each iteration whether
 that is so.
 
 Legend: K classes, M components, N rows, n rows of a block, C channels.
@@ -79,7 +79,7 @@ def em(
         precision = "float64"
     mixture, before = start, -math.inf
     for done in range(iterations + 1):
-        # The E step of the next iteration tells the likelihood after this one: there is no pass for the stop rule.
+        # The E step of the next iteration gives the likelihood after this one: the stop rule needs no pass of its own.
         shift_C, dtype = _shift(mixture, mean_C, precision)
         likelihood, count_M, first_MC, second_MC = _expect(rows_NC, mixture, shift_C, dtype, moments=done < iterations)
         if done and (done == iterations or not math.isfinite(likelihood) or likelihood - before < tolerance):
@@ -172,7 +172,7 @@ def _linear(mixture: Mixture, shift_C: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shift(mixture: Mixture, mean_C: Tensor, precision: Precision) -> tuple[Tensor, torch.dtype]:
-    """What is taken from the rows before products (C), float64, and the dtype of these."""
+    """The shift of the rows before products (C), float64, and the dtype of these."""
     if precision == "float32":
         sharpest_1C = mixture.variance_MC.argmin(0, keepdim=True)
         shift_C = mixture.mean_MC.gather(0, sharpest_1C)[0].float().double()

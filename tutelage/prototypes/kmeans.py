@@ -140,7 +140,7 @@ def lloyd(
     dtype = _dtype(rows_NC)
     shift_C = known.mean_C
     centres_MC = start_MC.to(rows_NC.device).double() - shift_C
-    # What rounding moves is no movement.
+    # Movement by rounding does not count.
     least = max(movement, 4 * torch.finfo(dtype).eps * max(abs(known.lowest), abs(known.highest)))
     count_M = torch.zeros(centres_MC.shape[0], dtype=torch.int64, device=rows_NC.device)
     repaired = taken = 0

@@ -31,7 +31,7 @@ _CPU, _GPU = 1 << 21, 1 << 26  # elements of a block's features and components
 class Scorer:
     """Mixtures made ready for scoring on one device.
 
-    Computes in float64 for float64 features, else in float32, whatever autocast says.
+    Computes in float64 for float64 features, else in float32, whatever the autocast.
     """
 
     def __init__(self, mixtures: Mixtures, device: torch.device | str = "cpu") -> None:
@@ -49,7 +49,7 @@ class Scorer:
         # Components with the weight 0 stay: they add exp(-inf) to a sum.
         missing_G1 = weight_LM.flatten()[:, None] == 0
         narrowest_C = variance_GC.masked_fill(missing_G1, math.inf).argmin(0)
-        shift_C = mean_GC.gather(0, narrowest_C[None])[0].float().double()  # what float32 can tell exactly
+        shift_C = mean_GC.gather(0, narrowest_C[None])[0].float().double()  # representable in float32
         precision_GC = variance_GC.reciprocal()
         mean_GC = (mean_GC - shift_C).masked_fill(missing_G1, 0)
         squared_GC = mean_GC.square() * precision_GC

@@ -52,7 +52,7 @@ def _shifted(value: Tensor, by: int) -> Tensor:
 
 @dataclass
 class _Kept:
-    """Keys and rows of one class, unordered, the first ``size`` of what is allocated; and how many were offered."""
+    """Keys and rows of one class, unordered, the first ``size`` of the allocated ones; and how many were offered."""
 
     keys: Tensor
     rows: Tensor
@@ -76,7 +76,7 @@ class Reservoir:
         self._kept = [self._nothing() for _ in range(classes)]
 
     def add(self, rows_NC: Tensor, label_N: Tensor, number_N: Tensor | None = None) -> None:
-        """Offer rows (N, C) with their classes (N); what is no class (255) counts, but is not kept.
+        """Offer rows (N, C) with their classes (N); a row without a class (255) counts, but is not kept.
 
         ``number_N``: int64 numbers that name the rows in the whole data set (such as image x positions + position), no
         two alike; needed where rows come in no fixed order or over several processes. By default they are counted in
@@ -92,7 +92,7 @@ class Reservoir:
         valid_N = (label_N >= 0) & (label_N < self.classes)
         safe_N = label_N.where(valid_N, 0)
         key_N = keys(self._base_K.to(device)[safe_N], number_N.to(device))
-        # Nearly all rows end here, once the samples are full: only their keys were looked at.
+        # Nearly all rows end here, once the samples are full: only their keys were compared.
         wanted = (valid_N & (key_N <= self._bound_K.to(device)[safe_N])).nonzero()[:, 0]
         offered = torch.bincount(label_N[valid_N], minlength=self.classes).tolist()
         label, key = label_N[wanted].cpu(), key_N[wanted].cpu()

@@ -1,11 +1,11 @@
-"""What CIRKD V2 adds: relations between channels, and a context block before all feature terms.
+"""The terms that CIRKD V2 adds: relations between channels, and a context block before all feature terms.
 
     mini-batch   mean over pairs of images and channels c of KL(softmax(n_c N_j / tau) || softmax(m_c M_j / tau))
     memory       mean over channels of KL(softmax(n Q / tau) || softmax(m Q / tau)), Q a draw of a queue of channels
     regression   mean of (M - N)^2
 
 M and N are the student's and the teacher's channels: maps averaged over 4 x 4 positions, flattened, of length 1; the
-student's go through a projection of their own. Source: the code of CIRKD at dab64db (2025); there is no paper but it.
+student's go through a projection of their own. Source: the code of CIRKD at dab64db (2025); no paper describes it.
 
 Legend: B images, C the teacher's channels, D positions of an averaged map, N slots.
 """

@@ -19,7 +19,7 @@ class AdvEntSettings(MethodSettings):
     }
 
     maps: Literal["self_information", "softmax"] = "self_information"
-    """What the discriminators see: self-information (AdvEnt) or probabilities (AdaptSegNet)."""
+    """Input of the discriminators: self-information (AdvEnt) or probabilities (AdaptSegNet)."""
     adversarial: Weight = 0.001
     """l: weight of the adversarial term of the main logits."""
     adversarial_auxiliary: Weight = 0.0002
@@ -50,7 +50,7 @@ class AdaptSegNetSettings(AdvEntSettings):
     implementation: ClassVar = "tutelage.methods.advent:AdaptSegNet"
 
     maps: Literal["self_information", "softmax"] = "softmax"
-    """What the discriminators see: probabilities."""
+    """Input of the discriminators: probabilities."""
 
 
 class MinEntSettings(MethodSettings):

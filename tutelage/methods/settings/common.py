@@ -53,4 +53,4 @@ class CacheableSettings(Protocol):
     cache: CacheSettings | None
 
     def cache_temperature(self) -> float:
-        """The temperature at which the method wants probabilities."""
+        """The temperature of the probabilities that the method reads."""

@@ -37,7 +37,7 @@ class Losses(Settings):
     skd_pairwise: Annotated[SKDPairwiseSettings | None, WeightOrSettings] = None
     """Structured KD: similarities of all pairs of positions of an image."""
     skd_holistic: Annotated[SKDHolisticSettings | None, WeightOrSettings] = None
-    """Structured KD: a critic that tells the nets' logits apart."""
+    """Structured KD: a critic that distinguishes the logits of the two nets."""
     ifvd: Annotated[IFVDSettings | None, WeightOrSettings] = None
     """Intra-class feature variation: similarity of each position to its class's mean."""
     cwd: Annotated[CWDSettings | None, WeightOrSettings] = None
@@ -64,13 +64,13 @@ class Losses(Settings):
     """CIRKD V2: relations between channels, in the mini-batch and to remembered ones."""
 
     def chosen(self) -> dict[str, Any]:
-        """The terms that are asked for, with a weight above zero."""
+        """The terms with a weight above zero."""
         terms = {name: getattr(self, name) for name in type(self).model_fields}
         return {name: settings for name, settings in terms.items() if settings is not None and settings.weight > 0}
 
 
 class DistillBase(MethodSettings):
-    """What every distillation may be told."""
+    """Settings of every distillation."""
 
     streams: ClassVar = {"labeled": StreamSpec(labels=True, views=("weak",), about="images with masks")}
     teachers: ClassVar = ("teacher",)
@@ -117,7 +117,7 @@ def temperature_of(losses: Losses) -> float:
     if len(temperatures) != 1:
         raise ValueError(
             "a cache holds the teacher's class probabilities at one temperature, "
-            + ("but the terms have several" if temperatures else "but there is no term")
+            + ("but the terms have several" if temperatures else "but no term has a weight above 0")
         )
     return float(temperatures.pop())
 
