@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from benchmarks.common import in_turns, ratio_line
 from tutelage.engine.allocator import keep_freed_memory
-from tutelage.nets.frequency import FrequencyChannelAttention, gaussian_mask
+from tutelage.nets.frequency import FrequencyChannelAttention
 from tutelage.nets.settings import FrequencySettings
 
 # Side, channels: the gates' maps in a hybrid at 512 x 512, and the number of images.
@@ -67,7 +67,8 @@ def measured(maps: Sequence[tuple[int, int]], rounds: int) -> dict[str, list[str
         centred = FrequencyChannelAttention(channels, channels, "high")
         published = FrequencyChannelAttention(channels, channels, "high", FrequencySettings(centre="published"))
         published.load_state_dict(centred.state_dict())
-        mask_HW = torch.fft.fftshift(gaussian_mask((side, side), "high"))
+        distance = torch.arange(side) - side // 2
+        mask_HW = 1 - torch.exp(-(distance.square()[:, None] + distance.square()) / (2 * 10.0**2))
         plain = partial(complex_gate, weight=centred.attn.weight.detach(), mask_HW=mask_HW)
         torch.testing.assert_close(plain(map_BCHW), centred.gate(map_BCHW), rtol=1e-4, atol=1e-4)
         gates: dict[str, Gate] = {"plain": plain, "centred": centred.gate, "published": published.gate}

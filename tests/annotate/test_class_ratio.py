@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tutelage.annotate.class_ratio import exact_ratio_thresholds, pixels_shown, ratio_labels, small_classes
+from tests.annotate.exact_ratios import exact_ratio_thresholds, pixels_shown, ratio_labels
 
 
 def image(seed: int, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -42,9 +42,3 @@ def test_a_class_that_is_never_sure_wins_in_its_own_measure() -> None:
     assert ratio_labels(probability, torch.tensor([1.0, 1.0]))[0][0, 0].tolist() == [255, 255, 255]
     exactly = ratio_labels(probability, torch.tensor([0.9, 1.0]))[0]
     assert exactly[0, 0].tolist() == [255, 0, 255], "the pixel at the rank itself is kept"
-
-
-def test_small_classes() -> None:
-    assert small_classes(np.array([5000, 4, 0, 3, 4]), 0.001) == [2, 3, 1, 4]
-    assert small_classes(np.array([10, 10]), 0.1) == []
-    assert small_classes(np.zeros(3, np.int64), 0.1) == []

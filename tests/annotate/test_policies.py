@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.annotate.exact_ratios import exact_ratio_thresholds, ratio_labels
 from tests.annotate.nets import ColourNet, write_dataset
 from tests.annotate.test_pseudo_labels import contents, maps, read
+from tests.prototypes.likelihoods import image_maps, quantile_thresholds
 from tutelage.annotate.class_quantiles import exact_thresholds, keep_confident
-from tutelage.annotate.class_ratio import exact_ratio_thresholds, ratio_labels
 from tutelage.annotate.image_scores import ImageScores
 from tutelage.annotate.policies import (
     BINS,
@@ -34,7 +35,7 @@ from tutelage.data.pseudo_labels import PseudoLabelFolder
 from tutelage.errors import TutelageError
 from tutelage.evaluation.protocol import Protocol
 from tutelage.prototypes.gaussians import Mixture, Mixtures
-from tutelage.prototypes.likelihood import Scorer, best_class, keep_likely, quantile_thresholds
+from tutelage.prototypes.likelihood import Scorer
 
 CPU = torch.device("cpu")
 CLASSES = 4
@@ -180,7 +181,7 @@ def likelihoods(dataset: Dataset, mixtures: Mixtures, score_at: str, flip: bool 
         features = ColourNet()(image).embedding
         if flip:
             features = (features + ColourNet()(image.flip(-1)).embedding.flip(-1)) / 2
-        result.append(Scorer(mixtures).image_maps(features, (image.shape[2], image.shape[3]), score_at))
+        result.append(image_maps(Scorer(mixtures), features, (image.shape[2], image.shape[3]), score_at))
     return result
 
 
@@ -195,8 +196,8 @@ def test_mixtures_label_what_is_likely_in_nats(
     found = zip(likelihoods(dataset, mixtures, score_at, flip), maps(dataset, tmp_path / "out"), strict=True)
     kept = 0
     for likelihood, (label, confidence) in found:
-        best, value = best_class(likelihood)
-        expected = keep_likely(best, value, 0.5)[0].numpy()
+        value, best = likelihood.max(1)
+        expected = best.masked_fill(value < 0.5, IGNORE)[0].numpy()
         near = ((value[0] - 0.5).abs() < 1e-4) | (likelihood[0].sort(0).values[-2:].diff(dim=0)[0] < 1e-4)
         np.testing.assert_array_equal(np.where(near, 0, label), np.where(near, 0, expected))
         posterior = likelihood[0].softmax(0).max(0).values.numpy()
@@ -213,8 +214,8 @@ def test_mixtures_leave_out_a_quantile(
     dataset: Dataset, tmp_path: Path, mixtures: Mixtures, quantile: float, per_class: bool
 ) -> None:
     written = run(dataset, tmp_path / "out", MixtureLabels(mixtures, CPU, quantile=quantile, per_class=per_class))
-    pairs = [best_class(one) for one in likelihoods(dataset, mixtures, "image")]
-    label, value = torch.cat([one[0].flatten() for one in pairs]), torch.cat([one[1].flatten() for one in pairs])
+    best = [one.max(1) for one in likelihoods(dataset, mixtures, "image")]
+    label, value = torch.cat([one.indices.flatten() for one in best]), torch.cat([one.values.flatten() for one in best])
     exact = quantile_thresholds(value, label, CLASSES, quantile, per_class=per_class).numpy()
     assert np.isneginf(written.threshold_K[3])
     gap = exact[:3] - written.threshold_K[:3]

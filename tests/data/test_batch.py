@@ -7,7 +7,7 @@ from hypothesis import given, settings
 
 from tests.data.test_augmentation import cuts
 from tutelage.data.augmentation import Geometry, take_image, take_map, take_valid
-from tutelage.data.batch import Geometries, RawBatch, RawView, warp, warp_label
+from tutelage.data.batch import Geometries, RawBatch, RawView, warp
 from tutelage.data.colour import PLAIN
 
 SIZE = (24, 32)
@@ -30,7 +30,7 @@ def label_of(source: tuple[int, int], seed: int = 0) -> np.ndarray:
 def test_a_replayed_label_is_the_loaders(cut) -> None:
     label = label_of(cut[0])
     geometry = Geometry.crop(*cut)
-    replayed = warp_label(torch.from_numpy(label).long()[None], Geometries.stack([geometry]))
+    replayed = warp(torch.from_numpy(label).long()[None], Geometries.stack([geometry]), fill=255)
     np.testing.assert_array_equal(replayed[0].numpy(), take_map(label, geometry))
 
 
@@ -39,11 +39,11 @@ def test_a_batch_of_geometries() -> None:
     records = [record(source, seed) for seed in range(6)]
     labels = np.stack([label_of(source, seed) for seed in range(6)])
     together = Geometries.stack(records)
-    replayed = warp_label(torch.from_numpy(labels).long(), together)
+    replayed = warp(torch.from_numpy(labels).long(), together, fill=255)
     assert replayed.dtype == torch.int64
     for i, geometry in enumerate(records):
         np.testing.assert_array_equal(replayed[i].numpy(), take_map(labels[i], geometry))
-    part = warp_label(torch.from_numpy(labels[2:4]).long(), together[2:4])
+    part = warp(torch.from_numpy(labels[2:4]).long(), together[2:4], fill=255)
     torch.testing.assert_close(part, replayed[2:4], rtol=0, atol=0)
 
 
@@ -67,7 +67,7 @@ def test_other_grids_and_resolutions(grid: tuple[int, int], resolution: tuple[in
     for seed in range(4):
         geometry = record((40, 50), seed)
         values = label_of(resolution, seed)
-        replayed = warp_label(torch.from_numpy(values).long()[None], Geometries.stack([geometry]), grid)
+        replayed = warp(torch.from_numpy(values).long()[None], Geometries.stack([geometry]), grid, fill=255)
         np.testing.assert_array_equal(replayed[0].numpy(), brute_force(values, geometry, grid, 255))
 
 

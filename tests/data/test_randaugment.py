@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from tests.data.test_stream import CROP, assert_equal, make, stream, take
 from tutelage.data.augmentation import AugmentSettings, Geometry, take_image, take_map, take_valid
-from tutelage.data.batch import Geometries, between, warp, warp_label
+from tutelage.data.batch import Geometries, between, warp
 from tutelage.data.randaugment import (
     OPERATIONS,
     Alteration,
@@ -241,7 +241,7 @@ def test_the_record_tells_where_every_pixel_comes_from(
     alteration = Alteration(tuple(Operation(*each) for each in operations), flip, (2, 3, 6, 7), (127, 0))
     found = alter(crop, {"label": label}, alteration)
     shown, base = Geometries.stack([found.geometry]), Geometries.stack([geometry])
-    replayed = warp_label(torch.from_numpy(label)[None].long(), shown)[0].numpy()
+    replayed = warp(torch.from_numpy(label)[None].long(), shown, fill=255)[0].numpy()
     np.testing.assert_array_equal(np.where(found.valid_HW, replayed, 255), found.maps["label"])
     assert not found.valid_HW[3:7, 2:6].any()
     assert (found.image_HW3[3:7, 2:6] == 0).all()

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from tutelage.data.augmentation import AugmentSettings
-from tutelage.data.batch import Batch, warp_label
+from tutelage.data.batch import Batch, warp
 from tutelage.data.dataset import Classes, Dataset, Sample
 from tutelage.data.labels import identity
 from tutelage.data.settings import ColourSettings, ViewSettings
@@ -215,7 +215,7 @@ def test_views_of_one_geometry(dataset: Dataset) -> None:
         assert not torch.equal(weak.image, strong.image)
         assert ((weak.label == 255) == ~weak.valid).all()
         labels = torch.stack([torch.from_numpy(dataset.label(int(name[-1]))).long() for name in batch.samples])
-        torch.testing.assert_close(warp_label(labels, weak.geometry), weak.label)
+        torch.testing.assert_close(warp(labels, weak.geometry, fill=255), weak.label)
 
 
 def test_views_of_their_own_geometry(dataset: Dataset) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.engine.toy import CLASSES, Toy, ToyStream, make_batch
-from tutelage.data.batch import warp_label
+from tutelage.data.batch import warp
 from tutelage.engine import collectives
 from tutelage.engine.contract import StepContext
 from tutelage.engine.loop import fit
@@ -60,7 +60,7 @@ def by_hand() -> dict[str, torch.Tensor]:
         logits, embedding = toy.student(view.image)
         with torch.no_grad():
             taught, _ = toy.teacher(view.image)
-        replayed = warp_label(view.maps["source_map"], view.geometry)
+        replayed = warp(view.maps["source_map"], view.geometry, fill=255)
         seen = F.cross_entropy(logits, replayed, ignore_index=255, reduction="sum")
         loss = torch.stack(
             [

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tutelage.data.augmentation import Geometry
-from tutelage.data.batch import Batch, Geometries, View, warp_label
+from tutelage.data.batch import Batch, Geometries, View, warp
 from tutelage.data.draws import generator
 from tutelage.engine import collectives
 from tutelage.engine.contract import Method, OptimizerSpec, Pass, StepContext
@@ -89,7 +89,7 @@ class Toy(Method):
                 self.teacher.train()  # batch statistics
                 taught, _ = self.teacher(view.image)
             # A map that was made for the whole source image follows the view's geometry.
-            replayed = warp_label(view.maps["source_map"], view.geometry)
+            replayed = warp(view.maps["source_map"], view.geometry, fill=255)
             context.carry["probability"] = logits.softmax(1)
             context.carry["embedding"] = embedding.mean((2, 3))
             seen = F.cross_entropy(logits, replayed, ignore_index=255, reduction="sum")

@@ -62,11 +62,10 @@ def test_definition(seed: int, height: int, width: int, ratio: float) -> None:
 def test_streams_and_types(dtype: torch.dtype) -> None:
     pairs = [blobs(seed, 40, 50, 4) for seed in range(3)]
     prediction, label = (torch.from_numpy(np.stack(maps)).to(dtype) for maps in zip(*pairs, strict=True))
-    together, first, second = BoundaryIoU(5), BoundaryIoU(5), BoundaryIoU(5)
+    together, first = BoundaryIoU(5), BoundaryIoU(5)
     together.update(prediction, label)
     first.update(prediction[:2], label[:2])
-    second.update(prediction[2], label[2])
-    first.merge(second)
+    first.update(prediction[2], label[2])
     assert torch.equal(first.counts, together.counts)
     expected = sum(counts_by_hand(*pair, 5, 0.02) for pair in pairs)
     np.testing.assert_array_equal(together.counts, expected)
@@ -92,5 +91,3 @@ def test_distance_and_errors() -> None:
     assert boundary_distance(1, 1) == 1
     with pytest.raises(TutelageError, match="ratio"):
         BoundaryIoU(3, ratio=0)
-    with pytest.raises(TutelageError, match="cannot be added"):
-        BoundaryIoU(3).merge(BoundaryIoU(3, ratio=0.1))

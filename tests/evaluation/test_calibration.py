@@ -57,11 +57,10 @@ def test_definition(bins: int) -> None:
 
 def test_streaming_and_log_probabilities() -> None:
     logits, label = pixels(1, batch=3)
-    together, first, second = Calibration(), Calibration(), Calibration()
+    together, first = Calibration(), Calibration()
     together.update(logits, label)
     first.update(logits[:2], label[:2].to(torch.uint8))
-    second.update(logits[2:].log_softmax(1), label[2:])
-    first.merge(second)
+    first.update(logits[2:].log_softmax(1), label[2:])
     torch.testing.assert_close(first.table, together.table, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(first.likelihood, together.likelihood, rtol=1e-6, atol=1e-6)
     in_rows = Calibration()
@@ -72,23 +71,12 @@ def test_streaming_and_log_probabilities() -> None:
     torch.testing.assert_close(in_rows.likelihood, together.likelihood, rtol=1e-6, atol=1e-6)
 
 
-def test_stored_predictions() -> None:
-    logits, label = pixels(2)
-    confidence, prediction = logits.softmax(1).max(1)
-    expected, metric, coarse = Calibration(), Calibration(), Calibration()
-    expected.update(logits, label)
-    metric.update_confidence(confidence, prediction, label)
-    torch.testing.assert_close(metric.table, expected.table, rtol=1e-6, atol=1e-6)
-    assert math.isnan(metric.scores().negative_log_likelihood)
-    coarse.update_confidence((confidence * 255).round().to(torch.uint8), prediction.to(torch.uint8), label)
-    assert coarse.scores().error == pytest.approx(expected.scores().error, abs=0.01)
-
-
 def test_sure_and_certain_pixels_fall_into_the_end_bins() -> None:
     metric = Calibration()
-    confidence = torch.tensor([[0.0, 1.0]])
-    metric.update_confidence(confidence, torch.tensor([[0, 1]]), torch.tensor([[1, 1]]))
-    assert metric.table[0].tolist() == [0, 0, 1]
+    even, certain = torch.zeros(100), torch.zeros(100)
+    certain[1] = 1000.0
+    metric.update(torch.stack([even, certain], 1)[None, :, None], torch.tensor([[[5, 1]]]))
+    assert metric.table[0].tolist() == pytest.approx([0.01, 0, 1])
     assert metric.table[-1].tolist() == [1, 1, 1]
 
 
@@ -106,12 +94,8 @@ def test_what_does_not_fit() -> None:
     logits, label = pixels(0)
     with pytest.raises(TutelageError, match="do not fit"):
         Calibration().update(logits, label[:, 1:])
-    with pytest.raises(TutelageError, match="differ in shape"):
-        Calibration().update_confidence(logits[:, 0], label, label[:1])
     with pytest.raises(TutelageError, match="bins"):
         Calibration(0)
-    with pytest.raises(TutelageError, match="bins"):
-        Calibration(3).merge(Calibration(4))
 
 
 @pytest.mark.parametrize("true_temperature", [0.3, 1.0, 2.5, 20.0])

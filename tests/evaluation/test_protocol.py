@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tutelage.errors import TutelageError
-from tutelage.evaluation.protocol import Protocol, require_same
+from tutelage.evaluation.protocol import Protocol
 from tutelage.evaluation.windows import coverage, spans, taper
 
 SLIDING: dict[str, Any] = {"kind": "sliding", "window": [801, 801]}
@@ -57,14 +56,6 @@ def test_key_is_stable_and_says_what_matters() -> None:
 def test_what_cannot_be_meant(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         protocol(**values)
-
-
-def test_different_protocols_are_not_compared() -> None:
-    require_same(protocol(**SLIDING), protocol(**SLIDING, stride=[534, 534]))
-    with pytest.raises(TutelageError, match=r"flip \(False and True\), resize \(grid and corners\)"):
-        require_same(protocol(), protocol(flip=True, resize="corners", blend="logits", scales=[1]))
-    with pytest.raises(TutelageError, match=r"window \(none and \[801, 801\]\)"):
-        require_same(protocol(), protocol(**SLIDING))
 
 
 def test_description_is_one_line() -> None:

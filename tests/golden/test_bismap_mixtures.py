@@ -12,11 +12,13 @@ from torch import Tensor
 
 from tests.golden.compare import assert_values, labels, tensor
 from tests.golden.conftest import Golden
+from tests.prototypes.likelihoods import component_log_density, image_maps
 from tutelage.losses.regions import shrink_labels
+from tutelage.losses.segmentation import IGNORE
 from tutelage.prototypes.blocks import summary
-from tutelage.prototypes.gaussians import Mixture, Mixtures, component_log_density, em
+from tutelage.prototypes.gaussians import Mixture, Mixtures, em
 from tutelage.prototypes.kmeans import draw_costs, lloyd
-from tutelage.prototypes.likelihood import ABSENT, Scorer, best_class, keep_likely
+from tutelage.prototypes.likelihood import ABSENT, Scorer
 from tutelage.prototypes.means import class_rows, correct_labels
 from tutelage.prototypes.transferability import (
     as_bytes,
@@ -132,15 +134,15 @@ def test_gmm_pseudo_label(golden: Golden, name: str, dtype: torch.dtype) -> None
     known = [mixture(file, number=number) if number in allowed else None for number in range(classes)]
     scorer = Scorer(Mixtures.of(known, [str(number) for number in range(classes)]))
     height, width = (int(side) for side in file["image_size"])
-    likelihood = scorer.image_maps(tensor(file["features"]).to(dtype), (height, width))
+    likelihood = image_maps(scorer, tensor(file["features"]).to(dtype), (height, width))
     shown = likelihood.masked_fill(likelihood == torch.tensor(ABSENT, dtype=dtype), NOT_ALLOWED)[0]
     present = sorted(allowed)
     assert (shown[[number for number in range(classes) if number not in allowed]] == NOT_ALLOWED).all()
     assert_close(shown[present], file["log_likelihood"][present], 1e-5)
-    label, best = best_class(likelihood)
+    best, label = likelihood.max(1)
     assert_close(best[0], file["max_log_likelihood"], 1e-5)
     np.testing.assert_array_equal(label[0], file["argmax_label"])
-    kept = keep_likely(label, best, float(file["threshold"]))[0]
+    kept = label.masked_fill(best < float(file["threshold"]), IGNORE)[0]
     np.testing.assert_array_equal(kept, labels(file["pseudo_label"], int(file["ignore_index"])))
 
 

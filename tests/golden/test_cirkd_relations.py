@@ -47,8 +47,10 @@ class Stored:
 
     def slots(self, total: int, count: int) -> Tensor:
         chosen = self._of(next(self.indices))
+        if not len(chosen):  # nothing is drawn in a step without a valid pixel: its losses are 0 with any slots
+            return torch.arange(count)
         assert len(chosen) == count
-        return chosen
+        return chosen.long()
 
 
 class StoredChannels:

@@ -13,11 +13,24 @@ from torch import Tensor, nn
 
 from tests.golden.compare import assert_gradient, assert_values, labels, tensor
 from tests.golden.conftest import Golden
-from tests.golden.test_proda_prototypes import weak_view
+from tests.golden.proda_views import (
+    SCALE,
+    composed_cells,
+    full_geometry,
+    in_pixels,
+    near_a_tie,
+    published_cells,
+    records,
+    replay,
+    strong_geometry,
+    strong_valid,
+    weak_geometry,
+)
+from tests.golden.test_proda_prototypes import corners, weak_view
 from tutelage.data.augmentation import Geometry
-from tutelage.data.batch import Batch, Geometries, View
-from tutelage.data.strong_map import StrongRecord, replay, strong_cells
+from tutelage.data.batch import Batch, Geometries, View, between, warp
 from tutelage.engine.contract import Carry, Method, StepContext, TaskInfo
+from tutelage.losses.regions import shrink_labels
 from tutelage.losses.resize import resize_logits
 from tutelage.losses.segmentation import IGNORE, cross_entropy
 from tutelage.losses.symmetric import confidence_regularizer, reverse_cross_entropy, symmetric_cross_entropy
@@ -29,25 +42,8 @@ from tutelage.nets.discriminators import ProDADiscriminator
 from tutelage.nets.pyramid_attention import PyramidAttention
 from tutelage.nets.segmentor import Prediction
 
-NOT_APPLIED = 10000
 CORNERS = TaskSettings(resize="corners")
 File = dict[str, NDArray]
-
-
-def records(file: File) -> list[StrongRecord]:
-    """The file's strong views."""
-    found = []
-    for number, flip in enumerate(file["strong_hflip"]):
-
-        def amount(name: str, place: int = number) -> float:
-            value = float(file[f"strong_{name}"][place])
-            return 0.0 if value == NOT_APPLIED else value
-
-        names = ("shear_x", "shear_y", "translate_x", "translate_y")
-        left, top, right, bottom = (int(side) for side in file["strong_cutout_x0y0x1y1"][number])
-        own = {name: amount(name) for name in names}
-        found.append(StrongRecord(bool(flip), **own, rotate=amount("rotate_deg"), cutout=(left, top, right, bottom)))
-    return found
 
 
 # ---------------------------------------------------------------- losses and maps
@@ -88,15 +84,25 @@ def test_losses_without_a_label(golden: Golden, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["strong_transform"])
 def test_strong_transform(golden: Golden, name: str) -> None:
+    """The published replay, and ``warp`` after each operation: equal but where a place lies between two cells."""
     file = golden(f"proda/{name}")
-    cases = records(file)
-    label = tensor(file["label_in"]).expand(len(cases), -1, -1)
-    maps = tensor(file["float_in"]).expand(len(cases), -1, -1, -1)
+    padding, views = int(file["padding"]), records(file)
+    label, maps = tensor(file["label_in"])[None], tensor(file["float_in"])[None]
     grid = (label.shape[1], label.shape[2])
-    cells = strong_cells(cases, grid, int(file["scale"]), "code")
-    padding = int(file["padding"])
-    np.testing.assert_array_equal(replay(label, cells, padding), file["label_out"])
-    assert_values(replay(maps, cells, padding), file["float_out"], 1e-6)
+    cells = published_cells(views, grid)
+    np.testing.assert_array_equal(replay(label.expand(len(views), -1, -1), cells, padding), file["label_out"])
+    assert_values(replay(maps.expand(len(views), -1, -1, -1), cells, padding), file["float_out"], 1e-6)
+
+    for number, view in enumerate(views):
+        sure, found_label, found_maps = torch.ones(1, *grid), label, maps
+        for step in view.all_steps(grid):
+            matrix = in_pixels(step, grid)
+            geometry = Geometries.stack([Geometry(matrix[:2], grid, grid)])
+            sure = warp(sure, geometry, fill=1) * torch.from_numpy(~near_a_tie(matrix, grid))
+            found_label, found_maps = (warp(each, geometry, fill=padding) for each in (found_label, found_maps))
+        compared = torch.from_numpy(~view.cut(grid)) & (sure[0] > 0)
+        np.testing.assert_array_equal(found_label[0][compared], file["label_out"][number][compared])
+        assert_values(found_maps[0][:, compared], file["float_out"][number][:, compared], 1e-6)
 
 
 # ---------------------------------------------------------------- whole steps
@@ -127,9 +133,14 @@ class Saved(nn.Module):
 
 
 def shown(size: tuple[int, int], count: int, label: Tensor | None = None) -> View:
-    geometry = Geometries.stack([Geometry.crop(size, size, (0, 0), size, False)] * count)
-    maps = {} if label is None else {"label": label}
-    return View(torch.zeros(count, 3, *size), torch.ones(count, *size, dtype=torch.bool), maps, geometry)
+    return seen(full_geometry(size, count), {} if label is None else {"label": label})
+
+
+def seen(geometry: Geometries, maps: Mapping[str, Tensor] | None = None, valid: Tensor | None = None) -> View:
+    count, size = len(geometry.matrix), geometry.size
+    if valid is None:
+        valid = torch.ones(count, *size, dtype=torch.bool)
+    return View(torch.zeros(count, 3, *size), valid, maps or {}, geometry)
 
 
 def step(method: Method, batches: Mapping[str, Batch]) -> tuple[dict[str, dict[str, Tensor]], StepContext]:
@@ -146,21 +157,23 @@ def total(terms: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(list(terms.values())).sum()
 
 
-class Replayed(ProDA):
-    """Views that follow the published maps, which a file holds, and not a geometry."""
+def cells_of(sides: NDArray) -> tuple[int, int]:
+    height, width = (int(side) // SCALE for side in sides)
+    return height, width
 
-    file: File
 
-    def _onto_weak(self, maps: Tensor, batch: Batch) -> Tensor:
-        return weak_view(maps, self.file)
-
-    def _onto_strong(self, maps: Tensor, batch: Batch) -> Tensor:
-        cells = strong_cells(records(self.file), (maps.shape[-2], maps.shape[-1]), 4, "code")
-        return replay(maps, cells, 0.0)
-
-    def _compared(self, batch: Batch) -> Tensor:
-        height, width = batch["strong"].image.shape[2:]
-        return strong_cells(records(self.file), (height // 4, width // 4), 4, "code") >= 0
+def structure_of(file: File, strong_features: Tensor, cells: Tensor) -> Tensor:
+    """The published structure term of one step, with the weak view's cells shown in the strong view."""
+    eta, temperature = tensor(file["prototypes_before"]), float(file["temperature"])
+    full = corners(tensor(file["ema_feat_full"]), *cells_of(file["full_hw"]))
+    weak, found = weak_view(full, file), corners(strong_features, *cells_of(file["crop_hw"]))
+    target, found = (
+        (-temperature * torch.linalg.vector_norm(features[:, None] - eta[:, :, None, None], dim=2)).log_softmax(1)
+        for features in (weak, found)
+    )
+    divergence = nn.functional.kl_div(found, replay(target, cells, 0.0), reduction="none", log_target=True)
+    compared = (cells >= 0)[:, None].expand_as(divergence)
+    return divergence[compared].mean()
 
 
 @pytest.mark.parametrize("name", ["stage1_step"])
@@ -187,8 +200,7 @@ def test_stage1_step(golden: Golden, name: str) -> None:
     before = tensor(file["prototypes_before"])
     fitted = {"prototypes": {"prototypes": before, "counts": torch.full(before.shape[:1], 3.0)}}
     info = TaskInfo(int(file["num_classes"]), fitted_inputs=fitted)
-    method = Replayed({"student": student, "labeller": labeller}, settings, info)  # type: ignore[dict-item]
-    method.file = file
+    method = ProDA({"student": student, "labeller": labeller}, settings, info)  # type: ignore[dict-item]
     full, crop = (tuple(int(side) for side in file[key]) for key in ("full_hw", "crop_hw"))
     method.ema.outputs = [(tensor(file["ema_logits_full"]), tensor(file["ema_feat_full"]))]
     with torch.no_grad():
@@ -197,7 +209,9 @@ def test_stage1_step(golden: Golden, name: str) -> None:
 
     count = len(weak_logits)
     source = shown(crop, count, labels(file["source_label"], int(file["ignore_index"])))
-    target = {"weak": shown(crop, count), "strong": shown(crop, count), "full": shown(full, count)}
+    views, weak = records(file), weak_geometry(file, full, crop)
+    strong = seen(strong_geometry(views, weak), valid=strong_valid(views, crop))
+    target = {"weak": seen(weak), "strong": strong, "full": shown(full, count)}
     positions = torch.arange(count)
     batches = {"source": Batch({"weak": source}, positions), "target": Batch(target, positions)}
     terms, after = step(method, batches)
@@ -206,15 +220,30 @@ def test_stage1_step(golden: Golden, name: str) -> None:
     if np.isfinite(file["loss_source"]):  # a mean over nothing is NaN there
         assert_values(loss, file["loss_source"], 1e-5)
         assert_gradient(torch.autograd.grad(loss, source_logits)[0], file["grad_source_logits"], 1e-4)
-    assert_values(target_loss, file["loss_total_target"], 1e-5)
     parts = terms["target"]
     cts = parts["symmetric"] + parts.get("regularizer", torch.zeros(()))
     assert_values(cts, file["loss_cts"], 1e-5)
-    if settings.structure:
-        assert_values(parts["structure"] / settings.structure, file["loss_consist"], 1e-5)
-    of_weak, of_strong = torch.autograd.grad(target_loss, (weak_logits, strong_features))
+    of_weak, of_strong = torch.autograd.grad(target_loss, (weak_logits, strong_features), materialize_grads=True)
     assert_gradient(of_weak, file["grad_target_logits_weak"], 1e-4)
-    assert_gradient(of_strong, file["grad_target_feat_strong"], 1e-4)
+
+    # The published code rounds to cells after every operation, the product once: the formula with the published cells
+    # gives the file's numbers, and with the product's own cells those of the product.
+    cells = published_cells(views, cells_of(file["crop_hw"]))
+    published = structure_of(file, strong_features, cells)
+    assert_values(published, file["loss_consist"], 1e-5)
+    weight = float(file["consist_weight"])
+    (gradient,) = torch.autograd.grad(weight * published, strong_features)
+    assert_gradient(gradient, file["grad_target_feat_strong"], 1e-4)
+    if settings.structure:
+        own = own_cells(method, batches["target"])
+        for found, view in zip(own, views, strict=True):
+            composed, tie = composed_cells(view, cells_of(file["crop_hw"]))
+            np.testing.assert_array_equal(np.where(tie, 0, found), np.where(tie, 0, composed))
+        expected = published if torch.equal(own, cells) else structure_of(file, strong_features, own)
+        assert_values(parts["structure"] / weight, expected.detach().numpy(), 1e-5)
+        assert_values(cts + weight * published, file["loss_total_target"], 1e-5)
+        (gradient,) = torch.autograd.grad(weight * expected, strong_features)
+        assert_gradient(of_strong, gradient.numpy(), 1e-4)
     with torch.no_grad():
         method.after_step(after)
     assert_values(method.prototypes.prototypes, file["prototypes_after"])
@@ -222,15 +251,21 @@ def test_stage1_step(golden: Golden, name: str) -> None:
     assert_values(method.ema.buffer, file["ema_buffer_after"])
 
 
-class ReplayedLabels(SelfDistill):
-    """Pseudo labels that follow the published map."""
+def own_cells(method: ProDA, batch: Batch) -> Tensor:
+    """The cells (B, h, w) of the weak view that the product shows in the strong one, -1 for none."""
+    weak, strong = batch["weak"], batch["strong"]
+    height, width = method.grid.size(weak)
+    cells = torch.arange(height * width).view(1, height, width).expand(len(batch), -1, -1)
+    shown_cells = warp(cells, between(strong.geometry, weak.geometry), (height, width), fill=-1)
+    return shown_cells.masked_fill(~method.grid.valid(strong), -1)
 
-    file: File
 
-    def _labels(self, view: View) -> Tensor:
-        label = super()._labels(view)
-        cells = strong_cells(records(self.file), (label.shape[1], label.shape[2]), 4, "code")
-        return replay(label, cells, IGNORE)
+def on_grid(label_Bhw: Tensor, size: tuple[int, int]) -> Tensor:
+    """Labels (B, H, W) that show these when they are shrunk to the nearest pixel."""
+    pixel = shrink_labels(torch.arange(size[0] * size[1]).view(1, *size), (label_Bhw.shape[1], label_Bhw.shape[2]))
+    result = torch.full((len(label_Bhw), size[0] * size[1]), IGNORE)
+    result[:, pixel.flatten()] = label_Bhw.flatten(1)
+    return result.view(-1, *size)
 
 
 @pytest.mark.parametrize("name", ["distill_step"])
@@ -245,18 +280,18 @@ def test_distill_step(golden: Golden, name: str, form: str) -> None:
     weight = float(file["distillation_weight"])
     settings = SelfDistill.Settings(kd=weight, form=form, task=CORNERS)
     nets: Any = {"student": student, "teacher": teacher}
-    method = ReplayedLabels(nets, settings, TaskInfo(int(file["num_classes"])))
-    method.file = file
+    method = SelfDistill(nets, settings, TaskInfo(int(file["num_classes"])))
     ignore = int(file["ignore_index"])
     label, pseudo = labels(file["source_label"], ignore), labels(file["pseudo_label"], ignore)
     size, count = (label.shape[1], label.shape[2]), len(label)
-    target = {"weak": shown(size, count, pseudo), "strong": shown(size, count, pseudo)}
+    strong = labels(file["pseudo_label_strong_quarter"], ignore)
+    cells = published_cells(records(file), (strong.shape[1], strong.shape[2]))
+    assert torch.equal(replay(shrink_labels(pseudo, (strong.shape[1], strong.shape[2])), cells, IGNORE), strong)
+    target = {"weak": shown(size, count, pseudo), "strong": shown(size, count, on_grid(strong, size))}
     batches = {
         "source": Batch({"weak": shown(size, count, label)}, torch.arange(count)),
         "target": Batch(target, torch.arange(count)),
     }
-    replayed = method._labels(target["strong"])
-    np.testing.assert_array_equal(replayed, labels(file["pseudo_label_strong_quarter"], ignore))
     terms, _ = step(method, batches)
     if np.isfinite(file["loss_source"]):
         assert_values(total(terms["source"]), file["loss_source"], 1e-5)
@@ -298,7 +333,7 @@ def test_warmup_adversarial(golden: Golden, name: str, kind: str, loss: Any) -> 
 
     height, width = (int(side) for side in file["crop_hw"])
     size, count = (height, width), len(source_logits)
-    label = labels(file["source_label"], 250)
+    label = labels(file["source_label"], int(file.get("ignore_index", 250)))
     batches = {
         "source": Batch({"weak": shown(size, count, label)}, torch.arange(count)),
         "target": Batch({"weak": shown(size, count)}, torch.arange(count)),

@@ -22,6 +22,7 @@ from tutelage.data.mixing.inside_batch import around, class_halves, hole_height
 from tutelage.engine.contract import TaskInfo
 from tutelage.losses import contrast
 from tutelage.losses.consistency import masked_consistency, pseudo_label
+from tutelage.losses.regions import shrink_labels
 from tutelage.losses.segmentation import IGNORE
 from tutelage.methods import cps
 from tutelage.methods.u2pl import NegativeQueue
@@ -74,7 +75,7 @@ def test_cps(golden: Golden, name: str, monkeypatch: pytest.MonkeyPatch) -> None
     method = replayed(monkeypatch, mine, hers, weight=float(file["w_cps"]))
     batches = {
         "labeled": as_batch(images_for(label), label),
-        "unlabeled": as_batch(torch.zeros(len(mine[1]), 3, *label.shape[1:])),
+        "unlabeled": as_batch(torch.zeros(len(mine[1]), 3, *mine[1].shape[2:])),
     }
     found = terms(method, batches)
     assert_values(found["cross_entropy"], file["loss_sup_a"], absolute=1e-4)
@@ -214,10 +215,10 @@ def test_u2pl_masks(golden: Golden, name: str) -> None:
     assert_values(contrast.percentile(entropy, counted, alpha), file["low_threshold"], absolute=1e-4)
     assert_values(contrast.percentile(entropy, counted, 100 - alpha), file["high_threshold"], absolute=1e-4)
     for mask, key in zip(contrast.entropy_masks(entropy, counted, alpha), ("low", "high"), strict=True):
-        small = torch.cat([contrast.nearest(seen, grid), contrast.nearest(mask, grid)])
+        small = torch.cat([shrink_labels(seen, grid), shrink_labels(mask, grid)])
         np.testing.assert_array_equal(small[:, None].float(), file[f"{key}_mask_small"])
     for label, key in ((target, "l"), (pseudo, "u")):
-        found = contrast.one_hot(contrast.nearest(label, grid), logits.shape[1], "published")
+        found = contrast.one_hot(shrink_labels(label, grid), logits.shape[1], "published")
         np.testing.assert_array_equal(found.float(), file[f"onehot_{key}_small"])
 
 

@@ -13,7 +13,6 @@ from tutelage.engine.settings import ScheduleSettings
 from tutelage.losses.consistency import cross_pseudo_supervision, pseudo_label
 from tutelage.losses.cross_architecture import attention_loss, spatial_loss
 from tutelage.losses.segmentation import cross_entropy, ohem_cross_entropy
-from tutelage.methods.trikd import published_epoch
 
 VIEWS = ("hybrid", "cnn", "vit")
 
@@ -94,5 +93,3 @@ def test_schedule(golden: Golden, name: str) -> None:
     for schedule, key in ((late, "lr_used_hybrid_and_cnn"), (ScheduleSettings(kind="constant"), "lr_used_vit")):
         rates = np.array([full * schedule.factor(step, total) for step in range(len(file[key]))])
         np.testing.assert_allclose(rates, file[key], rtol=1e-4)
-    for labeled, unlabeled, *expected in file["sampling_rows"].tolist():
-        assert list(published_epoch(labeled, unlabeled)) == expected

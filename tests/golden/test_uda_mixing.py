@@ -85,7 +85,7 @@ def test_a_mixed_step(golden: Golden, name: str, margins: bool, monkeypatch: pyt
     counted = context(made, given)
     confident = counted.totals["sure"] / counted.totals["shown"]
     assert_values(confident, file["confident_fraction"])
-    pseudo = made._remembered(given["target"])
+    pseudo = made.pseudo_labels.of(given["target"])
     np.testing.assert_array_equal(pseudo.label_BHW.numpy(), file["pseudo_label"])
     np.testing.assert_array_equal(pseudo.sure_BHW.numpy(), file["pseudo_confidence"] >= file["threshold"])
     loss = made(given, "mixed", counted)["mixed"]

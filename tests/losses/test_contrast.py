@@ -83,13 +83,6 @@ def test_one_hot_of_every_image_and_of_all_in_the_first() -> None:
     assert published[0, :, 0].T.tolist() == [[True, False, True], [True, True, False], [False, False, False]]
 
 
-def test_nearest_keeps_labels_and_their_type() -> None:
-    label = torch.tensor([[[0, 7, 255, 3], [1, 2, 3, 4]]])
-    assert contrast.nearest(label, (1, 2)).tolist() == [[[0, 255]]]
-    assert contrast.nearest(label, (1, 2)).dtype == torch.int64
-    assert contrast.nearest(label == 7, (2, 4)).dtype == torch.bool
-
-
 K, P = 5, 60
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,3 +53,12 @@ def test_labels_shrink_by_the_published_index() -> None:
     label = torch.arange(35).view(1, 5, 7)
     small = shrink_labels(label, (2, 3))
     assert small.tolist() == [[[0, 2, 4], [14, 16, 18]]]
+    assert shrink_labels(label == 16, (2, 3)).tolist() == [[[False] * 3, [False, True, False]]]
+
+
+@pytest.mark.parametrize("size", [(22, 14), (33, 29), (52, 92), (1, 1)])
+def test_labels_shrink_as_torch_resizes_where_rounding_decides(size: tuple[int, int]) -> None:
+    """From 26 rows to 22, row 11 lies at 13 exactly; in float32 it is row 12."""
+    label = torch.arange(26 * 46).view(1, 26, 46)
+    expected = F.interpolate(label[:, None].float(), size, mode="nearest")[:, 0].long()
+    assert torch.equal(shrink_labels(label, size), expected)

@@ -42,5 +42,5 @@ def test_same_size_and_gradient(rule: str) -> None:
 def test_what_cannot_be_meant() -> None:
     with pytest.raises(ValueError, match="do not reach"):
         resize_logits(torch.zeros(1, 2, 2, 2), (17, 16), "grid", 8)
-    with pytest.raises(ValueError, match="unknown resize rule"):
+    with pytest.raises(ValueError, match="resize rule 'nearest'"):
         resize_logits(torch.zeros(1, 2, 2, 2), (16, 16), "nearest", 8)  # type: ignore[arg-type]

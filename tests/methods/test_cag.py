@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.error_codes import raises_code
 from tests.methods.cases import CLASSES, FACTS, Stub, batch, changed, copied, terms, train
 from tutelage.data.batch import Batch
-from tutelage.errors import RecipeError
 from tutelage.methods.cag import CAG
 
 ANCHORS = torch.tensor([[0.2, 0.1, 0.3], [0.5, 0.6, 0.4], [0.9, 0.8, 0.7]])
@@ -78,9 +78,9 @@ def test_anchors_stand_still() -> None:
 def test_without_anchors() -> None:
     nets: Any = {"student": Stub(0), "labeller": Stub(5)}
     nets["student"].embedding_channels = nets["labeller"].embedding_channels = 3
-    with pytest.raises(RecipeError, match="starts from anchors") as raised:
+    with raises_code("missing-fit", "anchors") as raised:
         CAG(nets, CAG.Settings(), FACTS)
     nets["labeller"].embedding_channels = 5
-    with pytest.raises(RecipeError, match="the same anchors"):
+    with raises_code("embedding-width"):
         CAG(nets, CAG.Settings(), FACTS)
     assert "what: anchors" in raised.value.remedy

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.error_codes import raises_code
 from tests.methods.cases import FACTS, Stub, batch, changed, copied, terms, tiny, train
 from tutelage.data.batch import Batch
-from tutelage.errors import RecipeError
 from tutelage.methods.cbst import CBST
 
 
@@ -70,7 +69,7 @@ def test_one_forward_over_both() -> None:
 
 def test_crops_of_different_sizes() -> None:
     given = {"source": batch(1, size=(32, 32)), "target": batch(2, size=(32, 64))}
-    with pytest.raises(RecipeError, match="32x32 and 32x64"):
+    with raises_code("streams-differ", "32x32", "32x64"):
         terms(method(), given)
 
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.error_codes import raises_code
 from tests.methods.cases import Stream, batch, context, copied, gradients, train
 from tests.methods.domains import PLAIN, Shown, domains, full, made, passes
 from tutelage.data.augmentation import Geometry
 from tutelage.data.batch import Geometries
 from tutelage.data.mixing.classmix import class_masks, draw_scores
-from tutelage.errors import RecipeError
 from tutelage.methods.dacs import DACS
 from tutelage.methods.ema import decay_at
 from tutelage.methods.mixed_self_training import inside_margins
@@ -155,7 +155,7 @@ def test_batches_that_cannot_be_mixed_are_refused() -> None:
     for other in (batch(2, count=3, labels=False), batch(2, count=2, size=(24, 32), labels=False)):
         given = {"source": batch(1, count=2), "target": other}
         method = made(DACS)
-        with pytest.raises(RecipeError, match="cannot be mixed") as caught:
+        with raises_code("streams-differ") as caught:
             method(given, "mixed", context(method, given))
         assert "augment.crop" in str(caught.value.remedy)
 

@@ -72,8 +72,10 @@ KINDS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "dacs": (DACS, {"threshold": 0.4}),
     "daformer": (DAFormer, {"threshold": 0.4}),
     "hrda": (HRDA, {"threshold": 0.4}),
-    "mic": (MIC, {"daformer": {"threshold": 0.4}, "block": 16}),
-    "mic_hrda": (MIC, {"host": "hrda", "hrda": {"threshold": 0.4}, "block": 16}),
+    "mic": (MIC, {"threshold": 0.4, "masked_consistency": {"block": 16}}),
+    "mic_hrda": (HRDA, {"threshold": 0.4, "masked_consistency": {"block": 16}}),
+    "mic_advent": (AdvEnt, {"adversarial": 0.1, "masked_consistency": {"block": 16, "threshold": 0.4}}),
+    "mic_minent": (MinEnt, {"masked_consistency": {"block": 16, "threshold": 0.4}}),
 }
 ADAM = {"kind": "adamw", "lr": 1e-3}
 

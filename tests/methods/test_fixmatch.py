@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.error_codes import raises_code
 from tests.methods.cases import FACTS, Stream, batch, context, copied, gradients, terms, tiny, train
 from tests.methods.pyramid import Pyramid, few_and_many, full
 from tutelage.data.batch import Batch
 from tutelage.data.mixing.cutmix import box_masks, draw_boxes
-from tutelage.errors import RecipeError
 from tutelage.losses.consistency import masked_consistency
 from tutelage.methods.ema import decay_at
 from tutelage.methods.fixmatch import FixMatch
@@ -175,7 +175,7 @@ def test_a_strong_view_of_another_crop_is_refused() -> None:
     terms(method(), given)  # the same crop, said twice
     shifted = replace(strong.geometry, matrix=strong.geometry.matrix + 1)
     given["unlabeled"].views["strong"] = replace(strong, geometry=shifted)  # type: ignore[index]
-    with pytest.raises(RecipeError, match="another part") as caught:
+    with raises_code("views-not-aligned") as caught:
         terms(method(), given)
     assert "views.strong" in str(caught.value.remedy)
 

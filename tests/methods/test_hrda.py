@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.error_codes import raises_code
 from tests.methods.cases import CPU, FACTS, context, tiny, train
 from tests.methods.domains import PLAIN, domains
 from tutelage.engine.contract import StepContext
-from tutelage.errors import RecipeError
 from tutelage.methods import hrda
 from tutelage.methods.hrda import HRDA
 from tutelage.nets.multi_resolution import MultiResolution, Window
@@ -31,13 +31,13 @@ def over(logits: torch.Tensor) -> torch.Tensor:
 
 def box_at(found: list[Window], patch: pytest.MonkeyPatch) -> None:
     """Note where the net looks."""
-    original = MultiResolution.look
+    original = MultiResolution.forward_with_window
 
-    def look(net: MultiResolution, image: torch.Tensor, box: Window) -> Any:
+    def output(net: MultiResolution, image: torch.Tensor, box: Window) -> Any:
         found.append(box)
         return original(net, image, box)
 
-    patch.setattr(MultiResolution, "look", look)
+    patch.setattr(MultiResolution, "forward_with_window", output)
 
 
 @pytest.mark.parametrize("reduction", ["valid", "all"])
@@ -51,15 +51,15 @@ def test_the_terms_by_hand(reduction: str, monkeypatch: pytest.MonkeyPatch) -> N
     (top, left, height, width), net = boxes[0], made.student
     assert (height, width) == (32, 48)
     rows, columns = slice(top, top + height), slice(left, left + width)
-    look = net.look(source.image, boxes[0])
+    output = net.forward_with_window(source.image, boxes[0])
     part = source.label[:, rows, columns]
 
     def compared(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         total = F.cross_entropy(over(logits), label, ignore_index=255, reduction="sum")
         return total / ((label != 255).sum() if reduction == "valid" else label.numel())
 
-    torch.testing.assert_close(found["cross_entropy"], 0.7 * compared(look.logits, source.label))
-    torch.testing.assert_close(found["detail"], 0.3 * compared(look.detail, part))
+    torch.testing.assert_close(found["cross_entropy"], 0.7 * compared(output.logits, source.label))
+    torch.testing.assert_close(found["detail"], 0.3 * compared(output.detail, part))
 
     seen: list[tuple[torch.Tensor, ...]] = []
     pseudo_label_loss = made.pseudo_label_loss
@@ -68,12 +68,12 @@ def test_the_terms_by_hand(reduction: str, monkeypatch: pytest.MonkeyPatch) -> N
     image, label, weight, _ = seen[0]
     box = boxes[-1]
     rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
-    look = net.look(image, box)
+    output = net.forward_with_window(image, box)
     whole, detail = (
         (F.cross_entropy(over(logits), its, ignore_index=255, reduction="none") * weighs).mean()
         for logits, its, weighs in (
-            (look.logits, label, weight),
-            (look.detail, label[:, rows, columns], weight[:, rows, columns]),
+            (output.logits, label, weight),
+            (output.detail, label[:, rows, columns], weight[:, rows, columns]),
         )
     )
     torch.testing.assert_close(mixed, 0.7 * whole + 0.3 * detail)
@@ -82,7 +82,7 @@ def test_the_terms_by_hand(reduction: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_windows_move_with_step_pass_and_slice_and_lie_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     made, given = method(), domains(size=(64, 128))
     boxes: list[Window] = []
-    monkeypatch.setattr(MultiResolution, "look", lambda net, image, box: boxes.append(box))
+    monkeypatch.setattr(MultiResolution, "forward_with_window", lambda net, image, box: boxes.append(box))
     image = given["source"]["weak"].image
     for step in range(6):
         for pass_name in ("source", "mixed"):
@@ -108,7 +108,7 @@ def test_a_given_window_and_a_net_that_has_its_own() -> None:
 
 def test_crops_that_do_not_fit_are_refused() -> None:
     made, given = method(), domains(size=(60, 64))
-    with pytest.raises(RecipeError, match="multiples of 16, not 60 x 64") as caught:
+    with raises_code("crop-multiple", "16", "60 x 64") as caught:
         made(given, "source", context(made, given))
     assert "[64, 64]" in str(caught.value.remedy)
 
@@ -148,5 +148,5 @@ def test_the_average_labels_with_windows_all_over_the_image() -> None:
     made, given = method(), domains(size=(64, 64))
     made.ema.mode(norm="running", dropout=False)
     expected = over(made.ema(given["target"]["weak"].image).logits).argmax(1)
-    assert torch.equal(made._remembered(given["target"]).label_BHW, expected)
+    assert torch.equal(made.pseudo_labels.of(given["target"]).label_BHW, expected)
     assert hrda.HRDA.Settings.trained_nets == ("student",)

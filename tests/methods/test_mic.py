@@ -1,4 +1,4 @@
-"""MIC: the masked term by hand, its hosts, and what is shown of a masked image."""
+"""Masked consistency: the term by hand, its hosts, and the pixels of a masked image."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch.nn import functional as F
 
 from tests.methods.cases import FACTS, context, tiny
 from tests.methods.domains import PLAIN, Shown, domains, full, made, passes
 from tutelage.data.mixing.blocks import block_masks, draw_grids
+from tutelage.methods.advent import AdaptSegNet, AdvEnt, MinEnt
+from tutelage.methods.dacs import DACS
+from tutelage.methods.daformer import DAFormer
 from tutelage.methods.hrda import HRDA
 from tutelage.methods.mic import MIC
-from tutelage.nets.multi_resolution import MultiResolution
-from tutelage.nets.segmentor import Segmentor
 
 
 def mic(host: Any = None, **settings: Any) -> Any:
-    told = {"threshold": 0.6, "colour": PLAIN, **(host or {})}
-    return made(MIC, Shown(), host="dacs", dacs=told, **{"block": 8, **settings})
+    own = {"threshold": 0.6, "colour": PLAIN, **(host or {})}
+    return made(DACS, Shown(), **own, masked_consistency={"block": 8, **settings})
 
 
 @pytest.mark.parametrize("padding", [0, 9])
@@ -83,19 +83,63 @@ def test_without_a_sure_label_the_term_is_exactly_zero() -> None:
     assert not any(parameter.grad.any() for parameter in method.student.parameters())
 
 
-@pytest.mark.parametrize("host", ["dacs", "daformer", "hrda"])
-def test_each_host_keeps_its_own_terms(host: str) -> None:
-    method = MIC({"student": tiny()}, MIC.Settings(host=host, block=16), FACTS)
+@pytest.mark.parametrize(
+    ("host", "terms"), [(DACS, set()), (DAFormer, {"feature_distance"}), (HRDA, {"feature_distance", "detail"})]
+)
+def test_each_host_keeps_its_own_terms(host: Any, terms: set[str]) -> None:
+    method = host({"student": tiny()}, host.Settings(masked_consistency={"block": 16}), FACTS)
     found = passes(method, domains(size=(64, 64)))
-    expected = {"dacs": set(), "daformer": {"feature_distance"}, "hrda": {"feature_distance", "detail"}}[host]
-    assert found["source"].keys() == {"cross_entropy", *expected}
-    assert type(method.student) is (MultiResolution if host == "hrda" else Segmentor)
-    assert method.mixing.decay == (0.99 if host == "dacs" else 0.999)
-    alone = HRDA({"student": tiny()}, HRDA.Settings(), FACTS)
+    assert found["source"].keys() == {"cross_entropy", *terms}
+    assert list(found) == ["source", "mixed", "masked"]
+    alone = host({"student": tiny()}, host.Settings(), FACTS)
     assert [each.name for each in alone.passes(0)] == ["source", "mixed"]
 
 
-def test_settings_of_another_host_are_refused() -> None:
-    MIC.Settings(host="hrda", hrda={"detail_weight": 0.2})
-    with pytest.raises(ValidationError, match="settings of dacs are given, but the host is daformer"):
-        MIC.Settings(dacs={"threshold": 0.9})
+def of_step(method: Any, given: Any) -> Any:
+    torch.manual_seed(0)  # dropout
+    return passes(method, given)
+
+
+def test_mic_is_daformer_with_the_term() -> None:
+    masked, given = {"block": 16, "weight": 2.0}, domains(size=(64, 64))
+    first, second = (
+        of_step(made(kind, tiny(), threshold=0.4, masked_consistency=masked), given) for kind in (MIC, DAFormer)
+    )
+    assert [each.name for each in made(MIC, tiny()).passes(0)] == ["source", "mixed", "masked"]
+    assert first["masked"]["masked"] > 0
+    for name, terms in first.items():
+        assert all(torch.equal(value, second[name][term]) for term, value in terms.items())
+
+
+@pytest.mark.parametrize(
+    ("host", "settings", "before"),
+    [
+        (AdvEnt, {}, ["segment", "discriminate"]),
+        (AdaptSegNet, {}, ["segment", "discriminate"]),
+        (MinEnt, {}, ["segment"]),
+    ],
+)
+def test_a_host_without_an_average_gets_one(host: Any, settings: dict[str, Any], before: list[str]) -> None:
+    masked = {"block": 8, "weight": 3.0, "ratio": 0.5, "threshold": 0.6, "colour": PLAIN, "decay": 0.9}
+    method, given = made(host, Shown(), masked_consistency=masked, **settings), domains(padding=9)
+    assert [each.name for each in method.passes(0)] == [*before, "masked"]
+    assert method.exported().keys() == {"student", "ema"}
+    found = method(given, "masked", context(method, given))
+    view = given["target"]["weak"]
+    confidence, pseudo = full(method.ema, view.image).softmax(1).max(1)
+    q = ((confidence >= 0.6) & view.valid).sum() / view.valid.sum()
+    mask = block_masks(draw_grids(1, "masked", [0, 1], (32, 32), 8, torch.device("cpu")), (32, 32), 0.5)
+    image = torch.where(mask[:, None], view.image, method.student.mean)
+    assert torch.equal(method.student.seen[-1], image)
+    loss = F.cross_entropy(full(method.student, image), pseudo, reduction="none") * view.valid
+    torch.testing.assert_close(found["masked"], 3.0 * q * loss.mean())
+
+    student, average = (next(net.parameters()).detach().clone() for net in (method.student, method.ema))
+    with torch.no_grad():
+        method.after_step(context(method, given, step=20))
+    torch.testing.assert_close(next(method.ema.parameters()), 0.9 * average + 0.1 * student)
+
+    alone = host({"student": Shown()}, host.Settings(), FACTS)
+    assert [each.name for each in alone.passes(0)] == before
+    assert alone.exported().keys() == {"student"}
+    assert not hasattr(alone, "ema")

@@ -116,7 +116,7 @@ def test_what_is_switched_off(told: dict[str, Any], missing: set[str]) -> None:
 
 def test_settings() -> None:
     assert PBALBidirectional.Settings(adversarial=True).adversarial == 0.01
-    with pytest.raises(ValidationError, match="one setting"):
+    with pytest.raises(ValidationError, match="the same setting"):
         PBALBidirectional.Settings(s2t=True, pixel_to_prototype=True)
     with pytest.raises(ValidationError, match="s2s"):
         PBALBidirectional.Settings(s2s=True)

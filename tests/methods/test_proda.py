@@ -11,11 +11,11 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.error_codes import raises_code
 from tests.methods.cases import CLASSES, FACTS, Stream, Stub, batch, changed, context, copied, terms, train, view
 from tutelage.data.augmentation import Geometry
 from tutelage.data.batch import Batch, Geometries, View
 from tutelage.engine.contract import Carry, TaskInfo
-from tutelage.errors import RecipeError
 from tutelage.losses.symmetric import symmetric_cross_entropy
 from tutelage.methods.distillation.cache import TeacherCache, compress
 from tutelage.methods.proda import ProDA
@@ -149,7 +149,7 @@ def test_the_average_may_see_whole_images() -> None:
     # So may the warm-up net.
     from_full = method(labels_from="full")
     torch.testing.assert_close(terms(from_full, both, "target")["symmetric"], theirs["symmetric"])
-    with pytest.raises(RecipeError, match="no view `full`"):
+    with raises_code("missing-view", "full"):
         terms(from_full, alone, "target")
 
 
@@ -208,9 +208,9 @@ def test_nothing_but_padding() -> None:
 
 
 def test_prototypes_that_lack_or_do_not_fit() -> None:
-    with pytest.raises(RecipeError, match="starts from prototypes"):
+    with raises_code("missing-fit", "prototypes"):
         method(info=FACTS)
-    with pytest.raises(RecipeError, match="3 of 5 channels"):
+    with raises_code("fit-shape", "3", "5"):
         method(info=known(torch.zeros(3, 5)))
 
 
@@ -233,7 +233,7 @@ def test_what_the_warm_up_said_of_whole_images_takes_the_place_of_asking_it() ->
 
 
 def test_a_cache_is_of_whole_images() -> None:
-    with pytest.raises(ValidationError, match="leave labels_from out"):
+    with pytest.raises(ValidationError, match="labels_from must be weak"):
         ProDA.Settings(cache={}, labels_from="full")  # type: ignore[arg-type]
 
 

@@ -9,9 +9,9 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
+from tests.error_codes import raises_code
 from tests.methods.cases import CLASSES, FACTS, Stub, batch, copied, part, terms, tiny, train
 from tutelage.engine.contract import TaskInfo
-from tutelage.errors import RecipeError
 from tutelage.losses.segmentation import dice_loss, ohem_cross_entropy
 from tutelage.methods.supervised import Supervised
 
@@ -137,12 +137,12 @@ def test_masks_are_counted_only_where_weights_need_it() -> None:
 
 @pytest.mark.parametrize("counts", [(0, 0, 0), ()])
 def test_balanced_weights_of_nothing_are_refused(counts: tuple[int, ...]) -> None:
-    with pytest.raises(RecipeError, match="no labelled pixel"):
+    with raises_code("no-labelled-pixels"):
         method(info=TaskInfo(CLASSES, lambda: counts), class_weights="balanced")
 
 
 def test_a_weight_for_each_class() -> None:
-    with pytest.raises(RecipeError, match="class_weights has 2 numbers for 3 classes"):
+    with raises_code("class-weights-length", "3", "2"):
         method(class_weights=[1, 2])
 
 

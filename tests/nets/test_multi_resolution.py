@@ -56,24 +56,24 @@ def test_a_window_as_large_as_the_image_is_the_whole_detail() -> None:
     image = images(64, 96)
     assert net.window_of((64, 96)) == (64, 96)
     with torch.no_grad():
-        look = net.look(image, Window(0, 0, 64, 96))
-        torch.testing.assert_close(look.logits, net(image).logits)
+        output = net.forward_with_window(image, Window(0, 0, 64, 96))
+        torch.testing.assert_close(output.logits, net(image).logits)
         alone = build(PLAIN, 4, seed=0).eval()
         alone.load_state_dict({name: net.state_dict()[name] for name in alone.state_dict()})
-        torch.testing.assert_close(look.detail, alone(image).logits)
+        torch.testing.assert_close(output.detail, alone(image).logits)
         half = F.interpolate(image, scale_factor=0.5, mode="bilinear")
-        torch.testing.assert_close(look.context.logits, alone(half).logits)
+        torch.testing.assert_close(output.context.logits, alone(half).logits)
 
 
 def test_beside_the_window_the_context_speaks_alone() -> None:
     net, image = net_of(), images(64, 64)
     with torch.no_grad():
-        look = net.look(image, Window(32, 0, 32, 32))
-        context = F.interpolate(look.context.logits, scale_factor=2, mode="bilinear")
+        output = net.forward_with_window(image, Window(32, 0, 32, 32))
+        context = F.interpolate(output.context.logits, scale_factor=2, mode="bilinear")
     # One cell beyond the window is touched by the enlarged attention.
-    torch.testing.assert_close(look.logits[..., :3, :], context[..., :3, :])
-    torch.testing.assert_close(look.logits[..., 5:], context[..., 5:])
-    assert not torch.isclose(look.logits[..., 5:, :3], context[..., 5:, :3]).any()
+    torch.testing.assert_close(output.logits[..., :3, :], context[..., :3, :])
+    torch.testing.assert_close(output.logits[..., 5:], context[..., 5:])
+    assert not torch.isclose(output.logits[..., 5:, :3], context[..., 5:, :3]).any()
 
 
 def test_full_attention_takes_the_detail_and_none_the_context() -> None:
@@ -101,7 +101,7 @@ def test_sliding_windows_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
         return type("Said", (), {"logits": logits})()
 
     monkeypatch.setattr(Segmentor, "forward", answer)
-    found = net._everywhere(images(64, 32))
+    found = net._detail_everywhere(images(64, 32))
     # Windows 32 high from rows 0, 16, 32, and 16 wide from columns 0, 16: two images of each, numbers 0 to 5.
     columns = [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4], [4, 4, 5, 5]]
     torch.testing.assert_close(found[0, 0, :7], torch.tensor(columns).float())

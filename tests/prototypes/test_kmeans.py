@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tutelage.errors import TutelageError
+from tests.error_codes import raises_code
 from tutelage.prototypes import blocks
 from tutelage.prototypes.blocks import summary
 from tutelage.prototypes.kmeans import draw_costs, draw_rows, kmeans, lloyd, nearest_distance
@@ -128,10 +128,10 @@ def test_costs_of_draws_are_summed_distances() -> None:
 
 @pytest.mark.parametrize("bad", [torch.tensor([[0.0, float("nan")]]), torch.tensor([[float("inf"), 0.0]])])
 def test_rows_that_are_not_finite_are_refused_by_name(bad: Tensor) -> None:
-    with pytest.raises(TutelageError, match="features of the fence are not finite"):
+    with raises_code("features-not-finite", "the fence"):
         kmeans(bad, 2, seed=0, owner="the fence")
 
 
 def test_no_rows_are_refused_by_name() -> None:
-    with pytest.raises(TutelageError, match="the fence has no features"):
+    with raises_code("no-features", "the fence"):
         kmeans(torch.empty(0, 3), 2, seed=0, owner="the fence")

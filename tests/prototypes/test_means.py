@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tutelage.errors import TutelageError
+from tests.error_codes import raises_code
 from tutelage.losses.segmentation import IGNORE
-from tutelage.prototypes.anchors import anchor_labels, confident_labels, fold_source
+from tutelage.prototypes.anchors import anchor_labels, confident_labels
 from tutelage.prototypes.means import ClassMeans, Rule, class_rows, class_vectors, correct_labels
 
 
@@ -110,7 +110,7 @@ def test_a_checkpoint_and_a_file_hold_them(tmp_path: Path) -> None:
     assert torch.equal(third.counts, means.counts)
     with pytest.raises(ValueError, match="holds prototypes"):
         ClassMeans(3, 3).load(tmp_path / "means.safetensors")
-    with pytest.raises(TutelageError, match="there are no class means"):
+    with raises_code("missing-file", "class means"):
         third.load(tmp_path / "nowhere.safetensors")
 
 
@@ -129,18 +129,6 @@ def test_labels_that_are_predicted() -> None:
     logits = logits_of(torch.tensor([[[0, 1], [2, 1]]]), 3)
     assert correct_labels(logits).tolist() == [[[0, 1], [2, 1]]]
     assert correct_labels(logits, torch.tensor([[[0, 2], [IGNORE, 1]]])).tolist() == [[[0, IGNORE], [IGNORE, 1]]]
-
-
-def test_anchors_come_from_pixels_that_are_right() -> None:
-    truth = torch.zeros(1, 8, 12, dtype=torch.int64)
-    truth[:, 4:] = 1
-    predicted = truth[:, ::2, ::2].clone()
-    predicted[0, 0] = 1  # wrong
-    features = torch.randn(1, 5, 4, 6, generator=generator(0))
-    anchors = ClassMeans(3, 5)
-    fold_source(anchors, features, logits_of(predicted, 3), truth)
-    assert anchors.counts.tolist() == [0, 1, 0], "6 right pixels of class 0 are too few"
-    torch.testing.assert_close(anchors.prototypes[1], features[0, :, 2:].flatten(1).mean(1))
 
 
 def test_the_margin_and_absent_anchors() -> None:

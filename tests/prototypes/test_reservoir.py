@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.error_codes import raises_code
 from tests.processes import start
 from tutelage.engine import collectives
-from tutelage.errors import TutelageError
 from tutelage.prototypes import reservoir as module
 from tutelage.prototypes.reservoir import Reservoir, keys
 
@@ -111,21 +111,6 @@ def test_memory_is_bounded() -> None:
     assert sample.counts() == [90_000, 0]
 
 
-def test_merging_is_what_one_would_hold() -> None:
-    values, label = stream(300)
-    number = torch.arange(300)
-    whole = filled(25, values, label, [])
-    first, second = Reservoir(3, 3, 25, seed=0), Reservoir(3, 3, 25, seed=0)
-    first.add(values[::2], label[::2], number[::2])
-    second.add(values[1::2], label[1::2], number[1::2])
-    first.merge(second)
-    assert same(first, whole)
-    with pytest.raises(ValueError, match="the same number"):
-        first.merge(second)
-    with pytest.raises(ValueError, match="seed"):
-        first.merge(Reservoir(3, 3, 25, seed=1))
-
-
 def test_a_file_can_be_gone_on_with(tmp_path: Path) -> None:
     values, label = stream(300)
     whole = filled(25, values, label, [])
@@ -136,14 +121,14 @@ def test_a_file_can_be_gone_on_with(tmp_path: Path) -> None:
     assert same(read, part)
     read.add(values[180:], label[180:])
     assert same(read, whole)
-    with pytest.raises(TutelageError, match="there are no samples of features"):
+    with raises_code("missing-file", "samples of features"):
         Reservoir.load(tmp_path / "other.safetensors")
 
 
 def test_wrong_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="for 3 labels and 2 channels"):
         Reservoir(2, 2, 5, seed=0).add(torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64))
-    with pytest.raises(ValueError, match="a sample of 0 rows"):
+    with pytest.raises(ValueError, match="capacity must be above 0, got 0"):
         Reservoir(2, 2, 0, seed=0)
 
 

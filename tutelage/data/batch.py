@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from tutelage.data.augmentation import Geometry
 from tutelage.data.colour import colour_batch
-from tutelage.data.labels import IGNORE
 
 
 @dataclass(frozen=True)
@@ -180,8 +179,3 @@ def warp(
         raise ValueError(f"mode must be 'nearest' or 'bilinear', not {mode!r}")
     result = torch.where(inside[:, None], result, torch.as_tensor(fill, dtype=result.dtype, device=result.device))
     return result if map_.ndim == 4 else result[:, 0]
-
-
-def warp_label(label: Tensor, geometry: Geometries, grid: tuple[int, int] | None = None) -> Tensor:
-    """Replay a geometry on label maps (B, M, N): nearest, 255 where the view shows padding."""
-    return warp(label, geometry, grid, "nearest", IGNORE)

@@ -54,16 +54,6 @@ class BoundaryIoU:
         counts = boundary_counts(prediction, label, self.num_classes, self.ratio)
         self.counts += counts.to(self.counts.device)
 
-    def merge(self, other: BoundaryIoU) -> None:
-        """Add what another counter, of as many classes and the same ratio, has counted."""
-        if (self.num_classes, self.ratio) != (other.num_classes, other.ratio):
-            raise TutelageError(
-                f"Boundaries of {other.num_classes} classes at ratio {other.ratio} cannot be added to "
-                f"{self.num_classes} classes at ratio {self.ratio}.",
-                "Count both alike.",
-            )
-        self.counts += other.counts.to(self.counts.device)
-
     def all_reduce(self) -> BoundaryIoU:
         """The exact sum over all ranks as a new object; a copy without a process group. Every rank must call it."""
         total = BoundaryIoU(self.num_classes, self.ratio, self.counts.device)

@@ -79,30 +79,12 @@ class Calibration:
         surprise = torch.where(valid_BHW, surprise, 0.0).double()
         self.likelihood += torch.stack([surprise.sum(), valid_BHW.sum().double()]).to(self.likelihood.device)
 
-    def update_confidence(self, confidence: Tensor, prediction: Tensor, label: Tensor) -> None:
-        """Count stored predictions: confidence in 0..1, or uint8 in 0..255, and class ids, all of the label's shape."""
-        if not label.shape == prediction.shape == confidence.shape:
-            raise TutelageError(
-                f"Confidence {tuple(confidence.shape)}, prediction {tuple(prediction.shape)} and label "
-                f"{tuple(label.shape)} differ in shape.",
-                "Give all three at the size of the label.",
-            )
-        share = confidence.double() / 255 if confidence.dtype == torch.uint8 else confidence
-        self._count(share, prediction.long() == label.long(), label != IGNORE)
-
     def _count(self, confidence: Tensor, right: Tensor, valid: Tensor) -> None:
         place = (confidence * self.bins).ceil().long().sub_(1).clamp_(0, self.bins - 1)
         place = torch.where(valid, place, self.bins)
         columns = [histogram(place, self.bins + 1, weight) for weight in (confidence, right, None)]
         table = torch.stack([column[: self.bins].double() for column in columns], dim=1)
         self.table += table.to(self.table.device)
-
-    def merge(self, other: Calibration) -> None:
-        """Add what another one, with as many bins, has counted."""
-        if other.bins != self.bins:
-            raise TutelageError(f"{other.bins} bins cannot be added to {self.bins} bins.", "Count both alike.")
-        self.table += other.table.to(self.table.device)
-        self.likelihood += other.likelihood.to(self.likelihood.device)
 
     def all_reduce(self) -> Calibration:
         """The sum over all ranks as a new object; a copy without a process group. Every rank must call it."""

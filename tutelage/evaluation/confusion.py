@@ -83,11 +83,6 @@ class Confusion:
             )
         self._matrix += matrix.to(self._matrix)
 
-    def merge(self, other: Confusion) -> None:
-        """Add what another one, of as many classes, has counted."""
-        self.add(other._matrix)
-        self._faults = torch.maximum(self._faults, other._faults.to(self._faults.device))
-
     def all_reduce(self) -> Confusion:
         """The exact sum over all ranks as a new object; a copy without a process group. Every rank must call it."""
         _raise_faults(self._faults, self.num_classes)
@@ -118,19 +113,6 @@ def counts_of(matrix: Tensor) -> Tensor:
     """(..., C, C) confusion -> (..., C, 3) int64: true positives, false positives, false negatives of each class."""
     hit = matrix.diagonal(dim1=-2, dim2=-1)
     return torch.stack([hit, matrix.sum(-2) - hit, matrix.sum(-1) - hit], dim=-1)
-
-
-def per_image_counts(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:
-    """(H, W) -> (C, 3), or (B, H, W) -> (B, C, 3), int64: true positives, false positives, false negatives.
-
-    The input of :mod:`tutelage.evaluation.intervals`. Errors as in :meth:`Confusion.update`.
-    """
-    check_maps(prediction, label)
-    if prediction.ndim == 2:
-        return counts_of(confusion_of(prediction, label, num_classes))
-    images = [confusion_of(*pair, num_classes) for pair in zip(prediction, label, strict=True)]
-    shape = (0, num_classes, num_classes)
-    return counts_of(torch.stack(images) if images else torch.zeros(shape, dtype=torch.int64, device=label.device))
 
 
 def scores_of(matrix: Tensor) -> Scores:

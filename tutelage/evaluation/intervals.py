@@ -78,7 +78,7 @@ def bootstrap_miou(
 ) -> Interval:
     """The mIoU of a set of images and its 95 % percentile interval; the same for the same seed.
 
-    ``counts``: (N, C, 3) integers from :func:`~tutelage.evaluation.confusion.per_image_counts`; ``blocks``: (N,)
+    ``counts``: (N, C, 3) integers from :func:`~tutelage.evaluation.confusion.counts_of`; ``blocks``: (N,)
     group ids (sequence, tile) of any type. A :class:`TutelageError` for other shapes.
     """
     groups_GC3 = _by_block([_checked(counts)], blocks)[0]
@@ -228,7 +228,7 @@ def _checked(counts: NDArray[Any]) -> NDArray[np.int64]:
     if array.ndim != 3 or array.shape[-1] != 3 or not len(array) or not np.issubdtype(array.dtype, np.integer):
         raise TutelageError(
             f"Per-image counts have the shape {array.shape} and the type {array.dtype}.",
-            "Give integers (images, classes, 3), as per_image_counts makes them, of at least one image.",
+            "Give integers (images, classes, 3), as confusion.counts_of makes them, of at least one image.",
         )
     return array.astype(np.int64)
 

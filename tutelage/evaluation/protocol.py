@@ -1,7 +1,7 @@
 """A protocol: everything between an image and its class map that can change a score.
 
-Two scores are comparable only if they were made by one protocol. So it has a short name of its own
-(:meth:`Protocol.key`), which is stored beside every score, and :func:`require_same` refuses the rest.
+Two scores are comparable only if they were made by one protocol. Its short name (:meth:`Protocol.key`) is stored with
+every score.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from tutelage.errors import TutelageError
 from tutelage.losses.options import ResizeRule
 from tutelage.settings import Settings
 
@@ -138,18 +137,3 @@ class Protocol(Settings):
         if not self.antialias:
             parts.append("no antialiasing")
         return ", ".join([*parts, f"resize rule {self.resize}", self.precision])
-
-
-def require_same(a: Protocol, b: Protocol) -> None:
-    """Refuse to compare scores of two protocols: a :class:`TutelageError` that names what differs."""
-    ours, theirs = a.canonical(), b.canonical()
-    differing = [
-        f"{name} ({ours.get(name, 'none')} and {theirs.get(name, 'none')})"
-        for name in sorted(ours.keys() | theirs.keys())
-        if ours.get(name) != theirs.get(name)
-    ]
-    if differing:
-        raise TutelageError(
-            f"Scores of two evaluation protocols cannot be compared; they differ in {', '.join(differing)}.",
-            "Evaluate both runs with one protocol.",
-        )

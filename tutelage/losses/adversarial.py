@@ -35,7 +35,7 @@ def domain_loss(scores: Tensor, domain: float, kind: Literal["bce", "least_squar
 
 
 def fooling_loss(student_scores: Tensor) -> Tensor:
-    """What a net is told by its critic: minus the mean of all scores."""
+    """The loss of a net from its critic: minus the mean of all scores."""
     return -student_scores.mean()
 
 

@@ -27,7 +27,7 @@ def attention(map_BChw: Tensor, power: float = 2.0, grid: tuple[int, int] | None
     ``grid``: positions (h, w) to average the energy over, where the map has others.
     """
     map_BChw = map_BChw.float()
-    # The result knows no scale; without this, powers of large values would leave float32.
+    # The result does not depend on the scale; without this, powers of large values would leave float32.
     largest = map_BChw.detach().abs().amax((1, 2, 3), keepdim=True).clamp(min=_SMALLEST_MAP)
     energy_Bhw = (map_BChw / largest).abs().pow(power).mean(1)
     if grid is not None and energy_Bhw.shape[1:] != grid:

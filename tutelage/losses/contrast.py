@@ -74,11 +74,6 @@ def entropy_masks(entropy_BHW: Tensor, counted_BHW: Tensor, percent: float) -> t
     return low & counted_BHW, high & counted_BHW
 
 
-def nearest(map_BHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """A map of labels or of truth values on the grid (h, w), by the nearest pixel; keeps its type."""
-    return F.interpolate(map_BHW[:, None].float(), size, mode="nearest")[:, 0].to(map_BHW.dtype)
-
-
 def one_hot(label_BHW: Tensor, classes: int, form: OneHot = "correct") -> Tensor:
     """Which class a pixel shows (B, K, H, W), bool; none where it is ignored.
 
@@ -127,7 +122,7 @@ def candidates(
 
     A class has the rank r at a pixel when r classes are more probable there. Negatives of the paper: uncertain pixels
     of unlabelled images where the class has a rank from ``low_rank`` to below ``high_rank``; pixels of labelled images
-    that are of another class while this one has a rank below ``low_rank``. ``published`` asks besides that the pixel's
+    that are of another class while this one has a rank below ``low_rank``. ``published`` also requires that the pixel's
     label is the class, and that its probability is below ``delta_n``: no labelled pixel can be one then.
     Source: U2PL (CVPR 2022) and its code.
     """
@@ -147,7 +142,7 @@ def below(numbers_KF: Tensor, count_K: Tensor) -> Tensor:
 
 
 def positions(mask_KP: Tensor, rank_KF: Tensor) -> Tensor:
-    """Where the r-th set place of each row lies (K, F); the last place of all where there is no such."""
+    """Where the r-th set place of each row lies (K, F); the last place of all where it has none."""
     found = torch.searchsorted(mask_KP.cumsum(1), rank_KF + 1)
     return found.clamp(max=mask_KP.shape[1] - 1)
 
@@ -176,7 +171,7 @@ def memory_contrast(
 
     The rows of class k lie in ``memory`` from ``first`` on, ``number`` of them. The mean over anchors is summed over
     the classes that have anchors and negatives, and divided by the number of classes with a sure pixel. 0 if that is
-    one or none. ``draws`` is asked twice: for anchors, and for negatives, those of the first anchor first.
+    one or none. ``draws`` is called twice: for anchors, and for negatives, those of the first anchor first.
 
     ``published`` indexing keeps a defect of U2PL's code: where classes are absent, the i-th present class lends its
     negatives to the anchors and the centre of class i. Source: U2PL (CVPR 2022) and its code.

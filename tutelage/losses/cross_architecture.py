@@ -20,7 +20,7 @@ from tutelage.losses.precision import in_float32
 Grid = tuple[int, int]
 
 
-# A feature without variance, such as that of a blank image, asks for nothing large.
+# A feature without variance, such as that of a blank image, gives no large loss.
 _LEAST_VARIANCE = 1e-6
 
 
@@ -71,7 +71,7 @@ def attention_loss(
 
 
 class _AttentionLoss(torch.autograd.Function):
-    """Image by image: what is as large as the finer attention lives for one image alone."""
+    """Image by image, so that only one map of the size of the finer attention is held."""
 
     @staticmethod
     def forward(

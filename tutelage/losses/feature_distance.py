@@ -22,7 +22,7 @@ def majority_label(label_BHW: Tensor, stride: int, classes: int, share: float = 
     """Labels (B, h, w) of cells of stride x stride pixels: the commonest of a cell, if it covers ``share`` of it.
 
     h and w are H / stride and W / stride, rounded up; what lies beyond the image counts as ignored. Ignored pixels are
-    a label of their own; a cell that they win, or that nobody wins, is 255. Source: DAFormer (CVPR 2022), its code.
+    a label of their own; a cell that they win, or that no class wins, is 255. Source: DAFormer (CVPR 2022), its code.
     """
     height, width = label_BHW.shape[1:]
     index_BHW = F.pad(label_BHW, (0, -width % stride, 0, -height % stride), value=IGNORE).clamp(max=classes)
@@ -39,7 +39,7 @@ def majority_label(label_BHW: Tensor, stride: int, classes: int, share: float = 
 
 @torch.no_grad()
 def things_mask(label_Bhw: Tensor, thing_K: Tensor) -> Tensor:
-    """(B, h, w) bool: cells whose class is a thing; ``thing_K`` says of each class whether it is (bool)."""
+    """(B, h, w) bool: cells whose class is a thing; ``thing_K``: whether a class is a thing (bool)."""
     valid_Bhw = label_Bhw != IGNORE
     return valid_Bhw & thing_K[label_Bhw.masked_fill(~valid_Bhw, 0)]
 

@@ -19,7 +19,7 @@ SMALLEST_TEMPERATURE = 0.03
 
 
 Reduction = Literal["all", "valid"]
-"""What the sum over labelled positions is divided by: all positions, as published (few labels make a small loss), or
+"""Divisor of the sum over labelled positions: all positions, as published (few labels make a small loss), or
 those with a label."""
 
 

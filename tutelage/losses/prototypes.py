@@ -14,7 +14,7 @@ from torch import Tensor
 from tutelage.losses.precision import in_float32
 from tutelage.losses.segmentation import IGNORE
 
-_ROUNDING = 8 * torch.finfo(torch.float32).eps  # of |f|^2 + |eta|^2: a squared distance below it is no more than noise
+_ROUNDING = 8 * torch.finfo(torch.float32).eps  # of |f|^2 + |eta|^2: a squared distance below it is noise
 
 
 @in_float32

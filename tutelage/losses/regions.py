@@ -1,4 +1,4 @@
-"""What belongs to which class on a grid: counts, means, and the choice of some positions of each class.
+"""Classes on a grid: counts, means, and the choice of some positions of each class.
 
 Nothing here waits for a GPU: no number is read back, nothing is indexed by a mask.
 
@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def shrink_labels(label_BHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels (B, h, w) on a grid, the nearest by index floor(i H / h). Source: CIRKD's code."""
-    height, width = label_BHW.shape[1:]
-    rows = torch.arange(size[0], device=label_BHW.device) * height // size[0]
-    columns = torch.arange(size[1], device=label_BHW.device) * width // size[1]
+    """Labels (B, h, w) on a grid, the nearest: index floor(i H / h), in float32 as torch's ``interpolate`` computes it.
+
+    Where i H / h is a whole number that rounding misses, the index is the one below. Source: CIRKD's code.
+    """
+    rows, columns = (_nearest_index(old, new, label_BHW) for old, new in zip(label_BHW.shape[1:], size, strict=True))
     return label_BHW[:, rows[:, None], columns]
+
+
+def _nearest_index(old: int, new: int, like: Tensor) -> Tensor:
+    place = torch.arange(old, device=like.device, dtype=torch.float32)
+    return F.interpolate(place[None, None], new, mode="nearest")[0, 0].long()
 
 
 def membership(label_BP: Tensor, classes: int) -> Tensor:

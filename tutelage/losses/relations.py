@@ -26,7 +26,7 @@ _SMALLEST = 1e-24  # of a squared norm: 1e-12 is the published bound of the norm
 def unit(vectors: Tensor, dim: int = -1) -> Tensor:
     """Vectors of length 1 along ``dim``, in float32; one of length 0 stays 0, and its gradient is 0.
 
-    What overflowed in float16 counts as that type's largest number.
+    Numbers that overflowed in float16 count as its largest number.
     """
     if vectors.dtype == torch.float16:
         vectors = vectors.clamp(-_LARGEST_HALF, _LARGEST_HALF)

@@ -25,7 +25,7 @@ def resize_logits(logits_BKhw: Tensor, size: tuple[int, int], rule: ResizeRule, 
     if rule == "centers":
         return F.interpolate(logits_BKhw, size, mode="bilinear", align_corners=False)
     if rule != "grid":
-        raise ValueError(f"unknown resize rule {rule!r}; known are grid, centers, corners")
+        raise ValueError(f"invalid resize rule {rule!r}: expected grid, centers or corners")
     height, width = size
     if logits_BKhw.shape[-2] * stride < height or logits_BKhw.shape[-1] * stride < width:
         raise ValueError(

@@ -1,6 +1,6 @@
 """Supervised segmentation losses.
 
-Every mean says over what it is taken. ``normalizer`` is the number (or weight) of labels that a sum is divided
+Every docstring names the elements of its mean. ``normalizer`` is the number (or weight) of labels that a sum is divided
 by; methods pass the share of the whole step's count, so that micro-batches and ranks make one batch. A batch
 without a single valid label gives exactly 0 with a zero gradient.
 """

@@ -5,8 +5,9 @@
 
 I is the weighted self-information map of the softmax (AdvEnt) or the softmax itself (AdaptSegNet, output space); with
 l = 0 and m > 0 it is MinEnt. Both have names of their own, with their settings for defaults. Each level (main,
-auxiliary) has a discriminator of its own. All logits are brought to the size of the image first. Source: ADVENT
-(CVPR 2019), AdaptSegNet (CVPR 2018).
+auxiliary) has a discriminator of its own. All logits are brought to the size of the image first. With masked
+consistency the step has a third pass `masked`, and a moving average of the student that gives its pseudo labels: see
+:mod:`tutelage.methods.masked_consistency`. Source: ADVENT (CVPR 2019), AdaptSegNet (CVPR 2018).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from tutelage.engine.settings import MethodSettings
 from tutelage.losses.adversarial import SOURCE, TARGET, domain_loss, entropy, self_information
 from tutelage.losses.options import ResizeRule
 from tutelage.losses.resize import resize_logits
+from tutelage.methods.ema import average, decay_at, twin
+from tutelage.methods.masked_consistency import AverageLabels, masked_images, mixed_loss
 from tutelage.methods.settings.advent import AdaptSegNetSettings, AdvEntSettings, MinEntSettings
 from tutelage.methods.supervised import TaskLoss
 from tutelage.nets.discriminators import OutputDiscriminator, ProDADiscriminator
@@ -30,7 +33,7 @@ from tutelage.nets.segmentor import Prediction, Segmentor
 
 
 class AdvEnt(Method):
-    """Labels of one domain, images of another: predictions on the target shall look as sure as on the source."""
+    """Labels of one domain, images of another: predictions on the target become as confident as on the source."""
 
     Settings: ClassVar[type[MethodSettings]] = AdvEntSettings
 
@@ -45,11 +48,24 @@ class AdvEnt(Method):
             self.critics["auxiliary"] = critic(info.classes)
             self.weights["auxiliary"] = (settings.adversarial_auxiliary, settings.entropy_auxiliary)
         self.settings = settings
+        self.masking = settings.masked_consistency
+        if self.masking is not None:
+            self.ema = twin(self.student)
+            self.ema.mode(norm="batch", dropout=False)
+            self.pseudo_labels = AverageLabels(self.masking.threshold, self._average_logits)
 
     def passes(self, step: int) -> tuple[Pass, ...]:
-        """The net first, then the discriminators on what it said."""
-        segment = Pass("segment", {"student"})
-        return (segment, Pass("discriminate", {"critics"})) if self._adversarial() else (segment,)
+        """The net first, then the discriminators on its maps, then the masked images."""
+        passes = [Pass("segment", {"student"})]
+        if self._adversarial():
+            passes.append(Pass("discriminate", {"critics"}))
+        if self.masking is not None:
+            passes.append(Pass("masked", {"student"}))
+        return tuple(passes)
+
+    def exported(self) -> Mapping[str, nn.Module]:
+        """The student, and with masked consistency its average beside it."""
+        return {"student": self.student} if self.masking is None else {"student": self.student, "ema": self.ema}
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
         """The recipe's for the net, one of their own for the discriminators."""
@@ -57,14 +73,21 @@ class AdvEnt(Method):
         return {"main": OptimizerSpec(("student",)), "critic": critic}
 
     def counts(self, batches: Mapping[str, Batch]) -> Mapping[str, Tensor]:
-        """The weight of the source's valid labels."""
-        return {"source": self.task.counts(batches["source"]["weak"].label)}
+        """The weight of the source's valid labels; with masked consistency also target pixels, and the sure ones."""
+        source = {"source": self.task.counts(batches["source"]["weak"].label)}
+        return source if self.masking is None else {**source, **self.pseudo_labels.counts(batches["target"])}
 
     def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         """One pass over a source and a target batch."""
         if pass_name == "segment":
             return self._segment(batches["source"]["weak"], batches["target"]["weak"], context)
-        return self._discriminate(context)
+        return self._masked(batches["target"], context) if pass_name == "masked" else self._discriminate(context)
+
+    def after_step(self, context: StepContext) -> None:
+        """The average follows, as DAFormer's."""
+        if self.masking is not None:
+            self.pseudo_labels.forget()
+            average(self.ema, self.student, decay_at(context.step + 1, self.masking.decay, ramp=True))
 
     def _segment(self, source: View, target: View, context: StepContext) -> dict[str, Tensor]:
         on_source, on_target = self.student(source.image), self.student(target.image)
@@ -74,7 +97,7 @@ class AdvEnt(Method):
             if adversarial:
                 context.carry[f"source_{level}"] = source_logits[level]
                 context.carry[f"target_{level}"] = target_logits[level]
-                # The net wants its target maps to be taken for the source's.
+                # The net is trained so that its target maps are classified as source.
                 scores = self.critics[level](self._maps(target_logits[level]))
                 terms[f"adversarial_{level}"] = adversarial * domain_loss(scores, SOURCE, self.settings.loss)
             if minimised:
@@ -91,6 +114,16 @@ class AdvEnt(Method):
                     each = domain_loss(scores, domain, self.settings.loss)
                     terms[f"critic_{level}_{side}"] = self.settings.critic_weight * each
         return terms
+
+    def _masked(self, target: Batch, context: StepContext) -> dict[str, Tensor]:
+        settings, pseudo = self.masking, self.pseudo_labels.of(target)
+        assert settings is not None
+        image_B3HW = masked_images(target, settings, settings.colour, self.student.mean, context)
+        logits_BKHW = self._levels(self.student(image_B3HW), target["weak"])["main"]
+        return {"masked": settings.weight * mixed_loss(logits_BKHW, pseudo.label_BHW, pseudo.share(context))}
+
+    def _average_logits(self, view: View) -> Tensor:
+        return self._levels(self.ema(view.image), view)["main"]
 
     def _adversarial(self) -> bool:
         return any(adversarial for adversarial, _ in self.weights.values())
@@ -110,13 +143,13 @@ class AdvEnt(Method):
 
 
 class AdaptSegNet(AdvEnt):
-    """Labels of one domain, images of another: predictions on the target shall look like those on the source."""
+    """Labels of one domain, images of another: predictions on the target become similar to those on the source."""
 
     Settings = AdaptSegNetSettings
 
 
 class MinEnt(AdvEnt):
-    """Labels of one domain, images of another: the net shall be sure of the target. No critic."""
+    """Labels of one domain, images of another: the entropy on the target is minimised. No critic."""
 
     Settings = MinEntSettings
 
@@ -127,6 +160,7 @@ class MinEnt(AdvEnt):
             entropy=settings.entropy,
             entropy_auxiliary=settings.entropy_auxiliary,
             task=settings.task,
+            masked_consistency=settings.masked_consistency,
         )
         super().__init__(nets, without_critic, info)
         self.critics = nn.ModuleDict()

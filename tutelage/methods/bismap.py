@@ -4,7 +4,7 @@
     consistency   L_C = l r(t) mean over unmasked pixels and classes of KL(q || p)
     pseudo        L_T = a CE(z, y') + b RCE(z, y'), each a mean over labelled pixels
 
-w, in 0..1, says how much a source pixel looks like the target (`weights` of the stream; 1 without). p are the student's
+w, in 0..1, is the similarity of a source pixel to the target (`weights` of the stream; 1 without). p are the student's
 probabilities on the masked view, q those of its moving average on the whole one; r(t) = exp(-5 (1 - min(t/T, 1))^2). y'
 are pseudo labels that an `annotate` stage wrote, those of the likeliest mixture of source features. The warm-up has no
 L_T and reads no labels of the target. The two distillations that follow are :mod:`tutelage.methods.self_distill`.
@@ -151,6 +151,7 @@ def _require_one_crop(weak: View, masked: View) -> None:
     one, other = weak.geometry, masked.geometry
     if one is not other and not (one.size == other.size and torch.equal(one.matrix, other.matrix)):
         raise RecipeError(
+            "views-not-aligned",
             "the view 'masked' shows another part of the image than the view 'weak', which it is compared with",
-            "leave `augment` out of `views.weak` and `views.masked`, and set `randaugment.geometric: false`",
+            "remove `augment` from `views.weak` and `views.masked`, and set `randaugment.geometric: false`",
         )

@@ -5,7 +5,7 @@
     L    = CE(source) + 1/2 [CE(z, y_A) + CE(z, y_P)] + 0.7 [dist(source, labels) + dist(target, y_A)]
     dist = distance of each image's class means to their anchors, over positions that are labelled and predicted so
 
-What ProDA and PBAL grew from. Published in three rounds, each with the best net before as labeller.
+ProDA and PBAL build on it. Published in three rounds, each with the best net before as labeller.
 Source: CAG-UDA (NeurIPS 2019) and its code.
 
 Legend: B batch, K classes, D embedding, H W pixels, h w the net's grid.
@@ -33,7 +33,7 @@ from tutelage.prototypes.means import class_vectors
 
 
 class CAG(Method):
-    """Labels of one domain, images of another: a class shall look alike in both, to the features."""
+    """Labels of one domain, images of another: features of a class are moved to the same anchor in both."""
 
     Settings = CAGSettings
 
@@ -43,9 +43,10 @@ class CAG(Method):
         self.labeller = nets["labeller"]
         if self.labeller.embedding_channels != self.student.embedding_channels:
             raise RecipeError(
-                f"the labeller has features of {self.labeller.embedding_channels} channels, the student of "
-                f"{self.student.embedding_channels}; both are compared with the same anchors",
-                "take a labeller of the student's net",
+                "embedding-width",
+                f"the labeller has {self.labeller.embedding_channels} embedding channels, expected "
+                f"{self.student.embedding_channels} as the student: both are compared with the same anchors",
+                "use a labeller with the settings of the student's net",
             )
         self.task = TaskLoss(settings.task, info)
         self.anchors = started_prototypes(info, self.student.embedding_channels, 0.0, "anchors")

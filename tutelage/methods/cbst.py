@@ -64,6 +64,7 @@ def _check_sizes(source_B3HW: Tensor, target_B3HW: Tensor) -> None:
     if source_B3HW.shape[1:] != target_B3HW.shape[1:]:
         (height, width), (rows, columns) = source_B3HW.shape[2:], target_B3HW.shape[2:]
         raise RecipeError(
-            f"cbst shows source and target in one batch, but they are {height}x{width} and {rows}x{columns}",
-            "give both streams the same augment.crop",
+            "streams-differ",
+            f"source and target must have one size, got {height}x{width} and {rows}x{columns}",
+            "set the same augment.crop for both streams",
         )

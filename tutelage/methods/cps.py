@@ -47,7 +47,7 @@ class CPS(Method):
         return (Pass("train", {"student", "sister"}),)
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
-        """One for each net, both as the recipe says."""
+        """One optimizer for each net, both as set in the recipe."""
         return {"main": OptimizerSpec(("student",)), "sister": OptimizerSpec(("sister",))}
 
     def exported(self) -> Mapping[str, nn.Module]:
@@ -106,7 +106,7 @@ class CPS(Method):
         return self._agree(mine, her_advice, valid_BHW), self._agree(hers, my_advice, valid_BHW)
 
     def _agree(self, logits_BKHW: Tensor, advice_BKHW: Tensor, valid_BHW: Tensor) -> Tensor:
-        """One net learns what the other says."""
+        """One net learns the labels of the other."""
         pseudo_BHW, confidence_BHW = pseudo_label(advice_BKHW)
         if self.settings.threshold is None:
             return cross_pseudo_supervision(logits_BKHW, pseudo_BHW, valid_BHW)

@@ -9,18 +9,11 @@ Source: DACS (WACV 2021) and its code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from tutelage.engine.contract import TaskInfo
 from tutelage.methods.mixed_self_training import MixedSelfTraining
 from tutelage.methods.settings.dacs import DACSSettings
-from tutelage.nets.segmentor import Segmentor
 
 
 class DACS(MixedSelfTraining):
     """Labels of one domain, images of another: they are mixed, and the net's average labels the rest."""
 
     Settings = DACSSettings
-
-    def __init__(self, nets: Mapping[str, Segmentor], settings: DACSSettings, info: TaskInfo) -> None:
-        super().__init__(nets, settings, info)

@@ -1,4 +1,4 @@
-"""DAFormer: DACS with a slower average, and an encoder that must not forget its things.
+"""DAFormer: DACS with a slower average, and an encoder kept close to its ImageNet features on thing classes.
 
     source   L = CE(x_S, y_S) + f mean over cells of things of || F(x_S) - F_0(x_S) ||
     mixed    as DACS; the pasted classes are half of those of the whole source batch
@@ -22,26 +22,19 @@ from tutelage.losses.feature_distance import feature_distance, majority_label, t
 from tutelage.methods.ema import twin
 from tutelage.methods.mixed_self_training import MixedSelfTraining
 from tutelage.methods.settings.daformer import DAFormerSettings
-from tutelage.methods.settings.mixed_self_training import MaskedSettings, MixedSettings
 from tutelage.nets.segmentor import Prediction, Segmentor
 
 
 class DAFormer(MixedSelfTraining):
-    """DACS that keeps what its encoder knew of things."""
+    """DACS with a feature distance that keeps the encoder close to its start on thing classes."""
 
     Settings = DAFormerSettings
     origin: Segmentor | None
     thing_K: Tensor
 
-    def __init__(
-        self,
-        nets: Mapping[str, Segmentor],
-        settings: MixedSettings,
-        info: TaskInfo,
-        masked: MaskedSettings | None = None,
-    ) -> None:
-        super().__init__(nets, settings, info, masked)
-        self.distance = settings.feature_distance if isinstance(settings, DAFormerSettings) else None
+    def __init__(self, nets: Mapping[str, Segmentor], settings: DAFormerSettings, info: TaskInfo) -> None:
+        super().__init__(nets, settings, info)
+        self.distance = settings.feature_distance
         self.origin = None
         if self.distance is not None:
             self.origin = _encoder_of(self.student)
@@ -78,8 +71,10 @@ def _things(chosen: Sequence[int | str] | None, info: TaskInfo) -> Tensor:
         number = info.names.index(name) if name in info.names else name
         if not isinstance(number, int) or not 0 <= number < info.classes:
             raise RecipeError(
-                f"feature_distance.things: there is no class {name!r}",
-                f"the classes are {', '.join(info.names)}" if info.names else f"numbers are 0 to {info.classes - 1}",
+                "unknown-class",
+                f"invalid class {name!r} in feature_distance.things: expected "
+                + (f"one of {', '.join(info.names)}" if info.names else f"a number from 0 to {info.classes - 1}"),
+                "correct the name, or leave it out",
             )
         thing_K[number] = True
     return thing_K

@@ -1,4 +1,4 @@
-"""FDA: the labelled source is shown in the colours of the target, and the net shall be sure of the target.
+"""FDA: the labelled source takes the colours of the target, and the entropy on the target is minimised.
 
     x' = FFT^-1(low-frequency amplitudes of x_T, everything else of x_S)         x_T: the target image at the same place
     L  = L_task(x', y_S) + w rho(x_T) [+ v L_task(x_T, pseudo label)]
@@ -51,7 +51,7 @@ class FDA(Method):
         return {**terms, **self._on_target(target, context)}
 
     def _on_target(self, target: View, context: StepContext) -> dict[str, Tensor]:
-        """What is asked of the target; the net sees it from the first step on, for the statistics of its norms."""
+        """The terms of the target; the net forwards it from the first step, for the statistics of its norms."""
         if not self.settings.entropy:
             return {}
         counts = context.step >= self.settings.entropy_start

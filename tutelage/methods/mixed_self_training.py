@@ -1,10 +1,10 @@
-"""What DACS, DAFormer, HRDA and MIC share: the net learns target images from its own average, pasted over with source.
+"""The base of DACS, DAFormer, HRDA and MIC: target images with pseudo labels, pasted over with source images.
 
     source   L_S = CE(student(x_S), y_S)
     mixed    L_M = sum over pixels of w CE(student(T(x_M)), y_M) / their number
              x_M, y_M    the source's image and labels where m, else the target's image and pseudo labels; T: colours
              w           1 where m, else q: the share of target pixels whose pseudo label is sure
-    masked   L_K = the same with weight q, of target images of which most blocks are hidden (MIC)
+    masked   L_K = the same with weight q, of target images with most blocks hidden (masked consistency, optional)
 
 m shows half of the source's classes (:mod:`tutelage.data.mixing.classmix`). The pseudo labels are those of a moving
 average of the student. Each line is a pass of its own: published codes go backward after each, which bounds memory.
@@ -18,61 +18,46 @@ Legend: B images, K classes, H W pixels, h w a map's grid.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tutelage.data.batch import Batch, View, places
 from tutelage.data.mixing import paste
-from tutelage.data.mixing.blocks import block_masks, draw_grids, hidden
 from tutelage.data.mixing.classmix import class_masks, draw_scores
 from tutelage.data.mixing.recolour import draw_colours, recoloured
 from tutelage.engine.contract import Method, Pass, StepContext, TaskInfo
 from tutelage.errors import RecipeError
-from tutelage.losses.consistency import pseudo_label
 from tutelage.losses.resize import over_image
-from tutelage.losses.segmentation import weighted_cross_entropy
 from tutelage.methods.ema import average, decay_at, twin
-from tutelage.methods.settings.mixed_self_training import MarginSettings, MaskedSettings, MixedSettings
+from tutelage.methods.masked_consistency import (
+    AverageLabels,
+    TargetPseudoLabels,
+    masked_images,
+    mixed_loss,
+    number_of,
+)
+from tutelage.methods.settings.mixed_self_training import MarginSettings, MixedSettings
 from tutelage.methods.supervised import TaskLoss
 from tutelage.nets.segmentor import Prediction, Segmentor
-
-
-class TargetPseudoLabels(NamedTuple):
-    """What the average says of the target images of a micro-batch."""
-
-    label_BHW: Tensor
-    """int64 classes."""
-    sure_BHW: Tensor
-    """bool: whether the confidence reaches the threshold, and the image is no padding."""
-    valid_BHW: Tensor
-    """bool: where the image is not padding."""
 
 
 class MixedSelfTraining(Method):
     """The student, its average, and the passes that the papers share."""
 
-    def __init__(
-        self,
-        nets: Mapping[str, Segmentor],
-        settings: MixedSettings,
-        info: TaskInfo,
-        masked: MaskedSettings | None = None,
-    ) -> None:
+    def __init__(self, nets: Mapping[str, Segmentor], settings: MixedSettings, info: TaskInfo) -> None:
         super().__init__()
         self.student = nets["student"]
         self.ema = twin(self.student)
         self.ema.mode(norm="batch", dropout=False)
         self.task = TaskLoss(settings.task, info)
         self.mixing = settings
-        self.masking = masked
         self.classes = info.classes
-        self._labelled: dict[int, tuple[Batch, TargetPseudoLabels]] = {}
+        self.pseudo_labels = AverageLabels(settings.threshold, self._average_logits)
 
     def passes(self, step: int) -> tuple[Pass, ...]:
-        """Source, mixed images, and masked ones where they are asked for; each goes backward before the next."""
-        names = ("source", "mixed") if self.masking is None else ("source", "mixed", "masked")
+        """Source, mixed images, and masked ones with masked consistency; each goes backward before the next."""
+        names = ("source", "mixed") if self.mixing.masked_consistency is None else ("source", "mixed", "masked")
         return tuple(Pass(name, {"student"}) for name in names)
 
     def exported(self) -> Mapping[str, nn.Module]:
@@ -80,19 +65,17 @@ class MixedSelfTraining(Method):
         return {"student": self.student, "ema": self.ema}
 
     def counts(self, batches: Mapping[str, Batch]) -> Mapping[str, Tensor]:
-        """What the source's loss is divided by, and how many target pixels there are and are sure."""
+        """The divisor of the source's loss, the number of target pixels, and how many of them are sure."""
         label = batches["source"]["weak"].label
         number = self.task.counts(label) if self.mixing.reduction == "valid" else number_of(label)
-        pseudo = self._judged(batches["target"])
-        self._labelled[id(batches["target"])] = (batches["target"], pseudo)
-        return {"source": number, "sure": pseudo.sure_BHW.sum(), "shown": pseudo.valid_BHW.sum()}
+        return {"source": number, **self.pseudo_labels.counts(batches["target"])}
 
     def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
         """One pass over a source and a target batch."""
         source, target = batches["source"]["weak"], batches["target"]
         if pass_name == "source":
             return self.source_terms(source, context)
-        pseudo = self._remembered(target)
+        pseudo = self.pseudo_labels.of(target)
         weight_BHW = self._weights(target["weak"], pseudo, context)
         if pass_name == "mixed":
             return self._mixed(source, target, pseudo, weight_BHW, context)
@@ -100,11 +83,11 @@ class MixedSelfTraining(Method):
 
     def after_step(self, context: StepContext) -> None:
         """The average follows in parameters; its batch norm has statistics of its own."""
-        self._labelled.clear()
+        self.pseudo_labels.forget()
         decay = decay_at(context.step + self.mixing.first_update, self.mixing.decay, ramp=True)
         average(self.ema, self.student, decay)
 
-    # What HRDA does otherwise
+    # HRDA overrides these
 
     def source_terms(self, view: View, context: StepContext) -> dict[str, Tensor]:
         """The terms of a source batch."""
@@ -122,13 +105,13 @@ class MixedSelfTraining(Method):
     def feature_distance_terms(
         self, prediction: Prediction, image_B3hw: Tensor, label_BHW: Tensor
     ) -> dict[str, Tensor]:
-        """What else is learned of a source batch; ``image`` is what the prediction's features were made of."""
+        """More terms of a source batch; ``image`` is the input of the prediction's features."""
         return {}
 
     def pseudo_label_loss(
         self, image_B3HW: Tensor, label_BHW: Tensor, weight_BHW: Tensor, context: StepContext
     ) -> Tensor:
-        """How far the student is from (pseudo) labels: see :func:`mixed_loss`."""
+        """The loss of the student against (pseudo) labels: see :func:`~.masked_consistency.mixed_loss`."""
         return mixed_loss(self.logits_at_image_size(self.student(image_B3HW).logits, image_B3HW), label_BHW, weight_BHW)
 
     # The passes
@@ -139,53 +122,33 @@ class MixedSelfTraining(Method):
         own, positions = target["weak"], target.positions.tolist()
         if source.image.shape != own.image.shape:
             raise RecipeError(
-                f"source and target cannot be mixed: batches of {_size(source)} and {_size(own)} images and pixels",
-                "give the streams source and target the same batch, and the same augment.crop",
+                "streams-differ",
+                f"source and target must have one batch size and crop, got {_size(source)} and {_size(own)}",
+                "set the same batch and the same augment.crop for the streams source and target",
             )
         score_BL = draw_scores(context.seed, "mixed", positions, self.classes + 1, own.image.device)
         mask_BHW = class_masks(source.label, score_BL, self.mixing.classes_from)
         image_B3HW = paste(own.image, source.image, mask_BHW)
         label_BHW = paste(pseudo.label_BHW, source.label, mask_BHW)
         weight_BHW = paste(weight_BHW, torch.ones_like(weight_BHW), mask_BHW)
-        coloured = self._coloured(image_B3HW, "mixed", positions, context)
+        colours = draw_colours(self.mixing.colour, context.seed, "mixed", context.step, positions)
+        coloured = recoloured(image_B3HW, colours)
         return {"mixed": self.mixing.weight * self.pseudo_label_loss(coloured, label_BHW, weight_BHW, context)}
 
     def _masked(
         self, target: Batch, pseudo: TargetPseudoLabels, weight_BHW: Tensor, context: StepContext
     ) -> dict[str, Tensor]:
-        settings, view, positions = self.masking, target["weak"], target.positions.tolist()
+        settings = self.mixing.masked_consistency
         assert settings is not None
-        image_B3HW = self._coloured(view.image, "masked", positions, context) if settings.colours else view.image
-        size = (image_B3HW.shape[2], image_B3HW.shape[3])
-        uniform_Bhw = draw_grids(context.seed, "masked", positions, size, settings.block, image_B3HW.device)
-        # What a net subtracts is 0 after it: its mean colour.
-        image_B3HW = hidden(image_B3HW, block_masks(uniform_Bhw, size, settings.ratio), self.student.mean)
+        image_B3HW = masked_images(target, settings, self.mixing.colour, self.student.mean, context)
         return {"masked": settings.weight * self.pseudo_label_loss(image_B3HW, pseudo.label_BHW, weight_BHW, context)}
 
-    def _coloured(self, image_B3HW: Tensor, name: str, positions: list[int], context: StepContext) -> Tensor:
-        return recoloured(image_B3HW, draw_colours(self.mixing.colour, context.seed, name, context.step, positions))
-
-    # Pseudo labels
-
-    def _judged(self, target: Batch) -> TargetPseudoLabels:
-        view = target["weak"]
-        with torch.no_grad():
-            label_BHW, confidence_BHW = pseudo_label(self.logits_at_image_size(self.ema(view.image).logits, view.image))
-        return TargetPseudoLabels(label_BHW, (confidence_BHW >= self.mixing.threshold) & view.valid, view.valid)
-
-    def _remembered(self, target: Batch) -> TargetPseudoLabels:
-        """The pseudo labels that the counts of this step were made of."""
-        batch, pseudo = self._labelled.get(id(target), (None, None))
-        if pseudo is None or batch is not target:
-            pseudo = self._judged(target)
-            self._labelled[id(target)] = (target, pseudo)
-        return pseudo
+    def _average_logits(self, view: View) -> Tensor:
+        return self.logits_at_image_size(self.ema(view.image).logits, view.image)
 
     def _weights(self, view: View, pseudo: TargetPseudoLabels, context: StepContext) -> Tensor:
-        """What each pseudo label weighs, (B, H, W)."""
-        weight_BHW = pseudo.sure_BHW.float()
-        if self.mixing.weighting == "share":
-            weight_BHW = pseudo.valid_BHW * (context.totals["sure"] / context.totals["shown"].clamp(min=1))
+        """The weight of each pseudo label, (B, H, W)."""
+        weight_BHW = pseudo.share(context) if self.mixing.weighting == "share" else pseudo.sure_BHW.float()
         return weight_BHW * inside_margins(view, self.mixing.margins) if self.mixing.margins.any else weight_BHW
 
     def logits_at_image_size(self, logits_BKhw: Tensor, image_B3HW: Tensor) -> Tensor:
@@ -206,20 +169,6 @@ def inside_margins(view: View, margins: MarginSettings) -> Tensor:
     source = view.geometry.source[:, :, None, None]
     rows = (y_BHW >= margins.top) & (y_BHW < source[:, 0] - margins.bottom)
     return rows & (x_BHW >= margins.left) & (x_BHW < source[:, 1] - margins.right)
-
-
-def mixed_loss(logits_BKHW: Tensor, label_BHW: Tensor, weight_BHW: Tensor) -> Tensor:
-    """Sum of weight times cross-entropy over valid labels, divided by the number of ALL pixels, valid or not.
-
-    So it grows with weights and with the share of valid labels; exactly 0 without any. Source: DACS (WACV 2021),
-    equation 5 and its code.
-    """
-    return weighted_cross_entropy(logits_BKHW, label_BHW, weight_BHW, normalizer=number_of(label_BHW))
-
-
-def number_of(label_BHW: Tensor) -> Tensor:
-    """The number of all pixels, labelled or not (0-d float)."""
-    return torch.full((), float(label_BHW.numel()), device=label_BHW.device)
 
 
 def _size(view: View) -> str:

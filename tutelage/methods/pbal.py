@@ -56,7 +56,7 @@ class PBALBidirectional(Method):
         self.settings = settings
 
     def passes(self, step: int) -> tuple[Pass, ...]:
-        """The net first, then the discriminator on what it said."""
+        """The net first, then the discriminator on its maps."""
         segment = Pass("segment", {"student"})
         return (segment, Pass("discriminate", {"critic"})) if self.settings.adversarial else (segment,)
 
@@ -85,7 +85,7 @@ class PBALBidirectional(Method):
         on_target = self.student(target.image)
         if settings.adversarial:
             context.carry["source"], context.carry["target"] = on_source.logits, on_target.logits
-            # The net wants its target maps to be taken for the source's.
+            # The net is trained so that its target maps are classified as source.
             scores = self.critic(self._map(on_target.logits, target))
             terms["adversarial"] = settings.adversarial * domain_loss(scores, SOURCE)
         if settings.weight:
@@ -120,12 +120,12 @@ class PBALBidirectional(Method):
         return terms
 
     def _map(self, logits_BKhw: Tensor, view: View) -> Tensor:
-        """What the discriminator sees: probabilities at the size of the crop."""
+        """The input of the discriminator: probabilities at the size of the crop."""
         return over_image(logits_BKhw, view.image, self.settings.task.resize, self.student.stride).softmax(1)
 
 
 class PBALSelfTraining(Method):
-    """Labels of one domain, pseudo labels of another: pixels of both are told the prototype of their class."""
+    """Labels of one domain, pseudo labels of another: pixels of both are pulled to the prototype of their class."""
 
     Settings = PBALSelfTrainingSettings
 
@@ -168,8 +168,8 @@ class PBALSelfTraining(Method):
             # The net subtracts its mean and divides by its deviation: this undoes both beforehand.
             image = view.image * self.student.std + self.student.mean if raw else view.image
             prediction = self.student(image)
-            told = self.task(prediction, self.student.stride, view.label, context.normalizer(side))
-            terms |= {f"{side}_{name}": value for name, value in told.items()}
+            supervised = self.task(prediction, self.student.stride, view.label, context.normalizer(side))
+            terms |= {f"{side}_{name}": value for name, value in supervised.items()}
             if weight:
                 terms[f"{side}_contrast"] = weight * self._contrast(prediction, view.label, side, context)
         return terms
@@ -196,8 +196,10 @@ def prototypes_of(net: Segmentor) -> Tensor:
     classifier = net.classifier
     if not isinstance(classifier, nn.Conv2d):
         raise RecipeError(
-            f"decoder {net.settings.decoder} classifies with dilated convolutions, whose weights are no prototypes",
-            "PBAL takes a net with a 1x1 classifier, such as decoder deeplabv3plus_pbal",
+            "classifier-not-pointwise",
+            f"invalid decoder {net.settings.decoder} for PBAL: its classifier is not a 1x1 convolution, whose weights "
+            "are the prototypes",
+            "use a decoder with a 1x1 classifier, e.g. deeplabv3plus_pbal",
         )
     return classifier.weight.flatten(1)
 

@@ -1,4 +1,4 @@
-"""ProDA, stage 1: soft labels of a warm-up net, made right by prototypes, and two views that agree on structure.
+"""ProDA, stage 1: soft labels of a warm-up net, corrected by prototypes, and two views that agree on structure.
 
     w        = softmax_k(-T |f~ - eta_k|)            f~: features of the moving average, eta: one prototype a class
     y        = argmax_k w p0                         p0: soft labels of the warm-up net, which stays as it is
@@ -41,7 +41,7 @@ from tutelage.prototypes.means import ClassMeans, class_vectors
 
 
 class ProDA(Method):
-    """Labels of one domain, images of another: prototypes set pseudo labels right while the net learns them."""
+    """Labels of one domain, images of another: prototypes correct pseudo labels while the net learns them."""
 
     Settings = ProDASettings
 
@@ -76,7 +76,7 @@ class ProDA(Method):
         }
 
     def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
-        """The source's labels, or all that the target has to say."""
+        """The terms of the source's labels, or all terms of the target."""
         if pass_name == "source":
             view = batches["source"]["weak"]
             prediction = self.student(view.image)
@@ -136,14 +136,15 @@ class ProDA(Method):
         return self._onto_weak(feature_BDNN, batch) if "full" in batch.views else feature_BDNN
 
     def _soft_labels(self, batch: Batch) -> Tensor:
-        """p0 (B, K, h, w) over the weak view, by the warm-up net: now, or as it said of whole images."""
+        """p0 (B, K, h, w) over the weak view, by the warm-up net, computed or stored."""
         if self.cache is not None:
             weak = batch["weak"]
             return self.cache.probabilities(batch.samples, weak.geometry, self.grid.size(weak))
         if self.settings.labels_from == "full" and "full" not in batch.views:
             raise RecipeError(
-                "labels_from: full, but the stream `target` has no view `full`",
-                "give it one: `views: {full: {augment: {resize: [height, width]}}}`, or set labels_from: weak",
+                "missing-view",
+                "labels_from is full, but the stream `target` has no view `full`",
+                "add `views: {full: {augment: {resize: [height, width]}}}` to the stream, or set labels_from: weak",
             )
         seen = batch[self.settings.labels_from]
         soft = self.grid.bring(self.labeller(seen.image).logits.softmax(1), seen, self.labeller.stride)
@@ -170,7 +171,8 @@ def started_prototypes(info: TaskInfo, channels: int, rate: float, role: str = "
     kind = "means" if role == "prototypes" else role
     if not {"prototypes", "counts"} <= fitted.keys():
         raise RecipeError(
-            f"the method starts from {role}, and none came with its inputs",
+            "missing-fit",
+            f"the method starts from fitted {role}, and `inputs` has no {role}",
             f"add a stage `{{kind: fit, what: {kind}, net: <stage>, data: <images>}}` and name it: "
             f"`inputs: {{{role}: <stage>}}`",
         )
@@ -178,8 +180,9 @@ def started_prototypes(info: TaskInfo, channels: int, rate: float, role: str = "
     if fitted["prototypes"].shape != means.prototypes.shape:
         classes, width = fitted["prototypes"].shape
         raise RecipeError(
-            f"the {role} are {classes} of {width} channels; the net has {info.classes} classes and {channels}",
-            "fit them with the net that the student starts from, or with one of the same settings",
+            "fit-shape",
+            f"the fitted {role} have {classes} classes and {width} channels, expected {info.classes} and {channels}",
+            "fit them with the net that the student starts from, or with a net of the same settings",
         )
     means.prototypes.copy_(fitted["prototypes"])
     means.counts.copy_(fitted["counts"])

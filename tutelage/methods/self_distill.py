@@ -30,7 +30,7 @@ from tutelage.nets.segmentor import Prediction, Segmentor
 
 
 class SelfDistill(Method):
-    """Labels of one domain, pseudo labels and a teacher for the other: what a net knows goes to a better start."""
+    """Labels of one domain, pseudo labels and a teacher for the other: a net is distilled into a better start."""
 
     Settings = SelfDistillSettings
 

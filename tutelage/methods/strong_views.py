@@ -1,4 +1,4 @@
-"""What FixMatch, UniMatch and UniMatch V2 share: a weak view says what strong views of the same crop must show.
+"""The base of FixMatch, UniMatch and UniMatch V2: a weak view gives the pseudo labels of strong views of the same crop.
 
     y, c        pseudo label and confidence of the weak view
     mixed       inside of a box the partner's image, pseudo label, confidence and padding take the image's place
@@ -29,11 +29,11 @@ from tutelage.methods.supervised import TaskLoss
 from tutelage.nets.segmentor import Prediction, Segmentor
 
 HALF = 0.5
-"""What the three papers multiply the sum of labelled and unlabelled loss with."""
+"""The factor of the sum of labelled and unlabelled loss in the three papers."""
 
 
 class WeakPseudoLabels(NamedTuple):
-    """What is known of every pixel of a batch."""
+    """Pseudo labels of every pixel of a batch."""
 
     label: Tensor
     """(B, H, W) int64."""
@@ -132,7 +132,8 @@ def _of_one_crop(batch: Batch, name: str) -> View:
     weak, view = batch["weak"].geometry, batch[name].geometry
     if view is not weak and not (weak.size == view.size and torch.equal(weak.matrix, view.matrix)):
         raise RecipeError(
-            f"the view {name!r} shows another part of the image than the view 'weak', whose pseudo labels it learns",
-            f"leave `augment` out of `views.weak` and `views.{name}`: all views share the stream's own",
+            "views-not-aligned",
+            f"the view {name!r} shows another part of the image than the view 'weak', which gives its pseudo labels",
+            f"remove `augment` from `views.weak` and `views.{name}`: all views share the stream's `augment`",
         )
     return batch[name]

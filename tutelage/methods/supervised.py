@@ -35,7 +35,7 @@ class TaskLoss(nn.Module):
         self.register_buffer("class_weight_K", _class_weights(settings, info))
 
     def counts(self, label_BHW: Tensor) -> Tensor:
-        """What a cross-entropy over these labels is divided by."""
+        """The divisor of a cross-entropy over these labels."""
         return label_weight(label_BHW, self.class_weight_K)
 
     def forward(self, prediction: Prediction, stride: int, label_BHW: Tensor, normalizer: Tensor) -> dict[str, Tensor]:
@@ -81,14 +81,16 @@ def _class_weights(settings: TaskSettings, info: TaskInfo) -> Tensor | None:
         present = share > 0
         if not present.any():
             raise RecipeError(
-                "class_weights: balanced, but the training masks have no labelled pixel",
-                "check the masks, or give numbers",
+                "no-labelled-pixels",
+                "class_weights is balanced, but the training masks have no labelled pixel",
+                "check the masks, or set class_weights to a list of numbers",
             )
         weight = torch.where(present, share[present].median() / share.clamp(min=1e-12), 1.0)
         return weight.float()
     if len(settings.class_weights) != info.classes:
         raise RecipeError(
-            f"class_weights has {len(settings.class_weights)} numbers for {info.classes} classes",
+            "class-weights-length",
+            f"class_weights must have {info.classes} numbers, one per class, got {len(settings.class_weights)}",
             "give one weight per class, in the order of the class list",
         )
     return torch.tensor(settings.class_weights)

@@ -16,7 +16,7 @@ from tutelage.losses.resize import resize_logits
 
 @dataclass(frozen=True)
 class TargetGrid:
-    """A cell is ``pixels`` wide and high; maps are brought to it as ``rule`` says logits lie on images."""
+    """A cell is ``pixels`` wide and high; maps are resized to it by ``rule``, as logits to images."""
 
     pixels: int
     rule: ResizeRule

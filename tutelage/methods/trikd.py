@@ -1,4 +1,4 @@
-"""TriKD: three architectures teach one another on unlabelled images, and a small one is kept.
+"""TriKD: three architectures teach one another on unlabelled images, and the small one is the result.
 
     L = w_s OHEM(student) + w_c OHEM(cnn) + w_v CE(vit)                             labelled images
       + c * sum over views a, and the other views b, of CE(p_a, argmax p_b)         unlabelled images, six terms
@@ -10,7 +10,7 @@ heads to theirs. The labelled and the unlabelled batch go through each net one a
 of their own. Where a net has no attention (three ConvNets), the last term is off.
 
 View by view, a step has three passes, one for each net, so that the activations of one net alone are held. The first
-pass also looks with the other nets, without a gradient; its class maps are all that the others need. Dropout is drawn
+pass also forwards the other nets, without a gradient; the other passes need only its class maps. Dropout is drawn
 by view and stream in both forms, so that their gradients are equal. Source: the code of TriKD (arXiv 2309.12557).
 """
 
@@ -45,7 +45,7 @@ ATTENTION_WEIGHT = 0.5
 
 
 class ViewOutput(NamedTuple):
-    """What a view says of a labelled and an unlabelled batch."""
+    """The predictions of a view on a labelled and an unlabelled batch."""
 
     labeled: Prediction
     unlabeled: Prediction
@@ -61,7 +61,7 @@ class AttentionMap(NamedTuple):
 
 
 class PeerTargets(NamedTuple):
-    """What the other views are told of a view; nothing of it has a gradient."""
+    """The outputs of a view that the other views imitate, without gradients."""
 
     classes_BHW: Tensor
     """The class map of the unlabelled batch."""
@@ -115,7 +115,7 @@ class TriKD(Method):
         return {name: self._net(name) for name in VIEWS}
 
     def counts(self, batches: Mapping[str, Batch]) -> Mapping[str, Tensor]:
-        """What the means over labels, and over pixels without labels, are divided by."""
+        """The divisors of the means over labels, and over pixels without labels."""
         label = batches["labeled"]["weak"].label
         return {
             "labeled": self.task.counts(label),
@@ -131,21 +131,21 @@ class TriKD(Method):
             return self._label_and_cps_losses(
                 pass_name, self._forward_view(pass_name, views, context), classes, views, context
             )
-        looks, told = {}, {}
-        for name in reversed(VIEWS):  # the student last: what the others need for a while is not held beside its graph
+        outputs, targets = {}, {}
+        for name in reversed(VIEWS):  # the student last, so that its graph is not held while the others run
             if pass_name in ("train", name):
-                looks[name] = self._forward_view(name, views, context)
-                told[name] = self._peer_targets(name, looks[name])
+                outputs[name] = self._forward_view(name, views, context)
+                targets[name] = self._peer_targets(name, outputs[name])
             else:
                 with torch.no_grad(), keeping_statistics(self._net(name)):
-                    told[name] = self._peer_targets(name, self._forward_view(name, views, context))
-        classes = {name: each.classes_BHW for name, each in told.items()}
+                    targets[name] = self._peer_targets(name, self._forward_view(name, views, context))
+        classes = {name: each.classes_BHW for name, each in targets.items()}
         if pass_name != "train":
             context.carry.update(classes)
         terms = {}
-        for name, look in looks.items():
-            terms.update(self._label_and_cps_losses(name, look, classes, views, context))
-        terms.update(self._imitation_losses(looks["student"], told))
+        for name, output in outputs.items():
+            terms.update(self._label_and_cps_losses(name, output, classes, views, context))
+        terms.update(self._imitation_losses(outputs["student"], targets))
         return terms
 
     def _forward_view(self, name: str, views: Mapping[str, View], context: StepContext) -> ViewOutput:
@@ -160,46 +160,48 @@ class TriKD(Method):
         return ViewOutput(labeled, unlabeled, logits_BKHW)
 
     @torch.no_grad()
-    def _peer_targets(self, name: str, look: ViewOutput) -> PeerTargets:
-        """What the others may know of it."""
-        both = (look.labeled, look.unlabeled)
+    def _peer_targets(self, name: str, output: ViewOutput) -> PeerTargets:
+        """The class map of a view, and its features or attention where they are imitated."""
+        both = (output.labeled, output.unlabeled)
         features: tuple[Tensor, ...] = ()
         attention: tuple[AttentionMap, ...] = ()
         if name == "cnn" and "spatial" in self.projections:
             features = tuple(prediction.features[self.levels[name]] for prediction in both)
         if name == "vit" and self.attention:
             attention = tuple(self._attention_of(name, prediction) for prediction in both)
-        return PeerTargets(look.logits_BKHW.argmax(1), features, attention)
+        return PeerTargets(output.logits_BKHW.argmax(1), features, attention)
 
     def _label_and_cps_losses(
         self,
         name: str,
-        look: ViewOutput,
+        output: ViewOutput,
         classes: Mapping[str, Tensor],
         views: Mapping[str, View],
         context: StepContext,
     ) -> dict[str, Tensor]:
         """A view learns from labels, and from the class maps of the others."""
         task, total = self._task(name), "labeled_vit" if name == "vit" else "labeled"
-        supervised = task(look.labeled, self._net(name).stride, views["labeled"].label, context.normalizer(total))
+        supervised = task(output.labeled, self._net(name).stride, views["labeled"].label, context.normalizer(total))
         prefix = "" if name == "student" else f"{name}_"
         terms = {f"{prefix}{term}": self.weights[name] * value for term, value in supervised.items()}
         counted_BHW = self._counted(views["unlabeled"])
         losses = [
-            cross_pseudo_supervision(look.logits_BKHW, classes[other], counted_BHW) for other in VIEWS if other != name
+            cross_pseudo_supervision(output.logits_BKHW, classes[other], counted_BHW)
+            for other in VIEWS
+            if other != name
         ]
         share = counted_BHW.sum() / context.normalizer("unlabeled")  # a mean over the step's pixels, not this slice's
         terms[f"{prefix}cps"] = self.settings.cps_weight * share * torch.stack(losses).sum()
         return terms
 
-    def _imitation_losses(self, look: ViewOutput, told: Mapping[str, PeerTargets]) -> dict[str, Tensor]:
+    def _imitation_losses(self, output: ViewOutput, targets: Mapping[str, PeerTargets]) -> dict[str, Tensor]:
         """The student imitates the early features of the cnn and the last attention of the vit."""
-        both = (look.labeled, look.unlabeled)
+        both = (output.labeled, output.unlabeled)
         settings, terms = self.settings, {}
         if "spatial" in self.projections:
             project = self.projections["spatial"]
             losses, sizes = [], []
-            for prediction, theirs in zip(both, told["cnn"].features, strict=True):
+            for prediction, theirs in zip(both, targets["cnn"].features, strict=True):
                 mine = project(prediction.features[self.levels["student"]])
                 losses.append(spatial_loss(mine, theirs, relative=settings.spatial_scale == "variance"))
                 sizes.append(theirs.numel())
@@ -207,7 +209,7 @@ class TriKD(Method):
         if "attention" in self.projections:
             how, mean = settings.attention_resize, settings.kl
             losses, sizes = [], []
-            for prediction, vit in zip(both, told["vit"].attention, strict=True):
+            for prediction, vit in zip(both, targets["vit"].attention, strict=True):
                 student = self._attention_of("student", prediction)
                 mine_BnNN, grids = self.projections["attention"](student.logits_BnNN), (student.grid, vit.grid)
                 losses.append(attention_loss(mine_BnNN, vit.logits_BnNN, grids=grids, resize=how, mean=mean))
@@ -223,7 +225,7 @@ class TriKD(Method):
     def _attention(self) -> tuple[float, dict[str, AttentionTap], str]:
         """The weight of the attention loss, where attention is read, and why it is not.
 
-        Raises :class:`RecipeError` where a weight is asked for and a net has no attention.
+        Raises :class:`RecipeError` where a weight is set and a net has no attention.
         """
         asked = self.settings.attention_weight
         if asked == 0:
@@ -242,9 +244,10 @@ class TriKD(Method):
                 taps[name] = tap
         if lacking and asked is not None:
             raise RecipeError(
+                "net-without-attention",
                 f"attention_weight is {asked:g}, but {'; '.join(lacking)}",
-                "take a plain vision transformer, or tiny_vit_11m_224 or tiny_vit_21m_512 with decoder: "
-                "dual_frequency, for both; or leave attention_weight out",
+                "for both nets, use a plain vision transformer, or tiny_vit_11m_224 or tiny_vit_21m_512 with decoder "
+                "dual_frequency; or leave attention_weight out",
             )
         if lacking:
             return 0.0, {}, "; ".join(lacking)
@@ -254,7 +257,7 @@ class TriKD(Method):
         return ATTENTION_WEIGHT if asked is None else asked, taps, ""
 
     def extra_report(self) -> dict[str, Any]:
-        """What is projected where, and which terms are off."""
+        """The projections, and the terms that are off."""
         size = None if self.info.size is None else self.info.size()
         lines = [
             "a step forwards each of three nets twice, "
@@ -317,23 +320,3 @@ def _drawing(context: StepContext, *place: str) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(key(context.seed, context.step, context.slice, *place) % (1 << 63))
         yield
-
-
-class Epoch(NamedTuple):
-    """An epoch as TriKD's code makes it."""
-
-    images: int
-    """Of each list, after the labelled one was repeated and cut to the length of the other."""
-    labeled: int
-    """Different labelled images among them."""
-    steps: int
-
-
-def published_epoch(labeled: int, unlabeled: int, processes: int = 4, batch: int = 2) -> Epoch:
-    """How long an epoch of the published code is, for numbers of images: what its 300 epochs are in steps.
-
-    ``batch``: labelled images per process. A labelled list that is longer than the other loses its end for good; the
-    streams of this library cut nothing.
-    """
-    per_process = -(-unlabeled // processes)  # the sampler fills up every process's share
-    return Epoch(unlabeled, min(labeled, unlabeled), per_process // batch)

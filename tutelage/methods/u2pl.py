@@ -37,6 +37,7 @@ from tutelage.errors import RecipeError
 from tutelage.losses import contrast
 from tutelage.losses.consistency import pseudo_label
 from tutelage.losses.options import ResizeRule
+from tutelage.losses.regions import shrink_labels
 from tutelage.losses.relations import unit
 from tutelage.losses.resize import over_image
 from tutelage.losses.segmentation import IGNORE
@@ -103,8 +104,8 @@ class U2PL(Method):
         super().__init__()
         if settings.low_rank >= info.classes:
             raise RecipeError(
-                f"u2pl: low_rank {settings.low_rank} with {info.classes} classes: no class has such a rank, so that "
-                "nothing is a negative",
+                "rank-out-of-range",
+                f"low_rank must be below the number of classes, {info.classes}, got {settings.low_rank}",
                 "set low_rank below the number of classes; 1 for two classes",
             )
         self.student = nets["student"]
@@ -120,7 +121,7 @@ class U2PL(Method):
         return (Pass("train", {"student", "representation"}),)
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
-        """One for both, as the recipe says."""
+        """One optimizer for both, as set in the recipe."""
         return {"main": OptimizerSpec(("student", "representation"))}
 
     def exported(self) -> Mapping[str, nn.Module]:
@@ -180,7 +181,7 @@ class U2PL(Method):
 
     @torch.no_grad()
     def _pseudo_labels(self, view: View) -> tuple[Tensor, Tensor]:
-        """What the teacher says in evaluation mode (B, H, W), 255 on padding, and where there is none."""
+        """The teacher's labels in evaluation mode (B, H, W), 255 on padding; and where there is no padding."""
         self.ema.eval()
         pseudo_BHW, _ = pseudo_label(over_image(self.ema(view.image).logits, view.image, self._rule, self.ema.stride))
         self.ema.train(self.training)
@@ -189,7 +190,7 @@ class U2PL(Method):
     def _mixed(
         self, view: View, pseudo_BHW: Tensor, valid_BHW: Tensor, context: StepContext
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, pseudo labels and what is no padding, mixed inside the batch or as they are."""
+        """Images, pseudo labels and valid pixels, mixed inside the batch or unchanged."""
         settings = self.settings
         draw = generator(context.seed, "u2pl", "mixing", context.step, context.slice)
         if draw.random() >= settings.mixing_probability:
@@ -220,10 +221,10 @@ class U2PL(Method):
         members, lows, highs, labeled = [], [], [], []
         for number, ((prediction, _), (label_BHW, low_BHW, high_BHW)) in enumerate(zip(teacher, maps, strict=True)):
             grid = (prediction.logits.shape[2], prediction.logits.shape[3])
-            member_BKhw = contrast.one_hot(contrast.nearest(label_BHW, grid), classes, settings.onehot)
+            member_BKhw = contrast.one_hot(shrink_labels(label_BHW, grid), classes, settings.onehot)
             members.append(_pixels(member_BKhw))
-            lows.append(contrast.nearest(low_BHW, grid).flatten())
-            highs.append(contrast.nearest(high_BHW, grid).flatten())
+            lows.append(shrink_labels(low_BHW, grid).flatten())
+            highs.append(shrink_labels(high_BHW, grid).flatten())
             labeled.append(torch.full_like(lows[-1], number == 0))
         chosen = contrast.candidates(
             torch.cat(members).T,
@@ -269,7 +270,7 @@ class U2PL(Method):
         start_K1 = torch.rand(stride_K1.shape, generator=context.generator, device=count_K.device, dtype=torch.float64)
         rank_KF = contrast.below((torch.arange(limit, device=count_K.device) + start_K1) * stride_K1, count_K)
         keys_KFC = unit(teacher_PC[contrast.positions(negative_KP, rank_KF)]).to(self.memory.rows_RC.dtype)
-        # As many rows from every process: those that stand for nothing are told by the number.
+        # As many rows from every process: the number says how many of them are real.
         every_key, every_number = (collectives.gather_equal(part[None]) for part in (keys_KFC, number_K))
         for keys, number in zip(every_key, every_number, strict=True):
             self.memory.append(keys, number)

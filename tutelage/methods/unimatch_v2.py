@@ -80,7 +80,7 @@ def complementary_dropout(levels: Sequence[Tensor], generator: torch.Generator) 
 
 
 def complementary_scale(kept_BC: Tensor, whole_B1: Tensor) -> Tensor:
-    """What the channels of both views are multiplied with, (2 B, C): 2 where a view keeps a channel that the other
+    """The factors of the channels of both views, (2 B, C): 2 where a view keeps a channel that the other
     loses, 0 where it loses it, 1 for whole images. ``kept``: bool, the first view's channels; ``whole``: bool."""
     first_BC = torch.where(whole_B1, 1.0, 2.0 * kept_BC)
     return torch.cat((first_BC, 2.0 - first_BC))

@@ -44,26 +44,6 @@ _ALL = slice(None)
 # Bands
 
 
-def gaussian_mask(
-    size: tuple[int, int],
-    band: Band,
-    *,
-    centre: Centre = "centred",
-    cutoff: float = 10.0,
-    relative: bool = False,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """Weights (H, W) in 0..1 of the frequencies of a map of ``size`` (H, W), the zero frequency at (0, 0).
-
-    ``low``: exp(-d^2 / (2 cutoff^2)) at a distance of d bins from the centre; ``high``: 1 minus that. ``cutoff`` counts
-    bins, or with ``relative`` half sides (the highest frequency of each axis is 1). The centre is the zero frequency,
-    or ``published``: one bin below it on axes of even size. ``torch.fft.fftshift`` gives TriKD's form of it, section
-    "frequency channel attention".
-    """
-    rows, columns = (_distances(side, _ALL, centre, cutoff, relative, device) for side in size)
-    return _mask(rows, columns, band)
-
-
 def _distances(
     side: int, bins: slice, centre: Centre, cutoff: float, relative: bool, device: torch.device | str | None
 ) -> Tensor:
@@ -104,20 +84,15 @@ def _filter(map_BCHW: Tensor, mask_HX: Tensor) -> Tensor:
     return filtered_BCHW
 
 
-def filter_band(
-    map_BCHW: Tensor, band: Band, *, centre: Centre = "centred", cutoff: float = 10.0, relative: bool = False
-) -> Tensor:
-    """The modulus (B, C, H, W) of a map's low-pass or high-pass part, at least in float32 (TriKD: z).
-
-    |IFFT2(FFT2(x) * mask)| with :func:`gaussian_mask`.
-    """
-    return torch.abs(_part(map_BCHW, band, centre, cutoff, relative))
-
-
 def band_mean(
     map_BCHW: Tensor, band: Band, *, centre: Centre = "centred", cutoff: float = 10.0, relative: bool = False
 ) -> Tensor:
-    """Mean magnitude (B, C) of each channel's low-pass or high-pass part, at least in float32."""
+    """Mean magnitude (B, C) of each channel's low-pass or high-pass part, |IFFT2(FFT2(x) mask)|, at least in float32.
+
+    The mask of ``low`` is exp(-d^2 / (2 cutoff^2)) at a distance of d bins from the centre; of ``high``: 1 minus that.
+    ``cutoff`` counts bins, or with ``relative`` half sides (the highest frequency of each axis is 1). The centre is the
+    zero frequency, or ``published``: one bin below it on axes of even size.
+    """
     part_BCHW = _part(map_BCHW, band, centre, cutoff, relative)
     if part_BCHW.is_complex():  # whose norm torch takes slowly
         part_BCHW = part_BCHW.abs()

@@ -2,9 +2,10 @@
 
     logits = up((1 - a) z_context) + up(a) z_detail        a: attention, in 0..1, a map for each class
 
-One encoder and decoder do both; the attention is a light head on the context's features. In training a method looks at
-one window of the image (:meth:`MultiResolution.look`), outside of which the context alone speaks. Asked as any net, it
-moves the window over the image by half of its size and averages the logits where windows lie on one another.
+One encoder and decoder do both; the attention is a light head on the context's features. In training a method
+forwards one window of the image (:meth:`MultiResolution.forward_with_window`); outside it the logits are those of the
+context. Called as any net, it moves the window over the image by half of its size and averages the logits where windows
+overlap.
 Source: HRDA (ECCV 2022), sections 3.2 to 3.4 and its code.
 
 Dimensions: B batch, K classes, C channels, H W the image, h w the context's grid; detail logits have 2h x 2w cells.
@@ -110,18 +111,18 @@ class MultiResolution(Segmentor):
     def forward(self, image_B3HW: Tensor) -> Prediction:
         """Prediction for RGB images (B, 3, H, W) in 0..1, not normalised, of any size; detail all over the image."""
         context, attention_BKhw = self._context(image_B3HW)
-        logits_BKHW = fuse(context.logits, self._everywhere(self._filled(image_B3HW)), attention_BKhw)
-        return context._replace(logits=self._over(logits_BKHW, image_B3HW))
+        logits_BKHW = fuse(context.logits, self._detail_everywhere(self._padded_to_units(image_B3HW)), attention_BKhw)
+        return context._replace(logits=self._at_image_size(logits_BKHW, image_B3HW))
 
-    def look(self, image_B3HW: Tensor, box: Window) -> WindowedPrediction:
+    def forward_with_window(self, image_B3HW: Tensor, box: Window) -> WindowedPrediction:
         """The same with detail in one window alone, whose sides and corner are whole units (:attr:`unit`)."""
         context, attention_BKhw = self._context(image_B3HW)
-        filled = self._filled(image_B3HW)
+        filled = self._padded_to_units(image_B3HW)
         window = filled[..., box.top : box.top + box.height, box.left : box.left + box.width]
         detail_BKhw = super().forward(window).logits
         corner = (box.top // self.unit, box.left // self.unit)
         logits_BKHW = fuse(context.logits, detail_BKhw, attention_BKhw, corner)
-        return WindowedPrediction(context, self._over(logits_BKHW, image_B3HW), detail_BKhw)
+        return WindowedPrediction(context, self._at_image_size(logits_BKHW, image_B3HW), detail_BKhw)
 
     def halved(self, image_B3HW: Tensor) -> Tensor:
         """The image that the context is made of, (B, 3, H / 2, W / 2), rounded up."""
@@ -135,7 +136,7 @@ class MultiResolution(Segmentor):
             attention_BKhw = self.attention(context.features[-self.attended :], grid)
         return context, attention_BKhw.float().sigmoid()
 
-    def _filled(self, image_B3HW: Tensor) -> Tensor:
+    def _padded_to_units(self, image_B3HW: Tensor) -> Tensor:
         """The image with its mean colour at the bottom and the right, to whole units."""
         height, width = image_B3HW.shape[2:]
         if not (height % self.unit or width % self.unit):
@@ -145,7 +146,7 @@ class MultiResolution(Segmentor):
         filled[..., :height, :width] = image_B3HW
         return filled
 
-    def _everywhere(self, image_B3HW: Tensor) -> Tensor:
+    def _detail_everywhere(self, image_B3HW: Tensor) -> Tensor:
         """Detail logits (B, K, H / stride, W / stride) of a whole image: means of windows that overlap by half."""
         size = (image_B3HW.shape[2], image_B3HW.shape[3])
         height, width = self.window_of(size)
@@ -166,7 +167,7 @@ class MultiResolution(Segmentor):
             number[rows, columns] += 1.0
         return total / number
 
-    def _over(self, logits_BKHW: Tensor, image_B3HW: Tensor) -> Tensor:
+    def _at_image_size(self, logits_BKHW: Tensor, image_B3HW: Tensor) -> Tensor:
         height, width = image_B3HW.shape[2:]
         return logits_BKHW[..., : -(-height // self.stride), : -(-width // self.stride)]
 

@@ -1,7 +1,7 @@
 """CAG-UDA's anchors: the source's class means over positions that are predicted right, and labels by the nearest one.
 
-Anchors are :class:`ClassMeans` that :func:`fold_source` filled with a net in evaluation mode; then they stay as they
-are. The loss towards them is ``losses.prototypes.anchor_distance``.
+Anchors are :class:`~.means.ClassMeans` of a net in evaluation mode, which do not change afterwards. The loss towards
+them is ``losses.prototypes.anchor_distance``.
 
 Legend: B images, K classes, C channels, h w the grid of features and logits, H W the labels.
 """
@@ -15,17 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tutelage.losses.prototypes import prototype_distances
-from tutelage.losses.regions import shrink_labels
 from tutelage.losses.segmentation import IGNORE
-from tutelage.prototypes.means import ClassMeans, class_vectors
-
-
-@torch.no_grad()
-def fold_source(means: ClassMeans, features_BChw: Tensor, logits_BKhw: Tensor, label_BHW: Tensor) -> None:
-    """Fold in a batch of the source: means of features that are labelled and predicted as one class."""
-    size = (logits_BKhw.shape[2], logits_BKhw.shape[3])
-    found = class_vectors(features_BChw, logits_BKhw, shrink_labels(label_BHW, size))
-    means.fold(found.vectors, found.valid, "mean")
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ def blocks(
 
 @dataclass(frozen=True)
 class Summary:
-    """What is known of the rows after reading them once."""
+    """Statistics of the rows after one pass."""
 
     mean_C: Tensor
     """The mean of each channel, float64."""
@@ -63,7 +63,9 @@ def summary(rows_NC: Tensor, owner: str) -> Summary:
     TutelageError, naming ``owner``, where there is no row or a number is not finite.
     """
     if rows_NC.ndim != 2 or not rows_NC.shape[0] or not rows_NC.shape[1]:
-        raise TutelageError(f"{owner} has no features (shape {tuple(rows_NC.shape)})", "leave it out, or add samples")
+        raise TutelageError(
+            "no-features", f"{owner} has no features (shape {tuple(rows_NC.shape)})", "leave it out, or add samples"
+        )
     total = torch.zeros(rows_NC.shape[1], dtype=torch.float64, device=rows_NC.device)
     bounds = []
     for _, block in blocks(rows_NC, torch.zeros(rows_NC.shape[1]), torch.float64):
@@ -73,7 +75,8 @@ def summary(rows_NC: Tensor, owner: str) -> Summary:
     low, high = float(lowest.min()), float(highest.max())
     if not (-float("inf") < low and high < float("inf")):  # NaN fails both
         raise TutelageError(
+            "features-not-finite",
             f"features of {owner} are not finite (from {low} to {high})",
-            "look for a net that overflows in float16, or for a checkpoint of a run that diverged",
+            "use precision fp32 or bf16 if the net overflows in fp16, or a checkpoint of a run that did not diverge",
         )
     return Summary(total / rows_NC.shape[0], low, high)

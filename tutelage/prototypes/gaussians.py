@@ -4,7 +4,7 @@ Expectation and maximisation read the rows once an iteration, in blocks: with y 
 parameters gives log-densities, responsibilities times the same block give both moments. No tensor of rows x components
 x channels exists. All of it is float64 by default: a variance of 1e-6 beside a mean of 3 is lost in float32, which
 takes little more than half the time. It is safe where each channel is shifted to the mean of its sharpest component and
-no component lies too many of its own deviations from there; `precision: float32` looks before each iteration whether
+no component lies too many of its own deviations from there; `precision: float32` checks before each iteration whether
 that is so.
 
 Legend: K classes, M components, N rows, n rows of a block, C channels.
@@ -78,7 +78,7 @@ def em(
         precision = "float64"
     mixture, before = start, -math.inf
     for done in range(iterations + 1):
-        # The E step of the next iteration tells the likelihood after this one: there is no pass for the stop rule.
+        # The E step of the next iteration gives the likelihood after this one: the stop rule needs no pass of its own.
         shift_C, dtype = _shift(mixture, mean_C, precision)
         likelihood, count_M, first_MC, second_MC = _expect(rows_NC, mixture, shift_C, dtype, moments=done < iterations)
         if done and (done == iterations or not math.isfinite(likelihood) or likelihood - before < tolerance):
@@ -111,9 +111,10 @@ def fit_mixture(
         if math.isfinite(fit.log_likelihood):
             return Fit(fit.mixture, fit.log_likelihood, fit.iterations, attempt)
     raise TutelageError(
+        "mixture-diverged",
         f"the mixture of {owner} has no finite likelihood after {1 + settings.restarts} attempts "
         f"({rows_NC.shape[0]} rows from {known.lowest:.3g} to {known.highest:.3g})",
-        "features of such a size overflow: look at the net, or fit fewer components",
+        "check that the net did not diverge (large features overflow), or fit fewer components",
     )
 
 
@@ -161,15 +162,6 @@ def of_clusters(rows_NC: Tensor, centres_MC: Tensor, shift_C: Tensor, variance_f
     return _maximise(count_M, first_MC, second_MC, shift_C, rows_NC.shape[0], variance_floor, "corrected")
 
 
-def component_log_density(rows_NC: Tensor, mixture: Mixture) -> Tensor:
-    """ln N_m(x), without the weight, of each row and component: (N, M) float64. For many classes see ``scoring``."""
-    shift_C = mixture.mean_MC.mean(0)
-    weight_M2C, constant_M = _linear(mixture, shift_C)
-    both = blocks(rows_NC, shift_C, torch.float64, squares=True)
-    parts = [constant_M + both_n2C @ weight_M2C.T for _, both_n2C in both]
-    return torch.cat(parts) if parts else constant_M.new_zeros(0, constant_M.shape[0])
-
-
 def _linear(mixture: Mixture, shift_C: Tensor) -> tuple[Tensor, Tensor]:
     """ln N_m(x) = constant + weight [y, y^2] with y = x - shift."""
     mean_MC = mixture.mean_MC - shift_C
@@ -179,7 +171,7 @@ def _linear(mixture: Mixture, shift_C: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shift(mixture: Mixture, mean_C: Tensor, precision: Precision) -> tuple[Tensor, torch.dtype]:
-    """What is taken from the rows before products (C), float64, and the dtype of these."""
+    """The shift of the rows before products (C), float64, and the dtype of these."""
     if precision == "float32":
         sharpest_1C = mixture.variance_MC.argmin(0, keepdim=True)
         shift_C = mixture.mean_MC.gather(0, sharpest_1C)[0].float().double()
@@ -256,7 +248,11 @@ class Mixtures:
             raise ValueError(f"{len(mixtures)} mixtures for {len(classes)} classes")
         known = [mixture for mixture in mixtures if mixture is not None]
         if not known:
-            raise TutelageError("no class has a mixture", "look whether the net predicts any label of the source right")
+            raise TutelageError(
+                "no-mixtures",
+                "no class has a mixture",
+                "check that the net predicts some source pixels as they are labelled",
+            )
         if len({mixture.mean_MC.shape[1] for mixture in known}) > 1:
             raise ValueError("the mixtures of the classes differ in their number of channels")
         components = max(mixture.weight_M.shape[0] for mixture in known)

@@ -140,7 +140,7 @@ def lloyd(
     dtype = _dtype(rows_NC)
     shift_C = known.mean_C
     centres_MC = start_MC.to(rows_NC.device).double() - shift_C
-    # What rounding moves is no movement.
+    # Movement by rounding does not count.
     least = max(movement, 4 * torch.finfo(dtype).eps * max(abs(known.lowest), abs(known.highest)))
     count_M = torch.zeros(centres_MC.shape[0], dtype=torch.int64, device=rows_NC.device)
     repaired = taken = 0
@@ -169,9 +169,15 @@ def nearest_distance(rows_NC: Tensor, centres_MC: Tensor) -> Tensor:
     """The Euclidean distance of each row (N, C) to the nearest centre: (N), in the rows' dtype, at least float32."""
     dtype = _dtype(rows_NC)
     shift_C = centres_MC.double().mean(0)
+    centres = centres_MC.to(rows_NC.device, dtype)
     centred = (centres_MC.double() - shift_C).to(rows_NC.device, dtype)
-    parts = [_squared(block, centred).amin(0).sqrt() for _, block in blocks(rows_NC, shift_C, dtype)]
-    return torch.cat(parts) if parts else rows_NC.new_zeros(0, dtype=dtype)
+    parts = [rows_NC.new_zeros(0, dtype=dtype)]
+    for start, block in blocks(rows_NC, shift_C, dtype):
+        nearest_n = _squared(block, centred).argmin(0)
+        # The products find the centre; the distance to it is that of the rows themselves, so that 0 is 0.
+        own = rows_NC[start : start + len(block)].to(dtype)
+        parts.append(torch.linalg.vector_norm(own - centres[nearest_n], dim=1))
+    return torch.cat(parts)
 
 
 def _dtype(rows: Tensor) -> torch.dtype:

@@ -18,8 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tutelage.losses.resize import resize_logits
-from tutelage.losses.segmentation import IGNORE
 from tutelage.prototypes.gaussians import Mixtures
 
 ABSENT = -1e30
@@ -33,7 +31,7 @@ _CPU, _GPU = 1 << 21, 1 << 26  # elements of a block's features and components
 class Scorer:
     """Mixtures made ready for scoring on one device.
 
-    Computes in float64 for float64 features, else in float32, whatever autocast says.
+    Computes in float64 for float64 features, else in float32, whatever the autocast.
     """
 
     def __init__(self, mixtures: Mixtures, device: torch.device | str = "cpu") -> None:
@@ -51,7 +49,7 @@ class Scorer:
         # Components with the weight 0 stay: they add exp(-inf) to a sum.
         missing_G1 = weight_LM.flatten()[:, None] == 0
         narrowest_C = variance_GC.masked_fill(missing_G1, math.inf).argmin(0)
-        shift_C = mean_GC.gather(0, narrowest_C[None])[0].float().double()  # what float32 can tell exactly
+        shift_C = mean_GC.gather(0, narrowest_C[None])[0].float().double()  # representable in float32
         precision_GC = variance_GC.reciprocal()
         mean_GC = (mean_GC - shift_C).masked_fill(missing_G1, 0)
         squared_GC = mean_GC.square() * precision_GC
@@ -84,31 +82,17 @@ class Scorer:
         maps = [self._positions(one).view(self.classes, *features_BChw.shape[2:]) for one in features_BChw.flatten(2)]
         return torch.stack(maps)
 
-    def image_maps(self, features_BChw: Tensor, size: tuple[int, int], score_at: str = "image") -> Tensor:
-        """ln p(f | class) at the size (H, W) of the image: (B, K, H, W); resized bilinearly with aligned corners.
-
-        ``image``, as published: features are resized, in bands of rows, and scored. ``feature``: scored on their grid,
-        and the result is resized; at stride 4 it is 16 times cheaper, and labels change near borders. ValueError for
-        another word.
-        """
-        if score_at == "feature":
-            resized = resize_logits(self.maps(features_BChw), size, "corners", 1)
-            return resized.masked_fill_(self._absent_K11, ABSENT)  # a mean of equal numbers is rounded
-        if score_at != "image":
-            raise ValueError(f"score_at is {score_at!r}, not 'image' or 'feature'")
-        images, channels = features_BChw.shape[:2]
-        length = max(1, self._block(channels) // size[1])
-        result = features_BChw.new_empty(images, self.classes, *size, dtype=_dtype(features_BChw))
-        for start, band in _bands(features_BChw.to(result.dtype), size, length):
-            result[:, :, start : start + band.shape[2]] = self.maps(band)
-        return result
-
     def image_bands(
         self, features_BChw: Tensor, size: tuple[int, int], score_at: str = "image"
     ) -> Iterator[tuple[int, Tensor]]:
-        """The maps of :meth:`image_maps` in bands (first row, (B, K, rows, W)): those of all rows need not fit."""
+        """ln p(f | class) at the size (H, W) of the image, in bands (first row, (B, K, rows, W)) that fit in memory.
+
+        ``image``, as published: features are resized bilinearly with aligned corners, and scored. ``feature``: scored
+        on their grid, and the result is resized; at stride 4 it is 16 times cheaper, and labels change near borders.
+        ValueError for another word.
+        """
         if score_at not in ("image", "feature"):
-            raise ValueError(f"score_at is {score_at!r}, not 'image' or 'feature'")
+            raise ValueError(f"score_at must be 'image' or 'feature', got {score_at!r}")
         if score_at == "feature":
             length = max(1, self._block(self.classes) // size[1])
             for start, band in _bands(self.maps(features_BChw), size, length):
@@ -121,7 +105,9 @@ class Scorer:
     @torch.no_grad()
     def _positions(self, features_CP: Tensor) -> Tensor:
         if features_CP.shape[0] != self.channels:
-            raise ValueError(f"features of {features_CP.shape[0]} channels for mixtures of {self.channels}")
+            raise ValueError(
+                f"features must have {self.channels} channels, as the mixtures, got {features_CP.shape[0]}"
+            )
         dtype = _dtype(features_CP)
         score = self._in_float64 if dtype == torch.float64 else self._in_float32
         length = self._block(self.channels)
@@ -170,50 +156,3 @@ def _bands(features_BChw: Tensor, size: tuple[int, int], length: int) -> Iterato
         part = slice(start, start + length)
         band = torch.lerp(features_BChw[:, :, above[part]], features_BChw[:, :, below[part]], share[part])
         yield start, F.interpolate(band, (band.shape[2], width), mode="bilinear", align_corners=True)
-
-
-def best_class(likelihood_BKHW: Tensor) -> tuple[Tensor, Tensor]:
-    """The class of the largest log-likelihood (B, H, W) int64, and that log-likelihood in nats."""
-    best = likelihood_BKHW.max(1)
-    return best.indices, best.values
-
-
-def keep_likely(label_BHW: Tensor, likelihood_BHW: Tensor, threshold: float | Tensor) -> Tensor:
-    """Labels whose log-likelihood reaches the threshold, else 255; ``threshold`` in nats, one or one a class (K).
-
-    Strictly below is ignored. Published: 100 nats, for one net and no other: densities in 256 dimensions are large.
-    """
-    if isinstance(threshold, Tensor):
-        known = label_BHW != IGNORE
-        threshold = threshold.to(likelihood_BHW)[label_BHW.where(known, 0)]
-    return label_BHW.masked_fill(likelihood_BHW < threshold, IGNORE)
-
-
-def quantile_thresholds(
-    likelihood_N: Tensor, label_N: Tensor, classes: int, quantile: float, *, per_class: bool = True
-) -> Tensor:
-    """The thresholds (K), float64, that leave out the share ``quantile`` of the pixels with the least log-likelihood.
-
-    It is the k-th smallest value, k = min(round(q n), n - 1) from 0, of the pixels of a class, or of all. A class that
-    labels no pixel has -inf. For more pixels than fit in memory, hand over a sample (see :class:`~.Reservoir`).
-    ValueError for a quantile outside of 0..1.
-    """
-    if not 0 <= quantile <= 1:
-        raise ValueError(f"the quantile {quantile} is not between 0 and 1")
-    result = torch.full((classes,), -math.inf, dtype=torch.float64, device=likelihood_N.device)
-    for number in range(classes):
-        member = label_N == number
-        values = likelihood_N[member if per_class else label_N != IGNORE].double()
-        if values.numel() and bool(member.any()):
-            rank = min(round(quantile * values.numel()), values.numel() - 1)
-            result[number] = values.kthvalue(rank + 1).values
-    return result
-
-
-def retained(label: Tensor, kept: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Pixels of each class before and after a threshold: two tensors (K), int64, to be summed over images."""
-    counts = [
-        torch.bincount(labels[(labels >= 0) & (labels < classes)].flatten(), minlength=classes)
-        for labels in (label, kept)
-    ]
-    return counts[0], counts[1]

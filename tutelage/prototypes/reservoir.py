@@ -52,7 +52,7 @@ def _shifted(value: Tensor, by: int) -> Tensor:
 
 @dataclass
 class _Kept:
-    """Keys and rows of one class, unordered, the first ``size`` of what is allocated; and how many were offered."""
+    """Keys and rows of one class, unordered, the first ``size`` of the allocated ones; and how many were offered."""
 
     keys: Tensor
     rows: Tensor
@@ -67,7 +67,7 @@ class Reservoir:
         self, classes: int, channels: int, capacity: int, *, seed: int, dtype: torch.dtype = torch.float32
     ) -> None:
         if capacity < 1:
-            raise ValueError(f"a sample of {capacity} rows")
+            raise ValueError(f"capacity must be above 0, got {capacity}")
         self.classes, self.channels, self.capacity, self.seed, self.dtype = classes, channels, capacity, seed, dtype
         self.offered = 0
         """Rows offered so far, of any class or none: the number of the next one, unless numbers are given."""
@@ -76,7 +76,7 @@ class Reservoir:
         self._kept = [self._nothing() for _ in range(classes)]
 
     def add(self, rows_NC: Tensor, label_N: Tensor, number_N: Tensor | None = None) -> None:
-        """Offer rows (N, C) with their classes (N); what is no class (255) counts, but is not kept.
+        """Offer rows (N, C) with their classes (N); a row without a class (255) counts, but is not kept.
 
         ``number_N``: int64 numbers that name the rows in the whole data set (such as image x positions + position), no
         two alike; needed where rows come in no fixed order or over several processes. By default they are counted in
@@ -92,7 +92,7 @@ class Reservoir:
         valid_N = (label_N >= 0) & (label_N < self.classes)
         safe_N = label_N.where(valid_N, 0)
         key_N = keys(self._base_K.to(device)[safe_N], number_N.to(device))
-        # Nearly all rows end here, once the samples are full: only their keys were looked at.
+        # Nearly all rows end here, once the samples are full: only their keys were compared.
         wanted = (valid_N & (key_N <= self._bound_K.to(device)[safe_N])).nonzero()[:, 0]
         offered = torch.bincount(label_N[valid_N], minlength=self.classes).tolist()
         label, key = label_N[wanted].cpu(), key_N[wanted].cpu()
@@ -116,24 +116,6 @@ class Reservoir:
     def counts(self) -> list[int]:
         """How many rows of each class were offered."""
         return [kept.offered for kept in self._kept]
-
-    def merge(self, other: Reservoir) -> None:
-        """Take in another sample of the same seed: what one reservoir would hold that was offered all rows.
-
-        ValueError where seeds or shapes differ, or both hold a row of the same number.
-        """
-        mine, theirs = ((r.classes, r.channels, r.seed) for r in (self, other))
-        if mine != theirs:
-            raise ValueError(f"samples of (classes, channels, seed) {mine} and {theirs}")
-        self.offered += other.offered
-        for number in range(self.classes):
-            rows = other.rows(number)
-            kept = other._kept[number]
-            self._kept[number].offered += kept.offered
-            if kept.size:
-                self._take(number, kept.keys[: kept.size], rows.to(self.dtype))
-                self._shrink(number)
-                self._check_distinct(number)
 
     def over_ranks(self, device: torch.device | None = None) -> None:
         """Make every process hold the sample of all processes' rows; ``add`` must have been given numbers.
@@ -205,7 +187,9 @@ class Reservoir:
                     result._take(number, tensors[f"keys.{number}"], tensors[f"rows.{number}"])
                     result._shrink(number)
         except (KeyError, AttributeError) as error:
-            raise TutelageError(f"the description inside {path} cannot be read ({error})", "make it again") from error
+            raise TutelageError(
+                "damaged-file", f"the description inside {path} is unreadable ({error})", "run its stage again"
+            ) from error
         return result, dict(about["facts"])
 
     def _nothing(self) -> _Kept:

@@ -49,7 +49,9 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     """
     path = Path(path)
     if not path.is_file():
-        raise TutelageError(f"there are no {kind} at {path}", "give the path of a file that tutelage wrote")
+        raise TutelageError(
+            "missing-file", f"{path}: no file with {kind} found", "give the path of a file that tutelage wrote"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)
@@ -58,18 +60,27 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
         found = content.get("kind")
     except (SafetensorError, OSError, ValueError, AttributeError) as error:
         raise TutelageError(
-            f"{path} is cut short, damaged or no safetensors file ({error})", "copy it again, or make it again"
+            "damaged-file",
+            f"{path} is truncated, damaged, or not a safetensors file ({error})",
+            "copy the file again, or run its stage again",
         ) from error
     if found != kind:
-        raise TutelageError(f"{path} does not hold {kind} but {found or 'something else'}", "give another path")
+        raise TutelageError(
+            "file-kind", f"{path} holds {found or 'unknown content'}, expected {kind}", f"give a file with {kind}"
+        )
     if content["format"] > FORMAT:
         raise TutelageError(
-            f"{path} was written by tutelage {content.get('library')} in format {content['format']}, "
-            f"this one reads {FORMAT}",
+            "file-format",
+            f"{path} has format {content['format']}, written by tutelage {content.get('library')}; this version reads "
+            f"up to format {FORMAT}",
             "pip install --upgrade tutelage",
         )
     if _checksum(tensors) != content["checksum"]:
-        raise TutelageError(f"the tensors in {path} are damaged: their checksum differs", "copy the file again")
+        raise TutelageError(
+            "damaged-file",
+            f"{path} is damaged: the checksum of its tensors differs",
+            "copy the file again, or run its stage again",
+        )
     return tensors, dict(content["about"])
 
 

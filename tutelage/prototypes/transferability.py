@@ -1,4 +1,4 @@
-"""BiSMAP's source transferability maps: how much a cell of a source image looks like anything in the target.
+"""BiSMAP's source transferability maps: the similarity of a cell of a source image to the target.
 
 k-means centres of target features judge source features; a cell at the mean distance has the weight 1/2, and classes
 that a net is unsure of have a bonus. Pure functions; the centres come from :mod:`~tutelage.prototypes.kmeans`.

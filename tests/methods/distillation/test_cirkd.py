@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
+from tests.error_codes import raises_code
 from tests.methods.cases import CPU, FACTS, Stream, batch, copied, terms, tiny, train
 from tests.processes import start
 from tutelage.engine.contract import StepContext
-from tutelage.errors import TutelageError
 from tutelage.losses.relations import unit
 from tutelage.methods.cirkd import CIRKD, CIRKDV2
 from tutelage.methods.distillation.cirkd import Memory, MinibatchPixel, SeededDraws
@@ -220,7 +220,7 @@ def test_what_is_trained_only_is_not_exported() -> None:
 
 def test_a_changed_crop_is_an_error() -> None:
     term = Channel(ChannelSettings(slots=20), pair(grid=(8, 8)))
-    with pytest.raises(TutelageError, match="fixed crop"):
+    with raises_code("crop-changed"):
         term(seen(torch.zeros(2, 8, 8, dtype=torch.int64), grid=(16, 16)), a_tick())
 
 
@@ -229,8 +229,12 @@ def test_settings_that_cannot_be_are_refused() -> None:
         MemorySettings(pixel_slots=10)
     with pytest.raises(ValidationError):
         MemorySettings(temperature=0.001)
-    with pytest.raises(TutelageError, match="even number"):
-        ContextBlock(7)
+
+
+def test_a_context_block_halves_an_odd_number_of_channels_rounded_down() -> None:
+    block = ContextBlock(7)
+    assert block.query.out_channels == block.value.out_channels == 3
+    assert block(torch.randn(2, 7, 3, 4)).shape == (2, 7, 3, 4)
 
 
 # Two processes

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tutelage.data.draws import generator
 
@@ -35,13 +36,11 @@ def draw_grids(
 def block_masks(uniform_Bhw: Tensor, size: tuple[int, int], ratio: float) -> Tensor:
     """Masks (B, H, W), bool: set where a block is kept, that is where its number is above ``ratio``.
 
-    The grid is stretched over the image: pixel i of H lies in cell floor(i h / H). Source: MIC (CVPR 2023), its code.
+    The grid is stretched over the image: pixel i of H lies in cell floor(i h / H), computed in float32.
+    Source: MIC (CVPR 2023), its code.
     """
-    rows, columns = (
-        torch.arange(side, device=uniform_Bhw.device) * cells // side
-        for side, cells in zip(size, uniform_Bhw.shape[1:], strict=True)
-    )
-    return (uniform_Bhw > ratio)[:, rows[:, None], columns]
+    kept_B1hw = (uniform_Bhw > ratio)[:, None].float()
+    return F.interpolate(kept_B1hw, size, mode="nearest")[:, 0] > 0
 
 
 def hidden(image_B3HW: Tensor, mask_BHW: Tensor, fill_13: Tensor) -> Tensor:

@@ -11,14 +11,14 @@ running the teacher.
 The gradient of pixel KD to the student's logits is w T (p_S - p_T) / n at each of n positions. So it is wrong by at
 most w T / n times that error, as long as the view is the image itself on the teacher's grid. Any other view adds a
 difference that no bound covers: the teacher did not see that crop, at that scale, in those colours. It is interpolated
-from what the teacher said of the whole image; ``benchmarks/teacher_cache.py`` measures by how much it differs.
+from the teacher's output for the whole image; ``benchmarks/teacher_cache.py`` measures by how much it differs.
 
 Fixed-point numbers and not halves: the error of a gradient is an absolute one. The least kept is 1, and the sum of what
 is kept is below 2^16, so that no probability is 0 and every logarithm is finite.
 """
 
 # Legend: B batch, K classes, k those that are kept, M N rows and columns of the teacher's grid over a whole image,
-# h w the grid that is asked for, P positions.
+# h w the requested grid, P positions.
 
 from __future__ import annotations
 
@@ -51,22 +51,22 @@ def expand(id_Pk: Tensor, mass_Pk: Tensor, classes: int) -> Tensor:
     others = max(classes - id_Pk.shape[1], 1)
     rest_P1 = (1.0 - mass_Pk.sum(1, keepdim=True)) / others
     probability_PK = rest_P1.repeat(1, classes).scatter_(1, id_Pk, mass_Pk)
-    # Changes nothing but rounding, unless all classes are kept and there is nobody to take the remainder.
+    # Changes only rounding, unless all classes are kept and none is left for the remainder.
     return probability_PK / probability_PK.sum(1, keepdim=True)
 
 
 def error_bound(records_MN: np.ndarray, classes: int) -> np.ndarray:
-    """(M, N) the largest sum over classes of |p - p~| that is possible, by what is kept."""
+    """(M, N) the largest possible sum over classes of |p - p~|, given the kept values."""
     kept = records_MN["mass"].shape[-1]
     others = max(classes - kept, 1)
-    # What is kept says the remainder to within k + 1 units.
+    # The kept values give the remainder to within k + 1 units.
     remainder_MN = (_UNITS - records_MN["mass"].sum(-1, dtype=np.int64) + kept + 1) / _UNITS
     bound: np.ndarray = 2.0 * remainder_MN * (1.0 - 1.0 / others) + (3 * kept + 2) / _UNITS
     return bound
 
 
 def replay(records: Sequence[np.ndarray], classes: int, geometry: Geometries, grid: tuple[int, int]) -> Tensor:
-    """Probabilities (B, K, h, w) of B views from what is kept of their images: bilinear, the border repeated outside.
+    """Probabilities (B, K, h, w) of B views from the kept values of their images: bilinear, border repeated outside.
 
     Equal to expanding each image and sending it through :func:`tutelage.data.batch.warp`, but only what the view shows
     is expanded.
@@ -104,7 +104,7 @@ def _tensors(records_MN: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 class TeacherCache:
-    """What a teacher said of the images of a stream; ``read`` gives the records of a sample by its name."""
+    """The outputs of a teacher for the images of a stream; ``read`` gives the records of a sample by its name."""
 
     def __init__(self, read: Callable[[str], np.ndarray], classes: int, temperature: float) -> None:
         self.read = read
@@ -112,16 +112,16 @@ class TeacherCache:
         self.temperature = temperature
 
     def probabilities(self, samples: Sequence[str], geometry: Geometries, grid: tuple[int, int]) -> Tensor:
-        """(B, K, h, w) what the teacher said, at the cache's temperature."""
+        """The teacher's probabilities (B, K, h, w) at the cache's temperature."""
         return replay([self.read(sample) for sample in samples], self.classes, geometry, grid)
 
     def logits(self, samples: Sequence[str], geometry: Geometries, grid: tuple[int, int]) -> Tensor:
-        """(B, K, h, w) logits whose softmax at the cache's temperature is what the teacher said."""
+        """Logits (B, K, h, w) whose softmax at the cache's temperature is the teacher's probabilities."""
         return self.temperature * self.probabilities(samples, geometry, grid).log()
 
 
 class Replaying(Protocol):
-    """A method with a cached teacher: its outputs on the images of one stream may be looked up."""
+    """A method with a cached teacher: its outputs on the images of one stream may come from a file."""
 
     cache: TeacherCache | None
-    """What is looked up; ``None``: the teacher runs."""
+    """The stored outputs; ``None``: the teacher runs."""

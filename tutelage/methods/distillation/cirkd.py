@@ -142,7 +142,7 @@ class Memory(Term):
         }
 
     def relate(self, seen: TermInputs, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Remember the teacher's pixels and regions, then compare with a draw of what is remembered; unweighted."""
+        """Remember the teacher's pixels and regions, then compare with a draw of the remembered ones; unweighted."""
         settings: MemorySettings = self.settings
         feature = seen.student.feature
         teacher_BPC = rows_of(seen.teacher.feature)

@@ -1,11 +1,11 @@
-"""What CIRKD V2 adds: relations between channels, and a context block before all feature terms.
+"""The terms that CIRKD V2 adds: relations between channels, and a context block before all feature terms.
 
     mini-batch   mean over pairs of images and channels c of KL(softmax(n_c N_j / tau) || softmax(m_c M_j / tau))
     memory       mean over channels of KL(softmax(n Q / tau) || softmax(m Q / tau)), Q a draw of a queue of channels
     regression   mean of (M - N)^2
 
 M and N are the student's and the teacher's channels: maps averaged over 4 x 4 positions, flattened, of length 1; the
-student's go through a projection of their own. Source: the code of CIRKD at dab64db (2025); there is no paper but it.
+student's go through a projection of their own. Source: the code of CIRKD at dab64db (2025); no paper describes it.
 
 Legend: B images, C the teacher's channels, D positions of an averaged map, N slots.
 """
@@ -33,15 +33,11 @@ from tutelage.methods.settings.distill_terms import ChannelSettings
 class ContextBlock(nn.Module):
     """Self-attention over positions beside the map itself; training only.
 
-    e = ReLU(BN(W_e softmax(q k / sqrt(C / 2)) v)), out = ReLU(BN(W_f [f, e])) for f (B, C, h, w); C must be even.
+    e = ReLU(BN(W_e softmax(q k / sqrt(c)) v)), out = ReLU(BN(W_f [f, e])) for f (B, C, h, w), c = C // 2.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        if channels % 2:
-            raise TutelageError(
-                f"the context block halves the student's {channels} channels", "choose a feature of an even number"
-            )
         half = channels // 2
         self.query = nn.Conv2d(channels, half, 1, bias=False)
         self.key = nn.Conv2d(channels, half, 1, bias=False)
@@ -123,8 +119,9 @@ class Channel(Term):
         size = self.queue.shape[2]
         if teacher_BCD.shape[2] != size:
             raise TutelageError(
-                f"the channel queue was made for {size} positions and met maps of {teacher_BCD.shape[2]}",
-                "give the labelled stream a fixed crop (augment.crop)",
+                "crop-changed",
+                f"the channel queue holds maps of {size} positions, got maps of {teacher_BCD.shape[2]}",
+                "set a fixed crop for the labelled stream: streams.labeled.augment.crop",
             )
         low = student_BCD.to(feature.dtype)
         minibatch = pair_relations(low, teacher_BCD, settings.temperature, settings.group_size)

@@ -4,7 +4,7 @@
              + g * (1 - mean over classes   of r(p_S[:, k], p_T[:, k])))
 
 p = softmax(z / T), positions i are those of all images of the batch, r is Pearson's correlation: a match up to scale
-and shift, which asks less of a student than equal probabilities when its teacher is much stronger.
+and shift, which is a weaker demand than equal probabilities when its teacher is much stronger.
 
 As in the release, auxiliary logits are distilled the same way with 0.4 of the weight where both nets have them.
 Source: knowledge distillation from a stronger teacher (NeurIPS 2022); hunto/DIST_KD, segmentation.

@@ -49,7 +49,7 @@ class Distill(Method):
         self.teacher = nets["teacher"]
         self.task = TaskLoss(settings.task, info)
         self.cache: TeacherCache | None = None
-        """What the teacher said of every image, where that is replayed; given before training."""
+        """The teacher's stored outputs, where they are replayed; set before training."""
         self.chosen = (settings.student_feature, settings.teacher_feature)
         chosen = settings.terms().chosen()
         pair, self.sizes = self._pair(info)
@@ -61,7 +61,7 @@ class Distill(Method):
 
     @staticmethod
     def context_of(settings: Any) -> bool:
-        """Whether the settings ask for the context block."""
+        """Whether the settings request the context block."""
         return bool(settings.context)
 
     def passes(self, step: int) -> tuple[Pass, ...]:
@@ -70,7 +70,7 @@ class Distill(Method):
         return (train, Pass("judge", {"critics"})) if len(self.critics) else (train,)
 
     def optimizers(self) -> Mapping[str, OptimizerSpec]:
-        """What the terms learn goes with the student; a critic has its own optimizer, at a constant rate."""
+        """Parameters of terms go with the student; a critic has its own optimizer, at a constant rate."""
         nets = ("student", "terms", *(("context",) if self.context is not None else ()))
         result = {"main": OptimizerSpec(nets)}
         for term in self._terms().values():
@@ -108,7 +108,7 @@ class Distill(Method):
         return terms
 
     def _taught(self, batch: Batch) -> Maps:
-        """What the teacher says of the view, or said of its images."""
+        """The teacher's outputs for the view, computed or stored."""
         view = batch["weak"]
         if self.cache is None:
             return self._maps(self.teacher, self.teacher(view.image), self.chosen[1])
@@ -128,7 +128,7 @@ class Distill(Method):
         return {name: term for name, term in self.terms.items() if isinstance(term, Term)}
 
     def extra_report(self) -> dict[str, Any]:
-        """What is projected where, and what is kept in memory."""
+        """The projections and the memory of the terms, in words."""
         (student_feature, teacher_feature), (mine, theirs) = self.chosen, self.sizes
         lines = [
             f"student {student_feature} {_shown(mine.feature)}, logits {_shown(mine.logits)}; "
@@ -143,17 +143,22 @@ class Distill(Method):
         return {"distillation": "\n  ".join(lines)}
 
     def _pair(self, info: TaskInfo) -> tuple[Pair, tuple[Maps, Maps]]:
-        """What both nets give for one crop, from shapes alone."""
+        """The outputs of both nets for one crop, from shapes alone."""
         if info.size is None:
-            raise RecipeError("distillation must know the size of the crops", "give streams.labeled.augment.crop")
+            raise RecipeError(
+                "missing-crop",
+                "distillation needs the size of the crops, and streams.labeled.augment.crop is not set",
+                "set streams.labeled.augment.crop: [height, width]",
+            )
         size = info.size()
         sides = []
         for net, chosen, who in ((self.student, self.chosen[0], "student"), (self.teacher, self.chosen[1], "teacher")):
             level = re.fullmatch(r"level(\d)", chosen)
             if level is not None and int(level[1]) >= len(net.feature_channels):
                 raise RecipeError(
-                    f"{who}_feature: there is no {chosen}",
-                    f"the encoder of the {who} has level0 to level{len(net.feature_channels) - 1}",
+                    "unknown-feature",
+                    f"invalid {who}_feature {chosen!r}: expected level0 to level{len(net.feature_channels) - 1}",
+                    f"set {who}_feature to a level that the encoder of the {who} has",
                 )
             if level is None and chosen != "embedding":
                 net.tap((*net.taps, chosen))
@@ -163,13 +168,15 @@ class Distill(Method):
         for maps, who, chosen in zip(sides, ("student", "teacher"), self.chosen, strict=True):
             if maps.feature.dim() != 4:
                 raise RecipeError(
-                    f"{who}_feature: {chosen} gives {tuple(maps.feature.shape)}, no map (B, C, h, w)",
-                    "choose a submodule that gives a map, `embedding`, or `level0` and so on",
+                    "feature-not-map",
+                    f"invalid {who}_feature {chosen!r}: expected a map (B, C, h, w), got {tuple(maps.feature.shape)}",
+                    f"set {who}_feature to a submodule that returns a map, to embedding, or to level0, level1 ...",
                 )
         if theirs.logits.shape[1] != info.classes:
             raise RecipeError(
-                f"the teacher has {theirs.logits.shape[1]} classes and the task {info.classes}",
-                "train the teacher on the task's classes",
+                "teacher-classes",
+                f"the teacher has {theirs.logits.shape[1]} classes, expected {info.classes}",
+                "use a teacher that was trained on the classes of the task",
             )
         grid, logits_grid = ((int(maps.shape[2]), int(maps.shape[3])) for maps in (mine.feature, mine.logits))
         student = NetShape(int(mine.feature.shape[1]), mine.auxiliary is not None)

@@ -1,4 +1,4 @@
-"""What a term learns: 1x1 convolutions that bring the student's features to the teacher's channels."""
+"""Projections: trained 1x1 convolutions that bring the student's features to the teacher's channels."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def enqueue(queue_KNC: Tensor, pointer_K: Tensor, rows_KFC: Tensor, number_K: Te
         next_K = torch.where(over_K, 0, pointer_K + number_K)
     slot_KF = (first_K[:, None] + step_F) % slots
     valid_KF = step_F < number_K[:, None]
-    # What is not valid writes back what stands there: distinct slots (as long as F <= N), so the order is no matter.
+    # Invalid rows write back the present value: slots are distinct (as long as F <= N), so the order does not matter.
     first_row_K = slots * torch.arange(queue_KNC.shape[0], device=queue_KNC.device)
     row = (first_row_K[:, None] + slot_KF).flatten()
     queue = queue_KNC.view(-1, queue_KNC.shape[2])

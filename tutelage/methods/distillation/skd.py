@@ -38,7 +38,7 @@ class SKDPairwise(Term):
 
 
 class SKDHolistic(AdversarialTerm):
-    """A critic that tells the nets' logits apart."""
+    """A critic that distinguishes the logits of the two nets."""
 
     Settings = SKDHolisticSettings
 
@@ -52,7 +52,7 @@ class SKDHolistic(AdversarialTerm):
         return HolisticCritic(pair.classes, pair.logits_grid)
 
     def fool(self, critic: nn.Module, seen: TermInputs) -> Tensor:
-        """What the student is told by the critic, weighted."""
+        """The weighted loss of the student from the critic."""
         loss: Tensor = self.settings.weight * fooling_loss(critic(seen.student.logits))
         return loss
 

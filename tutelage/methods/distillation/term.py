@@ -1,4 +1,4 @@
-"""What a distillation term sees, and what it promises.
+"""The inputs of a distillation term, and its interface.
 
 Legend: B batch, K classes, C channels, h w the student's grid, H W the image.
 """
@@ -17,7 +17,7 @@ from tutelage.methods.settings.distill_terms import TermSettings
 
 
 class Maps(NamedTuple):
-    """What one net says of a batch."""
+    """The outputs of one net for a batch."""
 
     logits: Tensor
     """(B, K, h, w)."""
@@ -59,7 +59,7 @@ class TermInputs(NamedTuple):
 
 
 class Term(nn.Module):
-    """The base of every term. What it learns is trained with the student; what it remembers stands in buffers."""
+    """The base of every term. Its parameters are trained with the student; its memory is in buffers."""
 
     Settings: ClassVar[type[TermSettings]]
 
@@ -72,7 +72,7 @@ class Term(nn.Module):
         raise NotImplementedError
 
     def describe(self) -> str:
-        """What is projected where, and what is kept in memory; nothing if neither."""
+        """The projections and the memory, in words; empty if neither."""
         return ""
 
 
@@ -86,7 +86,7 @@ class AdversarialTerm(Term):
         raise NotImplementedError
 
     def fool(self, critic: nn.Module, seen: TermInputs) -> Tensor:
-        """What the student is told by the critic, weighted."""
+        """The weighted loss of the student from the critic."""
         raise NotImplementedError
 
     def judge(self, critic: nn.Module, student: Tensor, teacher: Tensor, context: StepContext) -> Tensor:

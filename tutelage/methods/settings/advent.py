@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from tutelage.engine.settings import MethodSettings, OptimizerSettings, ScheduleSettings, StreamSpec
 from tutelage.methods.settings.common import TaskSettings, Weight
+from tutelage.methods.settings.masked_consistency import MaskedConsistencyWithAverageSettings
 
 
 class AdvEntSettings(MethodSettings):
@@ -18,7 +19,7 @@ class AdvEntSettings(MethodSettings):
     }
 
     maps: Literal["self_information", "softmax"] = "self_information"
-    """What the discriminators see: self-information (AdvEnt) or probabilities (AdaptSegNet)."""
+    """Input of the discriminators: self-information (AdvEnt) or probabilities (AdaptSegNet)."""
     adversarial: Weight = 0.001
     """l: weight of the adversarial term of the main logits."""
     adversarial_auxiliary: Weight = 0.0002
@@ -39,6 +40,8 @@ class AdvEntSettings(MethodSettings):
     """The discriminators' learning rate over the stage."""
     task: TaskSettings = TaskSettings(auxiliary=0.1)
     """The loss on the source's labels."""
+    masked_consistency: MaskedConsistencyWithAverageSettings | None = None
+    """Masked target images (MIC) with pseudo labels by a moving average; null: neither."""
 
 
 class AdaptSegNetSettings(AdvEntSettings):
@@ -47,7 +50,7 @@ class AdaptSegNetSettings(AdvEntSettings):
     implementation: ClassVar = "tutelage.methods.advent:AdaptSegNet"
 
     maps: Literal["self_information", "softmax"] = "softmax"
-    """What the discriminators see: probabilities."""
+    """Input of the discriminators: probabilities."""
 
 
 class MinEntSettings(MethodSettings):
@@ -62,3 +65,5 @@ class MinEntSettings(MethodSettings):
     """The same for the auxiliary logits, where the net has them."""
     task: TaskSettings = TaskSettings(auxiliary=0.1)
     """The loss on the source's labels."""
+    masked_consistency: MaskedConsistencyWithAverageSettings | None = None
+    """Masked target images (MIC) with pseudo labels by a moving average; null: neither."""

@@ -50,7 +50,7 @@ class BiSMAPWarmUpSettings(MethodSettings):
     @model_validator(mode="after")
     def _something(self) -> BiSMAPWarmUpSettings:
         if not any(self.weights().values()):
-            raise ValueError(f"the weights of {', '.join(self.weights())} are all 0: there is nothing to train with")
+            raise ValueError(f"at least one weight of {', '.join(self.weights())} must be above 0")
         return self
 
     def weights(self) -> dict[str, float]:

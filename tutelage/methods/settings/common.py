@@ -40,7 +40,7 @@ class TaskSettings(Settings):
 
 
 class CacheSettings(Settings):
-    """Keep what the teacher says of every image, once, instead of asking it in every step."""
+    """Store the teacher's output of every image once, instead of a forward in every step."""
 
     top: Annotated[int, Field(ge=1, le=254)] = 4
     """k: classes whose probability is kept at each position; the others share the remainder equally."""
@@ -53,4 +53,4 @@ class CacheableSettings(Protocol):
     cache: CacheSettings | None
 
     def cache_temperature(self) -> float:
-        """The temperature at which the method wants probabilities."""
+        """The temperature of the probabilities that the method reads."""

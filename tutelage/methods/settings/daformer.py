@@ -13,12 +13,12 @@ from tutelage.settings import Settings
 
 
 class FeatureDistanceSettings(Settings):
-    """How the encoder is held to its start."""
+    """The distance of the encoder's features to those of its start."""
 
     weight: Weight = 0.005
     """Weight of the distance."""
     things: list[int | str] | None = None
-    """Names or numbers of the classes whose features are held; null: all. Published: those ImageNet knows."""
+    """Names or numbers of the classes whose features are compared; null: all. Published: thing classes of ImageNet."""
     share: Annotated[float, Field(gt=0, le=1)] = 0.75
     """A cell of the features belongs to the class that covers at least this share of it."""
 

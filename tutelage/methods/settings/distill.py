@@ -37,7 +37,7 @@ class Losses(Settings):
     skd_pairwise: Annotated[SKDPairwiseSettings | None, WeightOrSettings] = None
     """Structured KD: similarities of all pairs of positions of an image."""
     skd_holistic: Annotated[SKDHolisticSettings | None, WeightOrSettings] = None
-    """Structured KD: a critic that tells the nets' logits apart."""
+    """Structured KD: a critic that distinguishes the logits of the two nets."""
     ifvd: Annotated[IFVDSettings | None, WeightOrSettings] = None
     """Intra-class feature variation: similarity of each position to its class's mean."""
     cwd: Annotated[CWDSettings | None, WeightOrSettings] = None
@@ -64,13 +64,13 @@ class Losses(Settings):
     """CIRKD V2: relations between channels, in the mini-batch and to remembered ones."""
 
     def chosen(self) -> dict[str, Any]:
-        """The terms that are asked for, with a weight above zero."""
+        """The terms with a weight above zero."""
         terms = {name: getattr(self, name) for name in type(self).model_fields}
         return {name: settings for name, settings in terms.items() if settings is not None and settings.weight > 0}
 
 
 class DistillBase(MethodSettings):
-    """What every distillation may be told."""
+    """Settings of every distillation."""
 
     streams: ClassVar = {"labeled": StreamSpec(labels=True, views=("weak",), about="images with masks")}
     teachers: ClassVar = ("teacher",)
@@ -84,11 +84,11 @@ class DistillBase(MethodSettings):
     task: TaskSettings = TaskSettings()
     """The loss on labels beside it."""
     cache: CacheSettings | None = None
-    """Replay what the teacher said once of every image; null: it sees every crop. The manual's page on training says
-    when that pays."""
+    """Reuse the teacher's output of every whole image; null: it forwards every crop. See the page on training for when
+    a cache pays."""
 
     def terms(self) -> Losses:
-        """The terms that are asked for; published combinations say them here."""
+        """The terms; published combinations define them here."""
         raise NotImplementedError
 
     @model_validator(mode="after")
@@ -98,7 +98,7 @@ class DistillBase(MethodSettings):
         return self
 
     def cache_temperature(self) -> float:
-        """The one that all terms have."""
+        """The temperature that all terms share."""
         return temperature_of(self.terms())
 
 
@@ -111,13 +111,13 @@ def temperature_of(losses: Losses) -> float:
     lacking = [f"{name} needs {it}" for name, own in chosen.items() if (it := own.beyond_probabilities())]
     if lacking:
         raise ValueError(
-            f"a cache holds the teacher's class probabilities alone: {', '.join(lacking)}; use `cache: null`"
+            f"a cache holds only the teacher's class probabilities, but {', '.join(lacking)}: set cache: null"
         )
     temperatures = {settings.temperature for settings in chosen.values()}
     if len(temperatures) != 1:
         raise ValueError(
             "a cache holds the teacher's class probabilities at one temperature, "
-            + ("but the terms have several" if temperatures else "but there is no term")
+            + ("but the terms have several" if temperatures else "but no term has a weight above 0")
         )
     return float(temperatures.pop())
 

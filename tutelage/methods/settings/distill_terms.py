@@ -13,13 +13,13 @@ from tutelage.settings import Settings
 
 
 class TermSettings(Settings):
-    """What every term may be told."""
+    """Settings of every term."""
 
     weight: Weight = 1.0
     """Weight of the term."""
 
     def beyond_probabilities(self) -> str:
-        """What the term reads of the teacher besides softmax(logits / temperature); empty if nothing."""
+        """The inputs of the term from the teacher besides softmax(logits / temperature); empty if none."""
         return "its maps"
 
 
@@ -91,7 +91,7 @@ class MemorySettings(TermSettings):
     @model_validator(mode="after")
     def _room(self) -> MemorySettings:
         if self.enqueue > self.pixel_slots:
-            raise ValueError(f"enqueue {self.enqueue} is more than the {self.pixel_slots} pixel_slots of a class")
+            raise ValueError(f"enqueue must be at most pixel_slots, {self.pixel_slots}, got {self.enqueue}")
         return self
 
 
@@ -224,7 +224,7 @@ class SKDHolisticSettings(TermSettings):
     """The critic of structured knowledge distillation."""
 
     weight: Weight = 0.001
-    """w: weight of what the student is told by the critic."""
+    """w: weight of the loss of the student from the critic."""
     critic_weight: Weight = 0.1
     """v: weight of the critic's own loss; Adam largely cancels it."""
     loss: Literal["hinge", "wgan-gp"] = "hinge"

@@ -27,7 +27,7 @@ class FDASettings(MethodSettings):
     entropy_eta: Annotated[float, Field(gt=0)] = 2.0
     """eta: the power of the squared entropy. Above 0.5 pixels that are unsure count more than in proportion."""
     entropy_normaliser: Annotated[float, Field(gt=0)] | None = None
-    """What the entropy (nats) is divided by; null: ln K, so that it is in 0..1. Published: 2.9444 (ln 19) always."""
+    """Divisor of the entropy (nats); null: ln K, so that it is in 0..1. Published: 2.9444 (ln 19) always."""
     entropy_start: Annotated[int, Field(ge=0)] = 0
     """The step from which the entropy counts."""
     task: TaskSettings = TaskSettings()

@@ -9,6 +9,7 @@ from pydantic import Field
 from tutelage.data.settings import ClassesFrom, ColourSettings
 from tutelage.engine.settings import MethodSettings, StreamSpec
 from tutelage.methods.settings.common import Decay, TaskSettings, Weight
+from tutelage.methods.settings.masked_consistency import MaskedConsistencySettings
 from tutelage.settings import Settings
 
 Rows = Annotated[int, Field(ge=0)]
@@ -34,21 +35,8 @@ class MarginSettings(Settings):
         return bool(self.top or self.bottom or self.left or self.right)
 
 
-class MaskedSettings(Settings):
-    """The masked target images of MIC."""
-
-    weight: Weight = 1.0
-    """Weight of the term."""
-    ratio: Annotated[float, Field(ge=0, le=1)] = 0.7
-    """Share of blocks that are hidden, on average."""
-    block: Annotated[int, Field(gt=0)] = 32
-    """Side of a block in pixels; published 32 for crops of 512, 64 for crops of 1024."""
-    colours: bool = True
-    """Whether the masked image has strong colours, too; published, not for real sources (Cityscapes to ACDC)."""
-
-
 class MixedSettings(MethodSettings):
-    """What all methods that mix domains are told."""
+    """Settings of all methods that mix domains."""
 
     streams: ClassVar = {
         "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
@@ -75,6 +63,8 @@ class MixedSettings(MethodSettings):
     """Borders of target images that are not learned."""
     task: TaskSettings = TaskSettings()
     """The loss on the source's labels."""
+    masked_consistency: MaskedConsistencySettings | None = None
+    """Masked target images (MIC); null: none."""
 
     first_update: ClassVar[int] = 0
     """n - 1 of the average's first update: after 0 it is a copy of the student."""

@@ -61,7 +61,7 @@ class PBALBidirectionalSettings(MethodSettings):
             return values
         for theirs, ours in _PAPERS_NAMES.items():
             if theirs in values and ours in values:
-                raise ValueError(f"{theirs} and {ours} are one setting; leave one of them out")
+                raise ValueError(f"{theirs} and {ours} are the same setting: give one of them")
         return {_PAPERS_NAMES.get(name, name): value for name, value in values.items()}
 
     @field_validator("adversarial", mode="before")
@@ -96,13 +96,13 @@ class PBALSelfTrainingSettings(MethodSettings):
     temperature: Annotated[float, Field(gt=0)] = 0.07
     """tau, by which cosines are divided."""
     reduction: Reduction = "all"
-    """What the sum over labelled positions is divided by: all positions, so that a batch with few labels counts little
+    """Divisor of the sum over labelled positions: all positions, so that a batch with few labels counts little
     (published), or those with a label (`valid`)."""
     prototype_grad: bool = True
-    """Whether the contrast's gradient reaches the classifier's weight: as in the paper's code; its figure says no."""
+    """Whether the contrast's gradient reaches the classifier's weight: as in the paper's code, not as in its figure."""
     projection: Literal["none", "linear"] = "none"
-    """What features and prototypes go through before the contrast: nothing, as in the paper's code, or one trained
-    linear map for both, which its figure may mean. It is not part of the net that the stage hands on."""
+    """Projection of features and prototypes before the contrast: none, as in the paper's code, or one trained
+    linear map for both, which its figure may mean. It is not part of the net that the stage exports."""
     normalise_target: bool = True
     """Whether the net normalises target images as it does all others. The published loader leaves it out for training
     on the target alone, though the net is evaluated on normalised images; `false` repeats that."""

@@ -26,8 +26,8 @@ class PixelKDSettings(MethodSettings):
     task: TaskSettings = TaskSettings()
     """The loss on labels beside it."""
     cache: CacheSettings | None = None
-    """Replay what the teacher said once of every image; null: it sees every crop. The manual's page on training says
-    when that pays."""
+    """Reuse the teacher's output of every whole image; null: it forwards every crop. See the page on training for when
+    a cache pays."""
 
     def cache_temperature(self) -> float:
         """T."""

@@ -39,11 +39,11 @@ class ProDASettings(MethodSettings):
     beta: Weight = 1.0
     """b: weight of reverse cross-entropy."""
     regularizer: Regularizer = "mrkld"
-    """What keeps the net from being too sure: the divergence from the uniform distribution, or the entropy."""
+    """Penalty on confident predictions: the divergence from the uniform distribution, or the entropy."""
     regularizer_weight: Weight = 0.1
     """g: its weight (0.1 for GTA5, 0 for SYNTHIA)."""
     structure: Weight = 10.0
-    """Weight of the structure term; 0: the strong view is not looked at."""
+    """Weight of the structure term; 0: the strong view is not used."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """T: what distances are multiplied by."""
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -59,7 +59,7 @@ class ProDASettings(MethodSettings):
     labels_from: Literal["weak", "full"] = "weak"
     """The view that the warm-up net labels. Published are whole images, once before the stage: that is `cache`."""
     cache: CacheSettings | None = None
-    """Keep what the warm-up net says of whole images, once, and look it up; it then runs in no step."""
+    """Store the warm-up net's outputs for whole images once; the net then runs in no step."""
     grid: Annotated[int, Field(ge=1)] = 4
     """Pixels of a view for each cell of the grid on which targets and losses lie."""
     task: TaskSettings = TaskSettings()
@@ -68,7 +68,10 @@ class ProDASettings(MethodSettings):
     @model_validator(mode="after")
     def _labels_once(self) -> ProDASettings:
         if self.cache is not None and self.labels_from == "full":
-            raise ValueError("a cache holds what was said of whole images; leave labels_from out, or write cache: null")
+            raise ValueError(
+                "labels_from must be weak with a cache, which holds labels of whole images, got full: "
+                "remove it, or set cache: null"
+            )
         return self
 
     def cache_temperature(self) -> float:

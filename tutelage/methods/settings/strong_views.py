@@ -12,7 +12,7 @@ from tutelage.methods.settings.common import TaskSettings, Weight
 
 
 class StrongViewSettings(MethodSettings):
-    """What all methods with strong views are told."""
+    """Settings of all methods with strong views."""
 
     weight: Weight = 1.0
     """Weight of the unlabelled loss beside the labelled one."""

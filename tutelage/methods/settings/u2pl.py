@@ -21,7 +21,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 PUBLISHED = {"negatives": "published", "indexing": "published", "onehot": "published"}
-"""What the preset `compat: published` sets."""
+"""The values of the preset `compat: published`."""
 
 
 class U2PLSettings(MethodSettings):
@@ -78,9 +78,9 @@ class U2PLSettings(MethodSettings):
     """Steps of the beginning with labels alone, after which the teacher becomes a copy of the student (published: 1
     epoch on VOC, 0 on Cityscapes). n counts from their end."""
     compat: Literal["corrected", "published"] = "corrected"
-    """`published`: the next three are `published` where the recipe does not say otherwise."""
+    """`published`: the next three are `published` unless the recipe sets them."""
     negatives: NegativeRule = "paper"
-    """`published` asks besides that the pixel's own label be the class: no labelled pixel is a negative then."""
+    """`published` also requires the pixel's own label to be the class, so that no labelled pixel is a negative."""
     indexing: Indexing = "corrected"
     """`published` lets anchors of one class meet negatives of another where classes are absent."""
     onehot: OneHot = "correct"
@@ -96,5 +96,5 @@ class U2PLSettings(MethodSettings):
     @model_validator(mode="after")
     def _ordered(self) -> U2PLSettings:
         if self.low_rank >= self.high_rank:
-            raise ValueError(f"low_rank {self.low_rank} is not below high_rank {self.high_rank}: no rank lies between")
+            raise ValueError(f"low_rank must be below high_rank, {self.high_rank}, got {self.low_rank}")
         return self

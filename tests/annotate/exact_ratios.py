@@ -1,11 +1,4 @@
-"""Class-balanced pseudo labels (CBST, ECCV 2018): every class gives its surest portion, measured by its own threshold.
-
-    k_c = the confidence at rank floor(q n_c), from the top, of the n_c pixels that show class c; 1 for none
-    c*  = argmax_c p_c / k_c;  kept where p_c* / k_c* >= 1, else 255
-
-A class that is hardly ever sure has a small k_c and so wins pixels that argmax would give to a frequent class. Soft
-labels from the same k are in :func:`tutelage.losses.self_training.entropy_regularised_labels`.
-"""
+"""Class-balanced pseudo labels (CBST) with all confidences kept: the reference for the policy `class_ratio`."""
 
 # Legend: B images, K classes, H W pixels.
 
@@ -63,13 +56,3 @@ def ratio_labels(probability_BKHW: Tensor, threshold_K: Tensor) -> tuple[Tensor,
     highest = (probability_BKHW / threshold_1K11).max(1)
     label_BHW = highest.indices.masked_fill(highest.values < 1.0, IGNORE)
     return label_BHW, probability_BKHW.gather(1, highest.indices[:, None])[:, 0]
-
-
-def small_classes(pixels_K: NDArray[np.integer], share: float = 0.001) -> list[int]:
-    """Classes that fewer than ``share`` of all pixels show, fewest first: those whose pixels are worth a crop.
-
-    Equal numbers in the order of the classes; none where there is no pixel at all. Source: CBST, its code.
-    """
-    total = int(pixels_K.sum())
-    ascending = np.argsort(pixels_K, kind="stable")
-    return [int(class_) for class_ in ascending if total and pixels_K[class_] / total < share]
