@@ -47,6 +47,19 @@ def test_interval_is_the_plain_bootstrap() -> None:
     assert interval.groups == 40
 
 
+def test_the_interval_holds_95_percent_of_the_draws() -> None:
+    """One image in two has its only class right: the score of a draw is binomial, whose quantiles are known."""
+    images = 400
+    counts = np.zeros((images, 1, 3), dtype=np.int64)
+    counts[::2, 0, 0] = counts[1::2, 0, 2] = 1
+    interval = bootstrap_miou(counts, resamples=20_000)
+    half = 1.959964 * math.sqrt(0.25 / images)
+    # A 90 % interval reaches 1.645 standard errors: 16 % less.
+    assert (interval.low, interval.high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.08 * half)
+    both = paired_bootstrap(np.zeros_like(counts) + [0, 0, 1], counts, resamples=20_000)
+    assert (both.low, both.high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.08 * half)
+
+
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = counts_of_images(0)
     expected = bootstrap_miou(counts, resamples=500)
