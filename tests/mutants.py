@@ -13,21 +13,35 @@ the code.
 
 from __future__ import annotations
 
+import importlib
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 from tests.mutation import engine, evaluation, losses, report, runs
 from tests.mutation.mutant import ROOT, Mutant
 
 MUTANTS: tuple[Mutant, ...] = (*losses.MUTANTS, *evaluation.MUTANTS, *engine.MUTANTS, *runs.MUTANTS, *report.MUTANTS)
 
+_FORK = multiprocessing.get_context("fork")
+_LIBRARIES = (
+    "torch",
+    "torch.distributed",
+    "torch.testing",
+    "numpy.testing",
+    "pydantic",
+    "safetensors.torch",
+    "hypothesis",
+)
 _LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "_build", "runs.local", "*.egg-info")
 
 
@@ -58,22 +72,21 @@ class Copy:
     def __init__(self, root: Path) -> None:
         self.root = root
         shutil.copytree(ROOT, root, ignore=_LEFT_OUT)
-        self._environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-        where = self._python(["-c", "import tutelage; print(tutelage.__file__)"]).communicate()[0]
-        assert Path(where.strip()).is_relative_to(root), f"the tests would import {where}"
 
     def failure(self, tests: Sequence[str], seconds: float = 300) -> str:
         """The output of the tests where one of them fails or does not end in time; empty where all pass."""
-        process = self._python(["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests])
-        try:
-            output, _ = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+        output = self.root / ".output"
+        child = _FORK.Process(target=_run_tests, args=(self.root, output, tests))
+        child.start()
+        child.join(seconds)
+        if child.is_alive():
+            os.killpg(child.ident or 0, signal.SIGKILL)
+            child.join()
             return f"not finished after {seconds} seconds"
-        if process.returncode not in (0, 1):
-            raise SystemExit(f"the tests could not be run (status {process.returncode}):\n{output}")
-        return output if process.returncode else ""
+        text = output.read_text(encoding="utf-8")
+        if child.exitcode not in (0, 1):
+            raise SystemExit(f"the tests could not be run (status {child.exitcode}):\n{text}")
+        return text if child.exitcode else ""
 
     def survives(self, mutant: Mutant) -> bool:
         """Whether the tests of a mutant pass in spite of its fault."""
@@ -91,16 +104,25 @@ class Copy:
         for compiled in (file.parent / "__pycache__").glob(f"{file.stem}.*.pyc"):
             compiled.unlink()
 
-    def _python(self, arguments: Sequence[str]) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=self.root,
-            env=self._environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+
+def _run_tests(root: Path, output: Path, tests: Sequence[str]) -> None:
+    """Run pytest in this forked process: libraries are imported already, the package is imported from ``root``."""
+    os.setsid()
+    with open(output, "w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(root)
+    os.environ["PYTHONPATH"] = str(root)
+    sys.path.insert(0, str(root))
+    # Processes that tests start must not import this script, and nothing may come from the working tree.
+    sys.modules["__main__"] = ModuleType("__main__")
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "tutelage")]:
+        del sys.modules[name]
+    where = Path(importlib.import_module("tutelage").__file__ or "")
+    assert where.is_relative_to(root), f"the tests would import {where}"
+    status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])
+    sys.stdout.flush()
+    os._exit(int(status))
 
 
 def main(pattern: str = "") -> int:
@@ -110,6 +132,9 @@ def main(pattern: str = "") -> int:
     if wrong or not mutants:
         print("\n".join(wrong) or f"no mutant's file or reason contains {pattern!r}")
         return 2
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for library in _LIBRARIES:
+        importlib.import_module(library)
     with tempfile.TemporaryDirectory() as folder:
         copy = Copy(Path(folder) / "copy")
         output = copy.failure(sorted({test for one in mutants for test in one.test_ids}), seconds=1800)
