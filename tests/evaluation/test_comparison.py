@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,15 @@ def test_a_clear_gain(runs: Runs) -> None:
     assert all(len(line) < 200 for line in text.splitlines())
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0004, "p = below 0.001 "), (0.001, "p = 0.001 "), (0.0049, "p = 0.005 "), (0.04, "p = 0.040 ")],
+)
+def test_a_p_value_has_three_digits(runs: Runs, value: float, text: str) -> None:
+    found = compare([runs.write("a")], [runs.write("b", better(COUNTS, 5))])
+    assert text in replace(found, gain=replace(found.gain, p_value=value)).text()
+
+
 def test_no_difference_is_said(runs: Runs) -> None:
     even = (np.arange(20) % 2 == 0)[:, None, None]
     a = runs.write("plain", np.where(even, COUNTS, better(COUNTS, 5)))
@@ -143,6 +153,7 @@ def test_blocks_are_drawn_where_there_are_some(runs: Runs) -> None:
 def test_as_json(runs: Runs) -> None:
     a, b = runs.write("a"), runs.write("b", better(COUNTS, 5))
     content = json.loads(json.dumps(compare([a], [b]).as_dict(), allow_nan=False))
+    assert content["p_value"] == compare([a], [b]).gain.p_value
     assert content["verdict"] == "clear gain"
     assert content["gain"] == pytest.approx(content["b"]["miou"] - content["a"]["miou"])
     assert content["low"] < content["gain"] < content["high"]

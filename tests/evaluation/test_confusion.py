@@ -113,6 +113,19 @@ def test_scores_of_a_small_matrix() -> None:
     assert scores.frequency_weighted_iou == pytest.approx(8 / 12 * 6 / 9 + 4 / 12 * 3 / 6)
 
 
+def test_true_and_false_positives_and_false_negatives() -> None:
+    """Rows are the truth: what stands beside the diagonal of a column was called its class wrongly."""
+    assert counts_of(torch.tensor([[6, 2, 0], [1, 3, 4], [0, 0, 5]])).tolist() == [[6, 1, 2], [3, 2, 5], [5, 4, 0]]
+
+
+def test_a_class_that_is_only_predicted_is_not_absent() -> None:
+    scores = scores_of(torch.tensor([[3, 1, 0], [0, 0, 0], [0, 0, 0]]))
+    assert scores.absent == 1
+    assert scores.iou[1] == 0
+    assert math.isnan(scores.accuracy[1])
+    assert scores.miou == pytest.approx((3 / 4 + 0) / 2)
+
+
 def test_nothing_labelled() -> None:
     confusion = Confusion(3)
     confusion.update(torch.zeros(1, 1, dtype=torch.uint8), torch.full((1, 1), 255, dtype=torch.uint8))

@@ -211,3 +211,22 @@ def test_too_many_classes_for_a_byte() -> None:
     net.stride = 1  # type: ignore[attr-defined]
     with pytest.raises(TutelageError, match="256 classes"):
         predict_labels(net, picture(4, 4), Protocol())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", ["whole", "sliding"])
+def test_logits_that_are_not_finite_are_no_prediction(value: float, kind: str) -> None:
+    class Broken(ToyNet):
+        def __call__(self, image: Tensor, /) -> SimpleNamespace:
+            answer = super().__call__(image)
+            answer.logits[0, 2, -1, -1] = value
+            return answer
+
+    protocol = Protocol.model_validate({"kind": kind, **({"window": (16, 16)} if kind == "sliding" else {})})
+    image = picture(24, 32)
+    for predict in (
+        lambda: predict_logits(Broken(), as_floats(image), protocol),
+        lambda: predict_labels(Broken(), image, protocol, torch.device("cpu")),
+    ):
+        with pytest.raises(TutelageError, match="not finite"):
+            predict()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,6 +48,19 @@ def test_interval_is_the_plain_bootstrap() -> None:
     assert interval.groups == 40
 
 
+def test_the_interval_holds_95_percent_of_the_draws() -> None:
+    """One image in two has its only class right: the score of a draw is binomial, whose quantiles are known."""
+    images = 400
+    counts = np.zeros((images, 1, 3), dtype=np.int64)
+    counts[::2, 0, 0] = counts[1::2, 0, 2] = 1
+    interval = bootstrap_miou(counts, resamples=20_000)
+    half = 1.959964 * math.sqrt(0.25 / images)
+    # A 90 % interval reaches 1.645 standard errors: 16 % less.
+    assert (interval.low, interval.high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.08 * half)
+    both = paired_bootstrap(np.zeros_like(counts) + [0, 0, 1], counts, resamples=20_000)
+    assert (both.low, both.high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.08 * half)
+
+
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = counts_of_images(0)
     expected = bootstrap_miou(counts, resamples=500)
@@ -63,6 +77,13 @@ def test_blocks_widen_the_interval_of_alike_images() -> None:
     assert blocked.high - blocked.low > 3 * (alone.high - alone.low)
     shuffled = np.random.default_rng(0).permutation(len(counts))
     assert bootstrap_miou(counts[shuffled], blocks[shuffled]) == blocked
+
+
+def test_a_block_counts_all_of_its_images() -> None:
+    counts = counts_of_images(1)
+    blocks = np.arange(40) // 5
+    of_blocks = counts.reshape(8, 5, 4, 3).sum(1)
+    assert bootstrap_miou(counts, blocks) == replace(bootstrap_miou(of_blocks), groups=8)
 
 
 def test_few_blocks_are_flagged() -> None:
@@ -165,6 +186,8 @@ def test_a_share_counts_the_blocks_in_which_its_whole_occurs() -> None:
     assert math.isnan(shares[2].estimate)
     assert math.isnan(shares[2].low)
     assert bootstrap_shares(whole // 2, whole, list("aabbb"))[0].groups == 2
+    nothing_right = bootstrap_shares(whole * 0, whole)[0]
+    assert (nothing_right.estimate, nothing_right.groups, nothing_right.reliable) == (0, 5, True)
 
 
 @pytest.mark.parametrize("shape", [(0, 2), (3,), (3, 1)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -24,6 +25,9 @@ def test_key_is_stable_and_says_what_matters() -> None:
     assert protocol(**SLIDING).key() == protocol(**SLIDING, overlap=1 / 3).key()
     assert protocol().key() == protocol(blend="logits").key()
     assert protocol(flip=True).key() != protocol(flip=True, blend="logits").key()
+    smaller, larger = {"scales": [0.5, 1.0]}, {"scales": [1.0, 2.0]}
+    assert protocol(**smaller).key() != protocol(**smaller, antialias=False).key()
+    assert protocol(**larger).key() == protocol(**larger, antialias=False).key(), "nothing is made smaller"
     others = [
         protocol(resize="corners"),
         protocol(precision="bf16"),
@@ -99,3 +103,8 @@ def test_taper_is_symmetric() -> None:
         weights = taper(length, "gaussian")
         assert weights == pytest.approx(weights[::-1])
         assert weights.max() <= 1
+
+
+def test_the_standard_deviation_of_a_taper_is_an_eighth_of_the_window() -> None:
+    assert taper(17, "gaussian")[8] == 1
+    assert taper(16, "gaussian")[0] == pytest.approx(np.exp(-0.5 * (7.5 / 2) ** 2))

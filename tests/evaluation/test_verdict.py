@@ -41,6 +41,8 @@ def test_one_seed_or_too_few_images_never_decide() -> None:
     assert judge(clear, SPREADS, WORTH).verdict == "worth it"
     one = judge(replace(clear, seeds=(3, 1)), (0.004, None), WORTH)
     assert (one.verdict, one.seeds) == ("cannot tell", 3)
+    assert judge(replace(clear, seeds=(3, 1)), SPREADS, WORTH).verdict == "cannot tell"
+    assert judge(replace(clear, seeds=(1, 3)), SPREADS, WORTH).verdict == "cannot tell"
     few = judge(replace(clear, reliable=False), SPREADS, WORTH)
     assert (few.verdict, few.seeds, few.images) == ("cannot tell", None, None)
 
@@ -55,6 +57,15 @@ def test_the_seeds_that_are_asked_for_would_tell() -> None:
     assert wanted.images is None
     for seeds, clear in ((wanted.seeds, True), (wanted.seeds - 1, False)):
         assert (1.96 * (2 * spread**2 / seeds) ** 0.5 <= 0.008) == clear
+
+
+def test_seeds_make_the_interval_shorter_by_their_part_alone() -> None:
+    """The interval of three seeds holds 2 / 3 of the variance between them, and that of the images."""
+    spread, of_images, middle = 0.01, 4e-5, 0.016
+    half = 1.96 * (2 * spread**2 * (1 - 1 / 3) / 3 + of_images) ** 0.5
+    wanted = judge(gain(middle, middle - half, middle + half), (spread, spread), WORTH)
+    assert wanted.seeds == 8
+    assert [1.96 * (2 * spread**2 / seeds + of_images) ** 0.5 <= middle for seeds in (7, 8)] == [False, True]
 
 
 def test_images_are_asked_for_where_seeds_would_not_help() -> None:

@@ -74,6 +74,14 @@ def test_a_fifth_of_the_labels_is_dropped() -> None:
     assert (entropy[low].max(), entropy[high].min()) == (pytest.approx(0.07), pytest.approx(0.72))
 
 
+def test_ignored_pixels_have_neither_low_nor_high_entropy() -> None:
+    entropy = torch.arange(10.0).view(1, 2, 5)
+    counted = (entropy > 1) & (entropy < 8)
+    low, high = contrast.entropy_masks(entropy, counted, 20)
+    assert entropy[low].tolist() == [2, 3]
+    assert entropy[high].tolist() == [6, 7]
+
+
 def test_one_hot_of_every_image_and_of_all_in_the_first() -> None:
     label = torch.tensor([[[0, 1, 255]], [[2, 255, 2]]])
     assert contrast.one_hot(label, 3).long().argmax(1)[0, 0, :2].tolist() == [0, 1]

@@ -393,3 +393,16 @@ def test_a_scaled_and_shifted_probability_is_as_good_to_dist() -> None:
     teacher = logits((0.0, 1.0), (0.0, -1.0))
     assert dist(0.5 * teacher, teacher).item() == pytest.approx(0, abs=1e-5)
     assert dist(-teacher, teacher).item() == pytest.approx(4, abs=1e-5)
+
+
+def test_a_teacher_that_does_not_vary_is_nothing_to_learn_for_dist() -> None:
+    student = torch.randn(2, 5, 3, 4, requires_grad=True)
+    loss = dist(student, torch.zeros(2, 5, 3, 4))
+    loss.backward()
+    assert loss.item() == 0
+    assert student.grad is not None
+    assert not student.grad.any()
+    # Alike at all positions: no correlation over positions, that over classes counts.
+    alike = torch.randn(1, 5, 1, 1).expand(2, 5, 3, 4)
+    assert dist(student, alike, inter=0.0).item() == 0
+    assert dist(student, alike, intra=0.0).item() > 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tutelage.losses.resize import resize_logits
+from tutelage.losses.resize import over_image, resize_logits
 
 
 def test_grid_is_the_padded_image_cropped() -> None:
@@ -37,6 +37,14 @@ def test_same_size_and_gradient(rule: str) -> None:
     logits = torch.randn(1, 2, 5, 7, dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(resize_logits(logits, (5, 7), rule, 1), logits)  # type: ignore[arg-type]
     assert torch.autograd.gradcheck(lambda x: resize_logits(x, (9, 13), rule, 2), logits)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rule", ["grid", "centers", "corners"])
+def test_logits_over_an_image_have_its_height_and_width(rule: str) -> None:
+    logits, image = torch.randn(2, 3, 4, 6), torch.zeros(2, 3, 15, 22)
+    found = over_image(logits, image, rule, 4)  # type: ignore[arg-type]
+    torch.testing.assert_close(found, resize_logits(logits, (15, 22), rule, 4))  # type: ignore[arg-type]
+    assert found.shape == (2, 3, 15, 22)
 
 
 def test_what_cannot_be_meant() -> None:

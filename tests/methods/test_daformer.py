@@ -136,3 +136,7 @@ def test_cells_belong_to_a_class_that_covers_three_quarters() -> None:
     assert majority_label(label, 4, 3).tolist() == [[[1, 255, 255]]]
     assert majority_label(label, 4, 3, share=0.5).tolist()[0][0][0] == 1
     assert majority_label(torch.zeros(1, 5, 5, dtype=torch.long), 4, 3).tolist() == [[[0, 255], [255, 255]]], "beyond"
+    tie = torch.tensor([2, 2, 0, 0]).repeat(1, 4, 1)
+    assert majority_label(tie, 4, 3, share=0.5).tolist() == [[[0]]], "of equal shares the first label's"
+    tie[tie == 2] = 255
+    assert majority_label(tie, 4, 3, share=0.5).tolist() == [[[255]]], "or none, if the rest is ignored"

@@ -251,7 +251,8 @@ def test_two_processes_are_one_where_the_scope_is_global(tmp_path: Path) -> None
         for name, value in alone.items():
             assert torch.equal(first[name], second[name])
             if scope == "global":
-                torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-7)
+                # Exactly: averaging where the parts must add up moves the net by 4e-6 only.
+                assert torch.equal(first[name], value), name
                 assert not torch.equal(value, begun[name])
             moved += (first[name] - value).abs().max().item()
         assert scope == "global" or moved > 1e-5

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from tests.report import example
-from tutelage.report import pictures, plots, tables, words
-from tutelage.report.content import Comparison, Gallery, Interval
+from tutelage.report import charts, pictures, plots, tables, words
+from tutelage.report.content import Comparison, Gallery, InferenceCost, Interval
 
 # Words
 
@@ -65,7 +65,8 @@ def test_a_clear_gain_and_a_clear_loss() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gain", "low", "high"), [(0.03, -0.01, 0.05), (0.03, 0.0, 0.05), (0.0, 0.0, 0.0), (None, None, None)]
+    ("gain", "low", "high"),
+    [(0.03, -0.01, 0.05), (0.03, 0.0, 0.05), (-0.03, -0.05, 0.0), (0.0, 0.0, 0.0), (None, None, None)],
 )
 def test_nothing_is_claimed_where_the_interval_does_not_carry_it(
     gain: float | None, low: float | None, high: float | None
@@ -118,6 +119,22 @@ def test_the_choice_of_weights_is_told() -> None:
 # Tables
 
 
+def test_weights_that_were_chosen_with_target_labels_are_marked() -> None:
+    for kept, marked in (("best", False), ("best_on_target", True)):
+        trainings = (example.training("distilled", kept=kept),)
+        sentences = " ".join(words.verdict(example.content(trainings=trainings)).sentences)
+        assert ("step 1000 of 1000, chosen with target labels" in sentences) == marked
+
+
+def test_the_score_of_the_verdict_is_the_mean_over_classes_that_occur() -> None:
+    quality = example.quality(5, 0.6, miou=0.5543, miou_all=0.4434)
+    net = replace(example.net("distilled", 5, 0.6), quality=quality)
+    alone = words.verdict(example.content(nets=(net,), baseline=None, comparison=None, teacher=None))
+    compared = words.verdict(example.content(nets=(example.net("plain", 5, 0.5), net), teacher=None))
+    assert alone.headline == "distilled: 55.43 mIoU"
+    assert compared.sentences[0].startswith("distilled scores 55.43 mIoU on town/test (40 images); the baseline plain ")
+
+
 def test_the_best_of_a_row_is_marked_and_calibration_counts_downwards() -> None:
     given = example.content()
     better = replace(given.nets[0].quality.reliability, error=0.01)  # type: ignore[type-var]
@@ -165,6 +182,59 @@ def test_confusion_cells_say_their_share_and_empty_classes_nothing() -> None:
     assert 0 < rows[0][1].level < rows[2][0].level < rows[0][0].level == tables.HEAT_LEVELS - 1
 
 
+def test_each_figure_stands_in_the_row_of_its_name() -> None:
+    quality = example.quality(
+        5, 0.5, miou=0.51, miou_all=0.42, pixel_accuracy=0.93, mean_accuracy=0.64, boundary_miou=0.35
+    )
+    cost = InferenceCost(parameters=11_000_000, multiply_adds=2.2e9, milliseconds=33.0)
+    student = replace(example.net("distilled", 5, 0.5), quality=quality, cost=cost)
+    training = example.training("distilled", seconds=4.4, data_wait=0.055)
+    given = example.content(nets=(student,), baseline=None, teacher=None, comparison=None, trainings=(training,))
+    found = {row.name: row.cells[0].text for _, rows in tables.summary(given) for row in rows}
+    assert found == {
+        "mIoU": "51.00",
+        "mIoU, all classes": "42.00",
+        "Pixel accuracy": "93.00",
+        "Boundary IoU": "35.00",
+        "Calibration error": "5.00",
+        "Parameters": "11.0 M",
+        "GFLOPs": "2.20",
+        "Milliseconds": "33.0",
+        "Time": "4.4 s",
+        "Waiting for data": "5.5",
+    }
+
+
+def test_costs_are_multiples_of_the_students() -> None:
+    large = InferenceCost(parameters=30_000_000, multiply_adds=8e9, milliseconds=25.0)
+    small = InferenceCost(parameters=10_000_000, multiply_adds=2e9, milliseconds=50.0)
+    nets = (replace(example.net("big", 5, 0.6), cost=large), replace(example.net("distilled", 5, 0.5), cost=small))
+    found = {net.label: cells for net, cells in tables.costs(example.content(nets=nets, baseline=None))}
+    assert [cell.note for cell in found["big"][:3]] == ["×3.0", "×4.0", "×0.50"]
+    assert [cell.note for cell in found["distilled"][:3]] == ["", "", ""]
+
+
+def test_a_class_has_its_share_of_the_pixels_its_recall_and_its_precision() -> None:
+    infos = tuple(replace(info, pixels=pixels) for info, pixels in zip(example.classes(2), (100, 300), strict=True))
+    quality = example.quality(2, 0.5, accuracy=(0.7, 0.8), precision=(0.3, 0.4), boundary_iou=(0.1, 0.2))
+    student = replace(example.net("distilled", 2, 0.5), quality=quality)
+    rows = tables.class_rows(example.content(2, classes=infos, nets=(student,), baseline=None))
+    assert [(row.share, row.recall, row.precision, row.boundary) for row in rows] == [
+        (0.75, 0.8, 0.4, 0.2),
+        (0.25, 0.7, 0.3, 0.1),
+    ]
+
+
+def test_an_interval_that_is_not_reliable_is_marked() -> None:
+    notes = []
+    for reliable in (True, False):
+        interval = Interval(0.4, 0.6, "images", 3, reliable)
+        net = replace(example.net("distilled", 5, 0.5), quality=example.quality(5, 0.5, interval=interval))
+        row = dict(tables.summary(example.content(nets=(net,))))["Quality (%)"][0]
+        notes.append(row.cells[0].note)
+    assert notes == ["[40.0, 60.0]", "[40.0, 60.0] not reliable"]
+
+
 # Charts
 
 
@@ -186,6 +256,12 @@ def test_a_chart_without_points_is_nothing() -> None:
     assert plots.line_chart([plots.Line("a", ())], "about") == ""
     assert plots.line_chart([plots.Line("a", ((1, float("inf")),))], "about") == ""
     assert plots.gain_chart(Comparison(0.1, Interval(None, None)), "about") == ""
+
+
+def test_the_text_of_a_chart_follows_its_curves_from_begin_to_end() -> None:
+    lines = [plots.Line("loss", ((1, 2.0), (2, 5.0), (3, 0.25))), plots.Line("rate", ((1, 0.5), (3, 1.0)))]
+    text = charts.about("Loss", "of distilled", lines)
+    assert text == "Loss of distilled against the step: loss from 2.00 to 0.250; rate from 0.500 to 1.00"
 
 
 def test_text_in_charts_is_escaped() -> None:

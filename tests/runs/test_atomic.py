@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import resource
@@ -90,6 +91,9 @@ def test_equal_content_has_equal_bytes_whatever_its_order(tmp_path: Path) -> Non
 def test_sha256(tmp_path: Path) -> None:
     write_bytes(tmp_path / "abc", b"abc")
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    content = bytes(1 << 20) + b"beyond the first block"
+    write_bytes(tmp_path / "long", content)
+    assert sha256(tmp_path / "long") == hashlib.sha256(content).hexdigest()
 
 
 def test_only_leftovers_are_removed(tmp_path: Path) -> None:

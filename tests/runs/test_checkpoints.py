@@ -114,6 +114,21 @@ def test_all_damaged(three: Checkpoints, said: Said) -> None:
     assert files(three) == []
 
 
+def test_tensors_have_their_name_before_the_state_that_vouches_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: list[str] = []
+    replace = os.replace
+
+    def noted(source: Path, target: Path) -> None:
+        replace(source, target)
+        named.append(Path(target).suffix)
+
+    monkeypatch.setattr("tutelage.runs.atomic.os.replace", noted)
+    save(Checkpoints(tmp_path), 5)
+    assert named == [".safetensors", ".json"]
+
+
 def test_foreign_files_are_left_alone(three: Checkpoints) -> None:
     for name in ("checkpoint-15 (copy).json", "best-student.safetensors", "notes.json"):
         (three.folder / name).write_text("{}")

@@ -13,7 +13,7 @@ import pytest
 
 from tests.processes import start
 from tutelage.errors import RunError
-from tutelage.runs.lock import locked
+from tutelage.runs.lock import HeldError, locked
 
 
 def _hold(path: Path, ready: Path, forks: bool) -> None:
@@ -39,7 +39,7 @@ def test_a_second_holder_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
     holder = start(_hold, path, tmp_path / "ready", False)
     try:
         wait_for(tmp_path / "ready")
-        with pytest.raises(RunError, match=f"pid {holder.pid} on .* since") as raised, locked(path):
+        with pytest.raises(HeldError, match=f"pid {holder.pid} on .* since") as raised, locked(path):
             pass
         assert "out=" in raised.value.remedy
     finally:

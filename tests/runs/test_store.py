@@ -220,6 +220,30 @@ def test_recipes_are_remembered_in_order_and_forgotten(store: Store) -> None:
     store.forget(first)
 
 
+def test_a_recipe_that_is_half_forgotten_is_gone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its keys without it harm nobody; without its keys, cleaning could not tell which artefacts it needs."""
+    first, second = store.remember("demo", "a: 1\n", [OTHER]), store.remember("demo", "a: 2\n", [KEY])
+    unlink = Path.unlink
+
+    def once(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "unlink", once)
+    with pytest.raises(KeyboardInterrupt):
+        store.forget(first)
+    assert store.recipes() == [second]
+    assert store.referenced(store.recipes()) == {KEY}
+
+
+def test_a_training_that_is_finished_has_not_diverged(store: Store) -> None:
+    artefact = store.artefact("stage", KEY)
+    assert not artefact.diverged
+    write_text(artefact.folder / "checkpoints" / "not-finite-000000007.json", "{}")
+    assert artefact.diverged
+    assert not finished(store, "stage", KEY, {"a": "1"}).diverged
+
+
 def _remember_and_die(out: Path, number: int) -> None:
     count_disk_calls(Countdown(number))
     Store(out).remember("demo", "a: 1\n", [KEY])
