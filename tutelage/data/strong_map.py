@@ -1,12 +1,12 @@
-"""ProDA's strong view, replayed on maps: what its geometry and its cutout did to an image, done to labels or distances.
+"""Replay of ProDA's strong view on maps: the geometry and cutout of an image, applied to labels or distances.
 
-A strong view is made of a view that is there already, so that maps of the view must follow: flip, shear along x and y,
-translation along x and y, rotation, each sampled to the nearest cell, then the cutout. That is the order of the replay
-whatever order the image saw, as published; and of two draws of one operation the record holds one.
+A strong view is computed from an existing view, so that maps of the view must follow: flip, shear along x and y,
+translation along x and y, rotation, each sampled at the nearest cell, then the cutout. As published, the replay has
+this order whatever the order of the operations on the image, and keeps one of two draws of the same operation.
 
-Cells are found on the host, in float32, one image and one operation at a time: where a cell falls half-way between
-two others, rounding decides, and it shall decide the same on every machine and for every batch. Maps on any device are
-then looked up once, whatever the number of operations and channels.
+Cells are computed on the host, in float32, one image and one operation at a time, so that the rounding of a cell
+half-way between two others is the same on every machine and for every batch. Maps on any device are then gathered
+once, whatever the number of operations and channels.
 
 Legend: B images, K channels, h w the grid of the maps.
 """
@@ -23,46 +23,46 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TranslateX = Literal["exact", "code"]
-"""Translation along x in shares of the map's width (``exact``), or of its height, a slip of ProDA's code (``code``)."""
+"""Translation along x relative to the map's width (``exact``), or to its height, a bug of ProDA's code (``code``)."""
 
 Matrix = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
 @dataclass(frozen=True)
 class StrongRecord:
-    """What happened to one image; an operation without effect was not applied. Lengths in pixels of the view."""
+    """Operations applied to one image; the defaults mean not applied. Lengths are in pixels of the view."""
 
     flip: bool = False
-    """Left and right changed places."""
+    """Horizontal flip."""
     shear_x: float = 0.0
-    """Columns by which a row moves, for each row."""
+    """Horizontal shift per row, in columns."""
     shear_y: float = 0.0
-    """Rows by which a column moves, for each column."""
+    """Vertical shift per column, in rows."""
     translate_x: float = 0.0
-    """Columns by which the place that is shown lies to the right."""
+    """Columns by which the source position is to the right."""
     translate_y: float = 0.0
-    """Rows by which it lies below."""
+    """Rows by which the source position is below."""
     rotate: float = 0.0
-    """Degrees, counter-clockwise as the image is seen."""
+    """Degrees, counter-clockwise in the displayed image."""
     cutout: tuple[int, int, int, int] = (0, 0, 0, 0)
-    """Left, top, right, bottom; the last two are outside. Empty: none."""
+    """Left, top, right, bottom; the last two are exclusive. An empty box: no cutout."""
 
 
 def strong_cells(
     records: Sequence[StrongRecord], grid: tuple[int, int], scale: int = 4, translate_x: TranslateX = "exact"
 ) -> Tensor:
-    """For each cell (h, w) of the strong view, the cell of the view that it shows: (B, h, w) int64 on the host.
+    """Source cell in the view for each cell of the strong view: (B, h, w) int64 on the host.
 
-    Cells count row by row; -1 is outside of the view, or cut out. ``scale``: pixels of the view for each cell; lengths
-    in pixels are divided by it and rounded down. Source: ProDA (CVPR 2021), its code.
+    Cells are numbered row by row; -1 is outside the view or in the cutout. ``scale``: pixels of the view per cell;
+    lengths in pixels are divided by it and rounded down. Source: code of ProDA (CVPR 2021).
     """
     return torch.stack([_cells(record, grid, scale, translate_x) for record in records])
 
 
 def replay(maps: Tensor, cells_Bhw: Tensor, padding: float) -> Tensor:
-    """Maps (B, h, w) or (B, K, h, w) as the strong view shows them; ``padding`` where it shows nothing of the view.
+    """Gather maps (B, h, w) or (B, K, h, w) into the strong view; ``padding`` where a cell has no source.
 
-    Differentiable. ValueError where the cells were made for other images or another grid.
+    Differentiable. Raises ``ValueError`` if the shapes of maps and cells differ.
     """
     if (maps.shape[0], *maps.shape[-2:]) != cells_Bhw.shape:
         raise ValueError(f"cells {tuple(cells_Bhw.shape)} do not fit maps {tuple(maps.shape)}")
@@ -75,7 +75,7 @@ def replay(maps: Tensor, cells_Bhw: Tensor, padding: float) -> Tensor:
 def _cells(record: StrongRecord, grid: tuple[int, int], scale: int, translate_x: TranslateX) -> Tensor:
     """The cells (h, w) of one image."""
     height, width = grid
-    # Counted from 1, since sampling puts 0 outside.
+    # Numbered from 1, because grid_sample pads with 0.
     cells = torch.arange(1.0, height * width + 1).view(1, 1, height, width)
     if record.flip:
         cells = cells.flip(3)
@@ -88,7 +88,7 @@ def _cells(record: StrongRecord, grid: tuple[int, int], scale: int, translate_x:
 
 
 def _matrices(record: StrongRecord, grid: tuple[int, int], scale: int, translate_x: TranslateX) -> Iterator[Matrix]:
-    """Of each operation that was applied: from places in the result to places before it, both in -1..1."""
+    """For each applied operation, the matrix from output to input coordinates, both in -1..1."""
     height, width = grid
     if record.shear_x:
         slope = record.shear_x * height / width
