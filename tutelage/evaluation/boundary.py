@@ -40,7 +40,9 @@ class BoundaryIoU:
     def __init__(self, num_classes: int, ratio: float = 0.02, device: torch.device | str = "cpu") -> None:
         check_class_count(num_classes)
         if not ratio > 0:
-            raise TutelageError(f"A boundary width of {ratio} of the diagonal is none.", "The paper uses ratio 0.02.")
+            raise TutelageError(
+                "invalid-value", f"boundary ratio must be above 0, got {ratio}", "use e.g. 0.02, the paper's value"
+            )
         self.num_classes = num_classes
         self.ratio = ratio
         self.counts = torch.zeros((num_classes, 2), dtype=torch.int64, device=device)
@@ -58,9 +60,10 @@ class BoundaryIoU:
         """Add what another counter, of as many classes and the same ratio, has counted."""
         if (self.num_classes, self.ratio) != (other.num_classes, other.ratio):
             raise TutelageError(
-                f"Boundaries of {other.num_classes} classes at ratio {other.ratio} cannot be added to "
-                f"{self.num_classes} classes at ratio {self.ratio}.",
-                "Count both alike.",
+                "counts-mismatch",
+                f"cannot add boundary counts of {other.num_classes} classes at ratio {other.ratio} to counts of "
+                f"{self.num_classes} classes at ratio {self.ratio}",
+                "count both with the same classes and ratio",
             )
         self.counts += other.counts.to(self.counts.device)
 

@@ -145,6 +145,7 @@ def require_same(a: Protocol, b: Protocol) -> None:
     ]
     if differing:
         raise TutelageError(
-            f"Scores of two evaluation protocols cannot be compared; they differ in {', '.join(differing)}.",
-            "Evaluate both runs with one protocol.",
+            "not-comparable",
+            f"cannot compare scores of different evaluation protocols; they differ in {', '.join(differing)}",
+            "evaluate both runs with one protocol",
         )
