@@ -747,7 +747,7 @@ def test_masks_of_voc_lie_in_another_folder_than_lists_say(voc: Path) -> None:
 
 
 def test_faults_in_lists(cityscapes: Path) -> None:
-    with raises_code("list-missing", "nowhere.txt"):
+    with raises_code("file-missing", "nowhere.txt"):
         opened(cityscapes, "cityscapes", splits={"mine": "nowhere.txt"})
     text(cityscapes / "mine.txt", "# a comment", "aachen_000009_000019")
     with raises_code("file-missing", "mine.txt:2:", "aachen_000009_000019"):

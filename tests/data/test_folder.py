@@ -102,9 +102,9 @@ def test_mask_values(base: Path) -> None:
     assert opened(base, ids={3: "soil"}, others="ignore")["all"].label(0).tolist() == [[0, 255, 255, 255]]
     with raises_code("unknown-class", "'tree'", "soil, weed"):
         opened(base, ids={3: "tree"})
-    with raises_code("ignored-value", "1"):
+    with raises_code("invalid-value", "1"):
         opened(base, ignore=[1])
-    with raises_code("mask-value-range", "70000"):
+    with raises_code("invalid-value", "70000"):
         opened(base, ids={70_000: "soil"})
 
 

@@ -41,7 +41,7 @@ def test_values_outside_the_table_size() -> None:
     np.testing.assert_array_equal(refusing.convert(raw), [[254, 254, 0]])
     assert refusing.unexpected(raw) == {-1: 1, 70_000: 1}
     np.testing.assert_array_equal(LabelMap({0: 0}, others=IGNORE).convert(raw), [[255, 255, 0]])
-    with raises_code("mask-value-range", "70000"):
+    with raises_code("invalid-value", "70000"):
         LabelMap({70_000: 0})
 
 

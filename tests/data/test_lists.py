@@ -114,7 +114,7 @@ def test_missing_files_are_named(root: Path) -> None:
 
 
 def test_faulty_lists(root: Path) -> None:
-    with raises_code("list-missing", "none.txt"):
+    with raises_code("file-missing", "none.txt"):
         read_list(root / "none.txt", root, str)
     with raises_code("list-unreadable"):
         read_list(root, root, str)

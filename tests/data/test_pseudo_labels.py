@@ -137,14 +137,14 @@ def test_labels_for_other_classes_are_refused(dataset: Dataset, root: Path) -> N
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", '{"format": 1, "classes": ["road", "car"]}'])
 def test_a_damaged_manifest_is_said(dataset: Dataset, root: Path, content: str) -> None:
     (root / MANIFEST).write_text(content)
-    with raises_code("artefact-damaged") as raised:
+    with raises_code("file-damaged") as raised:
         with_pseudo_labels(dataset, root)
     assert "annotate" in raised.value.remedy
 
 
 def test_another_format_and_none_at_all_are_said(dataset: Dataset, root: Path) -> None:
     (root / MANIFEST).write_text('{"format": 2, "classes": ["road", "car"], "samples": []}')
-    with raises_code("artefact-format", "2", "1"):
+    with raises_code("artefact-mismatch", "2", "1"):
         with_pseudo_labels(dataset, root)
-    with raises_code("artefact-damaged"):
+    with raises_code("file-damaged"):
         with_pseudo_labels(dataset, root / "nowhere")

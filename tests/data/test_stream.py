@@ -170,7 +170,7 @@ def test_pooled_and_repeated_datasets(dataset: Dataset, tmp_path: Path) -> None:
     assert len(made) == 13
     seen = Counter(made.sample_at(p) for p in range(13))
     assert seen == {**{(0, i): 1 for i in range(7)}, **{(1, i): 3 for i in range(2)}}
-    with raises_code("stream-repeat", "1", "2"):
+    with raises_code("invalid-value", "1", "2"):
         stream(dataset, datasets=[dataset, few], repeat=[1])
     with raises_code("dataset-empty", "'s'"):
         stream(dataset.subset([]))

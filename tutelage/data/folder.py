@@ -140,7 +140,7 @@ def _label_map(settings: FolderSettings, classes: Classes, ignore: list[int]) ->
     inside = {value: IGNORE for value in ignore if value < len(classes)}
     if inside:
         raise DataError(
-            "ignored-value",
+            "invalid-value",
             f"ignored mask value {next(iter(inside))} is also a class index ({len(classes)} classes)",
             "map mask values to classes under data.<name>.ids, or remove the value from data.<name>.ignore",
         )

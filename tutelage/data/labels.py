@@ -49,7 +49,7 @@ class LabelMap:
         beyond = [value for value in self.table if value >= _SIZES[self.encoding]]
         if beyond:
             raise DataError(
-                "mask-value-range",
+                "invalid-value",
                 f"mask values must be in [0, {_SIZES[self.encoding] - 1}], got {beyond[0]}",
                 "fix data.<name>.ids or data.<name>.ignore",
             )

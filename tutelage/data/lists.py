@@ -46,7 +46,7 @@ def read_entries(path: Path, root: Path) -> list[tuple[str, str, str | None]]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise DataError(
-            "list-missing", f"list file not found: {path}", "create it with `tutelage split`, or fix the recipe"
+            "file-missing", f"list file not found: {path}", "create it with `tutelage split`, or fix the recipe"
         ) from None
     except (UnicodeDecodeError, OSError) as error:
         raise DataError(

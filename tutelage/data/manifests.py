@@ -22,7 +22,7 @@ def read_manifest(path: Path, format_: int, what: str, stage: str, lists: tuple[
         for name in lists:
             tuple(content[name])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError("artefact-damaged", f"cannot read {what}: {root} ({error})", remedy) from None
+        raise DataError("file-damaged", f"cannot read {what}: {root} ({error})", remedy) from None
     if written != format_:
-        raise DataError("artefact-format", f"{what} in {root} have format {written}, expected {format_}", remedy)
+        raise DataError("artefact-mismatch", f"{what} in {root} have format {written}, expected {format_}", remedy)
     return dict(content)

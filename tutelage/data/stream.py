@@ -88,7 +88,7 @@ class Stream:
         repeats = self._repeats()
         if len(repeats) != len(self.datasets):
             raise DataError(
-                "stream-repeat",
+                "invalid-value",
                 f"stream {self.name!r}: repeat has {len(repeats)} numbers, expected {len(self.datasets)}",
                 "give one number per data set",
             )

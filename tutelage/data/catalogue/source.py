@@ -144,7 +144,7 @@ def open_catalogue(settings: CatalogueSettings, base: Path) -> Splits:
         list_file = next((folder / list_name for folder in (root, home) if (folder / list_name).is_file()), None)
         if list_file is None:
             raise DataError(
-                "list-missing", f"list file not found: {root / list_name}", f"fix data.<name>.splits.{name}"
+                "file-missing", f"list file not found: {root / list_name}", f"fix data.<name>.splits.{name}"
             )
         makers[name] = partial(files.listed_dataset, name, list_file)
     return Splits(settings.kind, variant, makers, absent)
