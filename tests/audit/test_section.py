@@ -208,7 +208,7 @@ def test_confidence_is_pale_where_it_is_high() -> None:
 
 
 def test_precision_is_of_covered_pixels_and_of_all() -> None:
-    (shown,), _ = audits(example.content(K, audits=(audit(),)), 10**6)
+    (shown,), _ = audit_views((audit(),), example.content(K).classes, 10**6)
     found = {(row.name, row.hint): row.cells[0].text for row in shown.rows}
     assert found["Precision", "covered pixels"] == "93.1"
     assert found["Precision", "all pixels"] == "77.7"

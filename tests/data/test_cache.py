@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.errors import raises_code
 from tutelage.data.cache import ImageCache
 from tutelage.data.dataset import Classes, Dataset, Sample
 from tutelage.data.labels import LabelMap, identity
-from tutelage.errors import DataError
 
 KINDS = ("none", "memory", "disk")
 
@@ -78,10 +78,10 @@ def test_an_unreadable_file_is_not_cached(dataset: Dataset, cache: ImageCache) -
     path = dataset.samples[0].image
     content = path.read_bytes()
     path.unlink()
-    with pytest.raises(DataError, match="image not found"):
+    with raises_code("file-missing"):
         cache.image(dataset, 0)
     path.write_bytes(content[:60])
-    with pytest.raises(DataError, match="damaged"):
+    with raises_code("image-unreadable", "damaged"):
         cache.image(dataset, 0)
     path.write_bytes(content)
     assert cache.image(dataset, 0).shape == (6, 9, 3)

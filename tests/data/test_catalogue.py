@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from tests.errors import raises_code
 from tutelage.data.catalogue import (
     KINDS,
     CatalogueSettings,
@@ -32,7 +33,6 @@ from tutelage.data.catalogue.source import Kind
 from tutelage.data.dataset import Dataset, plain
 from tutelage.data.images import IMAGE_SUFFIXES
 from tutelage.data.labels import unpack
-from tutelage.errors import DataError
 
 SIZE = (4, 6)
 SHARED = Path(__file__).parents[2] / "../shared/methods/datasets.json"
@@ -271,7 +271,7 @@ def test_cityscapes_train_ids(cityscapes: Path) -> None:
     splits = opened(cityscapes, "cityscapes", variant="train_ids")
     assert first_ids(splits["train"], 6) == [0, 18, 255, 255, 255, 13]
     grey(splits["val"].samples[0].label, [0, 19])
-    with pytest.raises(DataError, match=r"lindau_.*labelTrainIds.png: 19 \(23 pixels\)"):
+    with raises_code("mask-value", "lindau_", "labelTrainIds.png", "19 (23 pixels)"):
         splits["val"].label(0)
 
 
@@ -281,7 +281,7 @@ def test_a_missing_mask_is_named(cityscapes: Path) -> None:
     splits = opened(cityscapes, "cityscapes")
     assert len(splits["val"]) == 1  # the other splits are not concerned
     train = splits["train"]  # it may be meant as unlabelled data
-    with pytest.raises(DataError, match="here: 1 of 3 masks are not there") as error:
+    with raises_code("mask-missing", "here: 1 of 3 masks") as error:
         train.require_labels("here")
     assert str(lost) in error.value.message
     assert "train_ids" in error.value.message
@@ -300,20 +300,20 @@ def test_absent_splits_are_left_out(cityscapes: Path) -> None:
     splits = opened(cityscapes, "cityscapes")
     assert list(splits) == ["train", "test", "train_extra"]
     assert "val" not in splits
-    with pytest.raises(DataError, match="leftImg8bit/val/"):
+    with raises_code("split-missing", "leftImg8bit/val/"):
         splits["val"]
-    with pytest.raises(KeyError):
+    with raises_code("split-missing"):
         splits["val"]
-    with pytest.raises(DataError, match="no split 'nonsense'"):
+    with raises_code("unknown-split", "nonsense"):
         splits["nonsense"]
 
 
 def test_nothing_found_says_what_was_expected(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="data folder not found"):
+    with raises_code("folder-missing"):
         opened(tmp_path / "nowhere", "acdc")
     for kind in KINDS:
         for variant in variants(kind):
-            with pytest.raises(DataError) as error:
+            with raises_code("dataset-layout") as error:
                 opened(tmp_path, kind, variant=variant)
             layout = KINDS[kind][variant][0]
             first = next(iter(layout.splits.values()))[0]
@@ -330,7 +330,7 @@ def test_splits_are_opened_when_asked_for(cityscapes: Path, monkeypatch: pytest.
 
 
 def test_settings_know_their_variants(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="has no variant 'day'; it has ids, train_ids"):
+    with pytest.raises(ValidationError, match=r"'day'.* ids, train_ids"):
         CatalogueSettings(kind="cityscapes", root=".", variant="day")
     assert all(field.description for field in CatalogueSettings.model_fields.values())
 
@@ -361,13 +361,13 @@ def test_gta5_official_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "split.mat").write_bytes(b"MATLAB")
     splits = opened(tmp_path, "gta5")
     monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(DataError, match="needs SciPy"):
+    with raises_code("package-missing"):
         splits["train"]
     content = {"trainIds": np.array([[3], [1]], np.uint16), "valIds": np.array([[2]], np.uint16)}
     monkeypatch.setitem(sys.modules, "scipy.io", types.SimpleNamespace(loadmat=lambda path: content))
     assert names(splits["train"]) == ["00003.png", "00001.png"]
     assert splits["val"].labeled
-    with pytest.raises(DataError, match=r"split\.mat"):
+    with raises_code("list-unreadable", "split.mat"):
         splits["test"]
 
 
@@ -415,7 +415,7 @@ def test_voc(voc: Path) -> None:
     text(voc / "VOCdevkit/VOC2012/ImageSets/Segmentation/trainaug.txt", "2008_000008")
     assert names(opened(voc, "voc_aug")["train_aug"]) == ["2008_000008.jpg"]
     grey(voc / "VOCdevkit/VOC2012/SegmentationClass/2007_000033.png", [21])
-    with pytest.raises(DataError, match=r"21 \(24 pixels\)"):
+    with raises_code("mask-value", "21 (24 pixels)"):
         splits["val"].label(0)
 
 
@@ -423,7 +423,7 @@ def test_voc_without_sbd(voc: Path) -> None:
     os.rename(voc / "VOCdevkit/VOC2012/SegmentationClassAug", voc / "away")
     splits = opened(voc, "voc_aug")
     assert list(splits) == ["train", "val", "trainval"]
-    with pytest.raises(DataError, match="SegmentationClassAug") as error:
+    with raises_code("split-missing", "SegmentationClassAug") as error:
         splits["train_aug"]
     assert ".mat" in error.value.remedy
 
@@ -437,7 +437,7 @@ def test_camvid_segnet(tmp_path: Path) -> None:
     assert groups(splits["trainval"]) == ["0001TP", "Seq05VD", "0016E5"]
     assert first_ids(splits["train"], 3) == [0, 10, 255]
     grey(tmp_path / "CamVid/valannot/0016E5_07959.png", [12])
-    with pytest.raises(DataError, match=r"12 \(24 pixels\)"):
+    with raises_code("mask-value", "12 (24 pixels)"):
         splits["val"].label(0)
 
 
@@ -451,7 +451,7 @@ def test_camvid_original(tmp_path: Path) -> None:
     splits = opened(tmp_path, "camvid", variant="original")
     assert list(splits) == ["all"]
     assert first_ids(splits["all"], 5) == [0, 10, 10, 255, 8]
-    with pytest.raises(DataError, match=r"train\.txt") as error:
+    with raises_code("split-missing", "train.txt") as error:
         splits["train"]
     assert "SegNet's" in error.value.remedy
     # The lists of the other packaging name the same images.
@@ -460,7 +460,7 @@ def test_camvid_original(tmp_path: Path) -> None:
     assert names(train) == ["0006R0_f00930.png"]
     assert first_ids(train, 2) == [0, 10]
     colour(train.samples[0].label, [(1, 2, 3), (0, 0, 0)])
-    with pytest.raises(DataError, match=r"1,2,3 \(1 pixels\)"):
+    with raises_code("mask-value", "1,2,3 (1 pixels)"):
         train.label(0)
 
 
@@ -499,7 +499,7 @@ def test_coco_stuff(tmp_path: Path) -> None:
     assert first_ids(all_values, 4) == [0, 12, 181, 255]
     assert len(all_values.classes) == 182
     grey(tmp_path / "annotations/train2017/000000000009.png", [11])
-    with pytest.raises(DataError, match=r"000000000009.png: 11 \(24 pixels\)"):  # a raw value that never occurs
+    with raises_code("mask-value", "000000000009.png", "11 (24 pixels)"):  # a raw value that never occurs
         opened(tmp_path, "coco_stuff")["train"].label(0)
 
 
@@ -519,7 +519,7 @@ def test_potsdam_clips(tmp_path: Path, variant: str | None, bands: str) -> None:
     }
     assert first_ids(splits["train"], 3) == [255, 0, 5]
     grey(tmp_path / f"Potsdam_{bands}_DA/ann_dir/val/2_13_0_0_512_512.png", [7])
-    with pytest.raises(DataError, match=r"7 \(24 pixels\)"):
+    with raises_code("mask-value", "7 (24 pixels)"):
         splits["val"].label(0)
 
 
@@ -578,7 +578,7 @@ def test_city_osm(tmp_path: Path, city: str) -> None:
     }
     assert first_ids(splits["train"], 3) == [0, 1, 2]
     grey(tmp_path / f"CITY_{city}/ann_dir/{city}1_512_0_1024_512.png", [255])
-    with pytest.raises(DataError, match=r"255 \(24 pixels\)"):  # there is no ignored value in these files
+    with raises_code("mask-value", "255 (24 pixels)"):  # there is no ignored value in these files
         splits["val"].label(0)
 
 
@@ -724,7 +724,7 @@ def test_published_lists_need_no_masks_to_be_opened(cityscapes: Path) -> None:
         split = opened(cityscapes, "cityscapes", variant=variant, splits={"mine": "unlabeled.txt"})["mine"]
         assert [it.partition("_")[0] for it in names(split)] == ["aachen"] * 2
         assert not split.labeled
-        with pytest.raises(DataError, match=r"here: . of 2 masks are not there; the first: .*txt:"):
+        with raises_code("mask-missing", "of 2 masks", "txt:"):
             split.require_labels("here")
         assert not any(sample.lost for sample in split.without_labels().samples)
         assert split.fingerprint  # the key of a training without these masks can be made
@@ -747,17 +747,17 @@ def test_masks_of_voc_lie_in_another_folder_than_lists_say(voc: Path) -> None:
 
 
 def test_faults_in_lists(cityscapes: Path) -> None:
-    with pytest.raises(DataError, match=r"list file not found: .*nowhere\.txt"):
+    with raises_code("file-missing", "nowhere.txt"):
         opened(cityscapes, "cityscapes", splits={"mine": "nowhere.txt"})
     text(cityscapes / "mine.txt", "# a comment", "aachen_000009_000019")
-    with pytest.raises(DataError, match=r"mine\.txt:2: image not found: .*aachen_000009_000019"):
+    with raises_code("file-missing", "mine.txt:2:", "aachen_000009_000019"):
         opened(cityscapes, "cityscapes", splits={"mine": "mine.txt"})["mine"]
     text(cityscapes / "mine.txt", "leftImg8bit/val/lindau/lindau_000003_000019_leftImg8bit.png pseudo/lindau.png")
     lost = opened(cityscapes, "cityscapes", splits={"mine": "mine.txt"})["mine"]
-    with pytest.raises(DataError, match=r"1 of 1 masks .*mine\.txt:1: file not found: .*pseudo/lindau\.png"):
+    with raises_code("mask-missing", "1 of 1 masks", "mine.txt:1:", "pseudo/lindau.png"):
         lost.require_labels("here")
     text(cityscapes / "mine.txt", "lindau_000003_000019", "lindau_000003_000019")
-    with pytest.raises(DataError, match="two images have the name"):
+    with raises_code("duplicate-name"):
         opened(cityscapes, "cityscapes", splits={"mine": "mine.txt"})["mine"]
 
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from tests.errors import raises_code
 from tutelage.data.folder import FolderSettings, FolderSplit, grouping, list_images, open_folder
-from tutelage.errors import DataError
 
 
 def picture(path: Path) -> None:
@@ -61,19 +61,19 @@ def test_mask_suffix_and_other_endings(base: Path) -> None:
 
 
 def test_missing_things_are_named(base: Path) -> None:
-    with pytest.raises(DataError, match=r"data folder not found: .*nowhere"):
+    with raises_code("folder-missing", "nowhere"):
         opened(base, root="nowhere")
-    with pytest.raises(DataError, match=r"folder not found: .*photos"):
+    with raises_code("folder-missing", "photos"):
         opened(base, splits={"all": {"images": "photos"}})
     (base / "data/empty").mkdir()
-    with pytest.raises(DataError, match=r"folder holds no images: .*empty"):
+    with raises_code("folder-empty", "empty"):
         opened(base, splits={"all": {"images": "empty"}})
     (base / "data/masks/town/c.png").unlink()
-    with pytest.raises(DataError, match=r"1 of 3 images have no mask in .*masks; the first: .*town/c\.jpg"):
+    with raises_code("image-unpaired", "1 of 3 images", "masks", "town/c.jpg"):
         opened(base)
-    with pytest.raises(ValidationError, match="give either `list` or `images`"):
+    with pytest.raises(ValidationError, match="`list`"):
         FolderSplit(list="a.txt", images="images")
-    with pytest.raises(ValidationError, match="give either `list` or `images`"):
+    with pytest.raises(ValidationError, match="`list`"):
         FolderSplit(masks="masks")
 
 
@@ -87,25 +87,24 @@ def test_class_file(base: Path) -> None:
     assert opened(base, classes="classes.json", palette=[(7, 7, 7), (8, 8, 8)])["all"].classes.palette[0] == (7, 7, 7)
     for wrong in ("not json", "[]", '{"classes": []}'):
         (base / "data/classes.json").write_text(wrong)
-        with pytest.raises(DataError, match=r"class file cannot be used: .*classes\.json"):
+        with raises_code("class-file", "classes.json"):
             opened(base, classes="classes.json")
-    with pytest.raises(DataError, match=r"class file not found: .*none\.json"):
+    with raises_code("class-file", "none.json"):
         opened(base, classes="none.json")
 
 
 def test_mask_values(base: Path) -> None:
     mask(base / "data/masks/a.png", 3, 7, 8, 200)
-    with pytest.raises(DataError, match=r"a\.png: 3 \(1 pixels\)"):
+    with raises_code("mask-value", "a.png", "3 (1 pixels)"):
         opened(base)["all"].label(0)
     several = opened(base, ids={3: "Soil", 7: "weed", 8: "weed"}, ignore=[200])["all"]
     assert several.label(0).tolist() == [[0, 1, 1, 255]]
     assert opened(base, ids={3: "soil"}, others="ignore")["all"].label(0).tolist() == [[0, 255, 255, 255]]
-    with pytest.raises(DataError, match="class 'tree', which is not among the classes") as error:
+    with raises_code("unknown-class", "'tree'", "soil, weed"):
         opened(base, ids={3: "tree"})
-    assert error.value.remedy == "soil, weed"
-    with pytest.raises(DataError, match="ignored value 1 is also a class index"):
+    with raises_code("invalid-value", "1"):
         opened(base, ignore=[1])
-    with pytest.raises(DataError, match="70000 is beyond"):
+    with raises_code("invalid-value", "70000"):
         opened(base, ids={70_000: "soil"})
 
 
@@ -113,11 +112,11 @@ def test_colours(base: Path) -> None:
     Image.fromarray(np.array([[[128, 0, 0], [0, 0, 0], [9, 9, 9]]], np.uint8)).save(base / "data/masks/a.png")
     colours = {"128,0,0": "weed", " 0, 0, 0": None, "9,9,9": "soil"}
     assert opened(base, colours=colours)["all"].label(0).tolist() == [[1, 255, 0]]
-    with pytest.raises(DataError, match="holds colours"):
+    with raises_code("mask-colours"):
         opened(base)["all"].label(0)
-    with pytest.raises(DataError, match=r"9,9,9 \(1 pixels\)"):
+    with raises_code("mask-value", "9,9,9 (1 pixels)"):
         opened(base, colours={"128,0,0": "weed", "0,0,0": None})["all"].label(0)
-    with pytest.raises(DataError, match="both `ids` and `colours`"):
+    with raises_code("option-conflict", "`ids`", "`colours`"):
         opened(base, colours=colours, ids={0: "soil"})
     with pytest.raises(ValidationError):
         FolderSettings(classes=["a"], splits=WHOLE, colours={"red": "a"})
@@ -126,14 +125,14 @@ def test_colours(base: Path) -> None:
 def test_groups(base: Path) -> None:
     assert [s.group for s in opened(base, group=r"images/(\w+)/")["all"].samples] == ["", "", "town"]
     assert grouping(r"(x)?y")("y") == ""
-    for pattern, message in ((r"(a", "not a regular expression"), (r"a", "exactly one"), (r"(a)(b)", "exactly one")):
-        with pytest.raises(DataError, match=message):
+    for pattern, got in ((r"(a", "'(a'"), (r"a", "got 0"), (r"(a)(b)", "got 2")):
+        with raises_code("group-pattern", got):
             grouping(pattern)
 
 
 def test_two_images_of_one_name(base: Path) -> None:
     picture(base / "data/images/a.png")
-    with pytest.raises(DataError, match="two images have the name 'images/a'"):
+    with raises_code("duplicate-name", "'images/a'"):
         opened(base)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.errors import raises_code
 from tutelage.data.proposal import look
-from tutelage.errors import DataError
 
 SIZE = (16, 24)
 
@@ -216,16 +216,16 @@ def plant_other_names(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("plant", "masks", "words"),
+    ("plant", "masks", "code"),
     [
-        (lambda root: None, None, "folder not found"),
-        (plant_nothing, None, "holds no images"),
-        (plant_no_masks, None, "0 images with masks"),
-        (plant_other_names, "masks", "no mask in"),
+        (lambda root: None, None, "folder-missing"),
+        (plant_nothing, None, "folder-empty"),
+        (plant_no_masks, None, "image-unpaired"),
+        (plant_other_names, "masks", "image-unpaired"),
     ],
 )
-def test_errors(tmp_path: Path, plant, masks: str | None, words: str) -> None:  # type: ignore[no-untyped-def]
+def test_errors(tmp_path: Path, plant, masks: str | None, code: str) -> None:  # type: ignore[no-untyped-def]
     plant(tmp_path)
-    with pytest.raises(DataError, match=words) as caught:
+    with raises_code(code) as caught:
         look(tmp_path / "images", None if masks is None else tmp_path / masks)
     assert caught.value.remedy

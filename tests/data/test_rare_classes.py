@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.errors import raises_code
 from tutelage.data.augmentation import AugmentSettings, draw_geometry, take_map
 from tutelage.data.dataset import Classes, Dataset, Sample
 from tutelage.data.labels import identity
@@ -23,7 +24,6 @@ from tutelage.data.rare_classes import (
 )
 from tutelage.data.settings import ViewSettings
 from tutelage.data.stream import SHARED, LoaderSettings, Stream
-from tutelage.errors import DataError
 
 # Class 2 is in images 1 and 3; class 3 never occurs.
 PIXELS = np.array([[900, 100, 0, 0], [500, 490, 10, 0], [1000, 0, 0, 0], [700, 298, 2, 0]])
@@ -37,7 +37,7 @@ def test_probabilities_by_hand() -> None:
     assert class_probabilities(PIXELS, 1e-4)[2] == 1.0
     even = class_probabilities(PIXELS, 1e6)
     np.testing.assert_allclose(even, [1 / 3, 1 / 3, 1 / 3, 0], atol=1e-5)
-    with pytest.raises(DataError, match="have none"):
+    with raises_code("sampler-labels"):
         class_probabilities(np.zeros((2, 3), np.int64), 0.1)
 
 
@@ -186,5 +186,5 @@ def test_pooled_and_repeated_data(tmp_path: Path) -> None:
 
 def test_a_sampler_needs_masks(tmp_path: Path) -> None:
     dataset = make(tmp_path / "data")
-    with pytest.raises(DataError, match="stream 'source': its sampler counts classes"):
+    with raises_code("sampler-labels", "'source'"):
         stream(dataset, labels=False, sampler=RareClassSettings())

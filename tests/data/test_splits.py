@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.errors import raises_code
 from tutelage.data.dataset import Classes, Dataset, Sample
 from tutelage.data.folder import FolderSettings, open_folder
 from tutelage.data.labels import identity
@@ -24,7 +25,6 @@ from tutelage.data.splits import (
     write_splits,
 )
 from tutelage.data.statistics import read_statistics
-from tutelage.errors import DataError
 
 NAMES = ("road", "car", "person", "rider")
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
@@ -131,7 +131,7 @@ def test_the_only_image_of_a_class_trains(tmp_path: Path) -> None:
     for seed in range(5):
         parts = split_dataset(dataset, SHARES, seed)
         assert 9 in parts["train"]
-        assert describe_parts(dataset, parts)[1] == "val: 1 image; shows no rider"
+        assert describe_parts(dataset, parts)[1].endswith("rider")
 
 
 def test_groups_stay_together(city: Dataset) -> None:
@@ -151,26 +151,26 @@ def test_lopsided_groups_leave_no_part_empty(tmp_path: Path) -> None:
 
 
 def test_group_faults(city: Dataset) -> None:
-    with pytest.raises(DataError, match="no image belongs to a group"):
+    with raises_code("groups-missing"):
         split_dataset(replace(city, samples=tuple(replace(s, group="") for s in city.samples)), SHARES, group=True)
-    with pytest.raises(DataError, match="3 parts cannot be made of 2 groups"):
+    with raises_code("split-size", "2 groups", "3 parts"):
         split_dataset(city.subset(range(20)), SHARES, group=True)
 
 
 @pytest.mark.parametrize(
-    ("parts", "message"),
+    ("parts", "facts"),
     [
-        ({"train": 0.9, "test": 0.2}, "parts ask for 110 of 100 images"),
-        ({"train": 90, "test": 20}, "parts ask for 110 of 100 images"),
-        ({"train": 0}, "part 'train' would have no image"),
-        ({"train": 0.0, "test": 0.5}, "part 'train' would have no image"),
-        ({"train": "many"}, "size 'many' is no number"),
-        ({"train": 1.5}, "share 1.5 is not between 0 and 1"),
-        ({"train": "1/0"}, "size '1/0' is no number"),
+        ({"train": 0.9, "test": 0.2}, ["110", "100"]),
+        ({"train": 90, "test": 20}, ["110", "100"]),
+        ({"train": 0}, ["'train'"]),
+        ({"train": 0.0, "test": 0.5}, ["'train'"]),
+        ({"train": "many"}, ["'many'"]),
+        ({"train": 1.5}, ["1.5"]),
+        ({"train": "1/0"}, ["'1/0'"]),
     ],
 )
-def test_impossible_parts(city: Dataset, parts: dict[str, float], message: str) -> None:
-    with pytest.raises(DataError, match=message):
+def test_impossible_parts(city: Dataset, parts: dict[str, float], facts: list[str]) -> None:
+    with raises_code("split-size", *facts):
         split_dataset(city, parts)
 
 
@@ -184,7 +184,7 @@ def test_sizes() -> None:
         "46",
     ]
     assert [count_of(size, 367) for size in ("1/16", "1/8", 0.25, 0.0001, 46, 1.0)] == [23, 46, 92, 1, 46, 367]
-    with pytest.raises(DataError, match="400 of 367 images cannot be had"):
+    with raises_code("split-size", "[1, 367]", "400"):
         count_of(400, 367)
 
 
@@ -275,10 +275,10 @@ def test_groups_are_whole_or_shared_out(city: Dataset) -> None:
         lambda data, **options: few_label_partitions(data, [0.5], by_group=True, **options),
         lambda data, **options: split_dataset(data, SHARES, group=True, **options),
     ):
-        with pytest.raises(DataError, match="whole and shared out"):
+        with raises_code("option-conflict"):
             split(city, stratify="group")
     bare = replace(city, samples=tuple(replace(s, group="") for s in city.samples))
-    with pytest.raises(DataError, match="no image belongs to a group"):
+    with raises_code("groups-missing"):
         few_label_partitions(bare, [0.5], stratify="group")
 
 
@@ -337,7 +337,7 @@ def test_lists_are_not_overwritten(city: Dataset, tmp_path: Path) -> None:
     assert write_splits(city, parts, tmp_path, root) == written
     others = split_dataset(city, SHARES, seed=1)
     written["val"].unlink()
-    with pytest.raises(DataError, match=r"list exists and says something else: .*train\.txt and 1 more"):
+    with raises_code("output-exists", "train.txt and 1 more"):
         write_splits(city, others, tmp_path, root)
     assert not written["val"].exists()  # all or nothing
     assert all(
@@ -345,5 +345,5 @@ def test_lists_are_not_overwritten(city: Dataset, tmp_path: Path) -> None:
     )
     write_splits(city, others, tmp_path, root, force=True)
     assert written["train"].read_bytes() != before[written["train"]][0]
-    with pytest.raises(DataError, match="part 'none' would have no image"):
+    with raises_code("split-size", "'none'"):
         write_splits(city, {"none": []}, tmp_path, root)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.errors import raises_code
 from tutelage.data.dataset import Classes, Dataset, Sample
 from tutelage.data.labels import identity
 from tutelage.data.settings import ViewSettings
 from tutelage.data.stream import LoaderSettings, Stream
 from tutelage.data.weights import WeightFolder, with_weights
-from tutelage.errors import DataError
 
 SIZE = (8, 10)
 
@@ -63,10 +63,10 @@ def test_a_stream_without_labels_has_no_weights(dataset: Dataset, tmp_path: Path
 
 def test_pooled_data_of_which_some_have_weights(dataset: Dataset, tmp_path: Path) -> None:
     pooled = stream(weighted(dataset, tmp_path / "w"), replace(dataset, name="other"))
-    with pytest.raises(DataError, match="some samples have a weight, others do not"):
+    with raises_code("batch-maps"):
         list(pooled.batches(0, 1, 1, 0, 1, torch.device("cpu")))
 
 
 def test_weights_of_another_size(dataset: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="image and weights differ in size"):
+    with raises_code("artefact-mismatch"):
         list(stream(weighted(dataset, tmp_path / "w", (4, 4))).batches(0, 1, 1, 0, 1, torch.device("cpu")))

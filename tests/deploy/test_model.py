@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from tests.deploy.nets import CLASSES, PALETTE, model
+from tests.errors import raises_code
 from tutelage.data.images import read_image
 from tutelage.deploy import large
 from tutelage.deploy.decoded_image import DecodedImage, allowing
 from tutelage.deploy.large import WHOLE_PIXELS, WINDOWED, column_blocks, label_image
 from tutelage.deploy.model import load_model
-from tutelage.errors import DataError, RunError, TutelageError
 from tutelage.evaluation.inference import predict_labels
 from tutelage.evaluation.protocol import Protocol
 from tutelage.nets.build import build
@@ -66,26 +66,26 @@ def test_precision_in_either_place(artefact: Artefact) -> None:
     assert by_name.predict(image).protocol.precision == "bf16"
     assert by_protocol.predict(image).protocol == Protocol(precision="bf16", flip=True)
     assert by_protocol.precision == by_name.precision == "bf16"
-    with pytest.raises(TutelageError, match="fp17"):
+    with raises_code("invalid-value", "fp17"):
         load_model(artefact.folder, "cpu", precision="fp17")
-    with pytest.raises(TutelageError, match="two precisions"):
+    with raises_code("option-conflict"):
         load_model(artefact.folder, "cpu", precision="fp16", protocol=Protocol(precision="bf16"))
 
 
 def test_what_cannot_be_loaded(artefact: Artefact, tmp_path: Path) -> None:
-    with pytest.raises(TutelageError, match="no net at"):
+    with raises_code("file-missing"):
         load_model(tmp_path / "gone.safetensors")
-    with pytest.raises(RunError, match="no net in"):
+    with raises_code("net-missing"):
         load_model(tmp_path)
-    with pytest.raises(RunError, match="several stages") as caught:
+    with raises_code("ambiguous-path") as caught:
         load_model(artefact.folder.parent)
     assert artefact.folder.name in caught.value.remedy
     nets = tmp_path / "adapted-000000000000" / "nets"
     nets.mkdir(parents=True)
     (nets / "critic.safetensors").touch()
-    with pytest.raises(RunError, match="its nets are: critic"):
+    with raises_code("net-missing", "critic"):
         load_model(nets.parent)
-    with pytest.raises(RunError, match="tpu"):
+    with raises_code("device-unavailable", "tpu"):
         load_model(artefact.folder, device="tpu")
 
 
@@ -142,29 +142,29 @@ def test_a_file_is_turned_upright(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("given", "code", "fact"),
     [
-        (np.zeros((4, 4, 3)), "multiply by 255"),
-        (np.zeros((4, 4), dtype=np.int64), "uint8"),
-        (np.zeros((4, 4, 4), dtype=np.uint8), "alpha"),
-        (np.zeros((4, 4, 1), dtype=np.uint8), r"image\[..., 0\]"),
-        (np.zeros((3, 4, 5), dtype=np.uint8), "channels come last"),
-        (np.zeros((1, 4, 4, 3), dtype=np.uint8), "one image at a time"),
-        (np.zeros(4, dtype=np.uint8), "is no image"),
-        (np.zeros((0, 4, 3), dtype=np.uint8), "is no image"),
-        ([[1, 2], [3, 4]], "a list is no image"),
-        (torch.zeros(3, 4, 4), "a Tensor is no image"),
+        (np.zeros((4, 4, 3)), "image-array", "multiply by 255"),
+        (np.zeros((4, 4), dtype=np.int64), "image-array", "uint8"),
+        (np.zeros((4, 4, 4), dtype=np.uint8), "image-array", "alpha"),
+        (np.zeros((4, 4, 1), dtype=np.uint8), "image-array", "image[..., 0]"),
+        (np.zeros((3, 4, 5), dtype=np.uint8), "image-array", "transpose(1, 2, 0)"),
+        (np.zeros((1, 4, 4, 3), dtype=np.uint8), "image-array", "(1, 4, 4, 3)"),
+        (np.zeros(4, dtype=np.uint8), "image-array", "(4,)"),
+        (np.zeros((0, 4, 3), dtype=np.uint8), "image-array", "(0, 4, 3)"),
+        ([[1, 2], [3, 4]], "image-array", "list"),
+        (torch.zeros(3, 4, 4), "image-array", "Tensor"),
     ],
 )
-def test_what_is_no_image(given: object, words: str) -> None:
-    with pytest.raises(TutelageError, match=words):
+def test_what_is_no_image(given: object, code: str, fact: str) -> None:
+    with raises_code(code, fact):
         model()[0].predict(given)  # type: ignore[arg-type]
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"nothing")
-    for name in ("a.jpg", "gone.jpg"):
-        with pytest.raises(DataError, match=name):
+    for name, code in (("a.jpg", "image-unreadable"), ("gone.jpg", "file-missing")):
+        with raises_code(code, name):
             model()[0].predict(tmp_path / name)
 
 
@@ -172,11 +172,11 @@ def test_pillows_limit_is_lifted_and_put_back(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     image = picture(20, 30)
     Image.fromarray(image).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match="too large"):
+    with raises_code("image-large"):
         read_image(tmp_path / "a.png")
     assert model()[0].predict(tmp_path / "a.png").labels.shape == (20, 30)
     assert Image.MAX_IMAGE_PIXELS == 50
-    with allowing(590), pytest.raises(DataError, match="too large"):
+    with allowing(590), raises_code("image-large"):
         DecodedImage.read(tmp_path / "a.png")
     with allowing(100), allowing(600), allowing(200):
         DecodedImage.read(tmp_path / "a.png")
@@ -203,9 +203,9 @@ def test_pictures_of_a_result() -> None:
     np.testing.assert_array_equal(np.asarray(given), before)
     np.testing.assert_array_equal(image, before)
     assert result.overlay(image[..., 0]).mode == "RGB"
-    with pytest.raises(TutelageError, match="29x20"):
+    with raises_code("size-mismatch", "29x20"):
         result.overlay(image[:, :-1])
-    with pytest.raises(TutelageError, match="alpha"):
+    with raises_code("invalid-value", "alpha"):
         result.overlay(image, 50)
 
 

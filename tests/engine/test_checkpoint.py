@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from tests.engine.test_loop import CPU, Line, Numbers, settings
 from tests.engine.toy import Toy, ToyStream
+from tests.errors import raises_code
 from tutelage.engine import checkpoint
 from tutelage.engine.contract import Method
 from tutelage.engine.loop import Callbacks, fit
 from tutelage.engine.optimizers import build_optimizer
 from tutelage.engine.settings import FitSettings, MethodSettings, OptimizerSettings
-from tutelage.errors import RunError
 from tutelage.runs.atomic import write_json
 from tutelage.runs.checkpoints import Checkpoints
 
@@ -101,7 +101,7 @@ def test_tied_parameters(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_method_is_refused(tmp_path: Path) -> None:
     checkpoint.write(tmp_path / "a.safetensors", Line(), {})
-    with pytest.raises(RunError, match=r"checkpoint does not fit: .*a\.safetensors") as raised:
+    with raises_code("checkpoint-mismatch", "a.safetensors") as raised:
         checkpoint.restore(tmp_path / "a.safetensors", Tied(), {})
     assert "remove the stage's folder" in raised.value.remedy
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.engine.toy import Toy, ToyStream
+from tests.errors import raises_code
 from tutelage.data.batch import Batch
 from tutelage.engine.contract import Carry, Method, OptimizerSpec, Pass, StepContext
 from tutelage.engine.loop import Callbacks, Progress, fit
 from tutelage.engine.settings import FitSettings, MethodSettings, OptimizerSettings, ScheduleSettings, StreamSpec
-from tutelage.errors import RunError
 from tutelage.runs.checkpoints import Checkpoints
 
 CPU = torch.device("cpu")
@@ -231,7 +231,7 @@ def test_precision_is_the_nets_and_fp16_needs_a_gpu() -> None:
     line.student.precision = "fp32"  # type: ignore[assignment]
     run(line, steps=1, precision="bf16")
     assert line.student.precision == "bf16"
-    with pytest.raises(RunError, match="fp16 needs a GPU") as raised:
+    with raises_code("device-unavailable", "fp16") as raised:
         run(precision="fp16")
     assert "bf16" in raised.value.remedy
 

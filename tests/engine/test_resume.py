@@ -15,8 +15,9 @@ import torch
 from tests.engine.test_loop import CPU, settings
 from tests.engine.toy import Toy, ToyStream
 from tests.engine.victims import STEPS, train
+from tests.errors import raises_code
 from tests.processes import in_child, kill_until_done
-from tutelage.engine.interruption import Interruption, StoppedError
+from tutelage.engine.interruption import Interruption
 from tutelage.engine.log import read_log
 from tutelage.engine.loop import fit
 from tutelage.runs.checkpoints import Checkpoints
@@ -134,7 +135,7 @@ class Asked(Toy):
 def test_a_stop_keeps_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     store = Checkpoints(tmp_path)
-    with pytest.raises(StoppedError, match="stopped by SIGTERM after step 2") as raised:
+    with raises_code("stopped", "SIGTERM", "step 2") as raised:
         fit(Asked(), {"labeled": ToyStream()}, settings(checkpoint_every=100), seed=3, device=CPU, checkpoints=store)
     assert raised.value.exit_status == 128 + signal.SIGTERM
     assert "same command" in raised.value.remedy
@@ -146,7 +147,7 @@ def test_a_stop_in_the_last_step_still_stops(tmp_path: Path) -> None:
     toy = Asked()
     toy.ask_after = 4
     store = Checkpoints(tmp_path)
-    with pytest.raises(StoppedError):
+    with raises_code("stopped"):
         fit(toy, {"labeled": ToyStream()}, settings(), seed=3, device=CPU, checkpoints=store)
     assert store.steps()[-1] == 4
 
@@ -159,7 +160,7 @@ def test_an_interruption_remembers_the_first_signal_and_lets_the_second_act() ->
             interruption.raise_if_asked(1)
             signal.raise_signal(signal.SIGINT)
             assert not heard
-            with pytest.raises(StoppedError, match="SIGINT after step 5"):
+            with raises_code("stopped", "SIGINT", "step 5"):
                 interruption.raise_if_asked(5)
             signal.raise_signal(signal.SIGINT)
             assert heard == [signal.SIGINT]

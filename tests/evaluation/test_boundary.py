@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.errors import raises_code
 from tests.evaluation.test_confusion import INTEGERS
-from tutelage.errors import TutelageError
 from tutelage.evaluation.boundary import BoundaryIoU, boundary_counts, boundary_distance
 
 
@@ -89,5 +89,5 @@ def test_perfect_and_empty() -> None:
 def test_distance_and_errors() -> None:
     assert boundary_distance(1024, 2048) == 46
     assert boundary_distance(1, 1) == 1
-    with pytest.raises(TutelageError, match="ratio"):
+    with raises_code("invalid-value", "ratio"):
         BoundaryIoU(3, ratio=0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import tutelage.torchvision_operators  # noqa: F401  (before torchmetrics, which imports torchvision)
-from tutelage.errors import TutelageError
+from tests.errors import raises_code
 from tutelage.evaluation.calibration import Calibration, fit_temperature
 
 
@@ -109,15 +109,15 @@ def test_nothing_labelled() -> None:
     metric.update(logits, torch.full_like(label, 255))
     metric.update(logits[:0], label[:0])
     assert math.isnan(metric.scores().error)
-    with pytest.raises(TutelageError, match="No pixel is labelled"):
+    with raises_code("no-labels"):
         fit_temperature(logits, torch.full_like(label, 255))
 
 
 def test_what_does_not_fit() -> None:
     logits, label = pixels(0)
-    with pytest.raises(TutelageError, match="do not fit"):
+    with raises_code("shape-mismatch"):
         Calibration().update(logits, label[:, 1:])
-    with pytest.raises(TutelageError, match="bins"):
+    with raises_code("invalid-value", "bins"):
         Calibration(0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tutelage.errors import RecipeError
+from tests.errors import raises_code
 from tutelage.evaluation.class_groups import class_ids, merged_names, same_groups
 
 NAMES = ("soil", "crop", "weed", "stone")
@@ -17,16 +17,16 @@ def test_groups_come_before_the_rest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "message"),
+    ("groups", "code", "facts"),
     [
-        ({"plants": ["crop", "tree"]}, "merged.plants names tree, which the data do not have"),
-        ({"plants": ["crop", "crop"]}, "merged.plants names crop twice"),
-        ({"one": ["crop", "weed"], "other": ["weed"]}, "merged: weed can be part of one group only"),
-        ({"soil": ["crop", "weed"]}, "merged.soil has the name of a class that is not merged"),
+        ({"plants": ["crop", "tree"]}, "unknown-class", ["merged.plants", "tree"]),
+        ({"plants": ["crop", "crop"]}, "duplicate-name", ["merged.plants", "crop"]),
+        ({"one": ["crop", "weed"], "other": ["weed"]}, "duplicate-name", ["weed"]),
+        ({"soil": ["crop", "weed"]}, "duplicate-name", ["merged.soil"]),
     ],
 )
-def test_what_cannot_be_merged(groups: dict[str, list[str]], message: str) -> None:
-    with pytest.raises(RecipeError, match=message):
+def test_what_cannot_be_merged(groups: dict[str, list[str]], code: str, facts: list[str]) -> None:
+    with raises_code(code, *facts):
         merged_names(groups, NAMES, "merged")
 
 

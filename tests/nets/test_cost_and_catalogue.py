@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tutelage.errors import TutelageError
+from tests.errors import raises_code
 from tutelage.nets.build import build
 from tutelage.nets.catalogue import CATALOGUE, USUAL_CLASSES, USUAL_SIZE, compute, rows, settings_of
 from tutelage.nets.cost import counting, flops, latency, parameters
@@ -80,5 +80,5 @@ def test_every_net_of_the_catalogue_is_as_stored_and_trains(name: str) -> None:
 
 def test_unknown_names_list_the_known() -> None:
     assert settings_of("small-lite0").encoder == "tf_efficientnet_lite0"
-    with pytest.raises(TutelageError, match="small-lite0"):
+    with raises_code("unknown-net", "small-lite0"):
         settings_of("small-lite9")

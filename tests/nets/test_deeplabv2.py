@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 
 from tutelage.engine.contract import TaskInfo
-from tutelage.errors import RecipeError
+from tutelage.errors import TutelageError
 from tutelage.methods.pbal import PBALBidirectional, PBALSelfTraining
 from tutelage.nets.build import build
 from tutelage.nets.cost import parameters
@@ -88,5 +88,5 @@ def test_it_has_no_width() -> None:
 
 @pytest.mark.parametrize("method", [PBALBidirectional, PBALSelfTraining])
 def test_pbal_wants_a_classifier_whose_rows_are_prototypes(method: type) -> None:
-    with pytest.raises(RecipeError, match="dilated convolutions"):
+    with pytest.raises(TutelageError, match="deeplabv3plus_pbal"):
         method({"student": net()}, method.Settings(), TaskInfo(classes=5))  # type: ignore[attr-defined]

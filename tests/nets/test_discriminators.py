@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.errors import raises_code
 from tests.methods.cases import changed, copied
-from tutelage.errors import TutelageError
 from tutelage.nets.discriminators import HolisticCritic, ProDADiscriminator, SelfAttention, SpectralConv
 
 
@@ -35,9 +35,9 @@ def test_small_maps_have_fewer_blocks(side: int, depth: int, scores: int) -> Non
 
 
 def test_maps_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(TutelageError, match="1x4"):
+    with raises_code("size-mismatch", "1x4"):
         HolisticCritic(3, (1, 4))
-    with pytest.raises(TutelageError, match="made for maps of 64x64"):
+    with raises_code("size-mismatch", "64x64"):
         HolisticCritic(3, (64, 64))(torch.randn(1, 3, 16, 16))
 
 

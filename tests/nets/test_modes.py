@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tutelage.errors import TutelageError
+from tests.errors import raises_code
 from tutelage.nets.build import build
 from tutelage.nets.segmentor import Segmentor
 from tutelage.nets.settings import NetSettings
@@ -97,10 +97,10 @@ def test_copies_keep_what_was_declared(net: Segmentor) -> None:
 
 def test_contradictions_are_refused(net: Segmentor) -> None:
     net.freeze_norm(affine=False, statistics=True)
-    with pytest.raises(TutelageError, match="frozen"):
+    with raises_code("option-conflict", "frozen"):
         net.mode(norm="batch")
-    with pytest.raises(TutelageError, match="batch, running or None"):
+    with raises_code("invalid-value"):
         net.mode(norm="instance")  # type: ignore[arg-type]
     net.freeze_norm(affine=False, statistics=False).mode(norm="batch")
-    with pytest.raises(TutelageError, match="frozen"):
+    with raises_code("option-conflict", "frozen"):
         net.freeze_norm()

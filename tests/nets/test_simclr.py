@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tutelage.errors import TutelageError
 from tutelage.nets.build import build
 from tutelage.nets.published.simclr import (
     CHANNELS,
@@ -23,6 +22,7 @@ from tutelage.nets.segmentor import Segmentor
 from tutelage.nets.settings import NetSettings
 
 import timm  # isort: skip
+from tests.errors import raises_code
 
 PLAIN, SELECTIVE = "simclrv2_r50_1x_sk0", "simclrv2_r50_1x_sk1"
 
@@ -154,7 +154,7 @@ def test_deeplab_on_it_and_what_is_refused() -> None:
         net(SELECTIVE, decoder="unet")
     with pytest.raises(ValueError, match="no drop path"):
         net(SELECTIVE, drop_path=0.1)
-    with pytest.raises(TutelageError, match="simclrv2_r152_1x_sk1"):
+    with raises_code("unknown-encoder", "simclrv2_r152_1x_sk1"):
         net("simclrv2_r152_2x_sk1")
 
 
@@ -183,7 +183,7 @@ def test_a_plain_file_fills_any_resnet_of_its_depth(tmp_path: Path) -> None:
 def test_a_file_that_lacks_a_tensor_is_refused(missing: str, tmp_path: Path) -> None:
     tensors = file_names(other(PLAIN))
     del tensors[missing]
-    with pytest.raises(TutelageError, match="do not belong to encoder") as refused:
+    with raises_code("weights-mismatch") as refused:
         net(PLAIN, saved(tmp_path / "part.pth", tensors))
     own = renamed({missing: torch.zeros(1)})
     assert next(iter(own)) in str(refused.value)
@@ -191,11 +191,11 @@ def test_a_file_that_lacks_a_tensor_is_refused(missing: str, tmp_path: Path) -> 
 
 def test_files_of_another_net_are_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "r50_1x_sk1.pth", file_names(other(SELECTIVE)))
-    with pytest.raises(TutelageError, match="do not belong to encoder"):
+    with raises_code("weights-mismatch"):
         net("resnet50_multigrid", path, decoder="deeplabv3plus_bismap")
-    with pytest.raises(TutelageError, match="no tensor net\\.9\\.weight"):
+    with raises_code("weights-mismatch", "net.9.weight"):
         renamed({"net.9.weight": torch.zeros(1)})
-    with pytest.raises(TutelageError, match="no hub"):
+    with raises_code("weights-unavailable"):
         build(NetSettings(encoder=SELECTIVE, decoder="segformer", weights="hub"), 3, seed=0)
 
 

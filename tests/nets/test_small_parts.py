@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import nn
 
-from tutelage.errors import TutelageError
+from tests.errors import raises_code
 from tutelage.nets.discriminators import OutputDiscriminator
 from tutelage.nets.lraspp import LRASPP
 
@@ -40,5 +39,5 @@ def test_the_discriminator_is_the_published_one() -> None:
     assert {layer.negative_slope for layer in critic.layers if isinstance(layer, nn.LeakyReLU)} == {0.2}
     assert isinstance(critic.layers[-1], nn.Conv2d)
     assert critic(torch.rand(2, 19, 64, 96).softmax(dim=1)).shape == (2, 1, 2, 3)
-    with pytest.raises(TutelageError, match="32x32"):
+    with raises_code("size-mismatch", "32x32"):
         critic(torch.rand(1, 19, 31, 64))

@@ -60,8 +60,10 @@ def facts_of(recipe: Recipe, stage: Any) -> Facts:
     """The settings of a stage under the keys of the table."""
     found = dict(flat(stage))
     if isinstance(stage, AnnotateStage):
-        found |= {f"policy.{name}": found.get(name) for name in ("threshold", "quantile", "cap", "portion", "mixtures")}
-        found["policy.kind"] = stage.policy
+        rule = stage.policy.model_dump()
+        found |= {
+            f"policy.{name}": rule.get(name) for name in ("kind", "threshold", "quantile", "cap", "portion", "mixtures")
+        }
     if isinstance(stage, TrainStage):
         net, optimizer = recipe.nets[stage.nets["student"]], stage.optimizer
         found |= dict(flat(stage.method_settings(), "method")) | {"method.name": stage.method.name}

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.errors import raises_code
 from tests.processes import start
-from tutelage.errors import RunError
 from tutelage.runs.lock import HeldError, locked
 
 
@@ -39,7 +39,7 @@ def test_a_second_holder_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
     holder = start(_hold, path, tmp_path / "ready", False)
     try:
         wait_for(tmp_path / "ready")
-        with pytest.raises(HeldError, match=f"pid {holder.pid} on .* since") as raised, locked(path):
+        with pytest.raises(HeldError, match=f"pid {holder.pid} on") as raised, locked(path):
             pass
         assert "out=" in raised.value.remedy
     finally:
@@ -61,7 +61,7 @@ def test_a_child_of_a_killed_holder_does_not_keep_the_lock(tmp_path: Path) -> No
     try:
         wait_for(tmp_path / "ready")
         wait_for(child)
-        with pytest.raises(RunError), locked(path):
+        with raises_code("locked-run"), locked(path):
             pass
     finally:
         holder.kill()
@@ -76,9 +76,9 @@ def test_a_child_of_a_killed_holder_does_not_keep_the_lock(tmp_path: Path) -> No
 
 def test_the_same_process_cannot_take_it_twice(tmp_path: Path) -> None:
     with locked(tmp_path / "lock"):
-        with pytest.raises(RunError, match=f"pid {os.getpid()}"), locked(tmp_path / "lock"):
+        with raises_code("locked-run", f"pid {os.getpid()}"), locked(tmp_path / "lock"):
             pass
-        with pytest.raises(RunError), locked(tmp_path / "lock"):
+        with raises_code("locked-run"), locked(tmp_path / "lock"):
             pass
 
 
@@ -101,7 +101,7 @@ def test_a_leftover_of_garbage_is_taken_over(tmp_path: Path) -> None:
 
 def test_a_folder_that_may_not_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "lock").mkdir()  # cannot be opened as a file, whoever one is
-    with pytest.raises(RunError, match="cannot write to the run folder") as raised, locked(tmp_path / "lock"):
+    with raises_code("write-failed") as raised, locked(tmp_path / "lock"):
         pass
     assert str(tmp_path) in raised.value.message
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.errors import raises_code
 from tests.processes import Countdown, count_disk_calls, in_child
-from tutelage.errors import RunError
 from tutelage.runs.atomic import write_text
 from tutelage.runs.store import KEY_LENGTH, Artefact, Store, content_key
 
@@ -194,7 +194,7 @@ def test_what_looks_like_an_artefact_and_what_does_not(store: Store) -> None:
 def test_a_lock_of_its_own(store: Store) -> None:
     artefact = finished(store, "stage", KEY, {"a": "12345"})
     with artefact.lock(print):
-        with pytest.raises(RunError, match="another process works in"):
+        with raises_code("locked-run"):
             store.remove(artefact)
         assert artefact.fault() is None
     assert store.remove(artefact) > 5

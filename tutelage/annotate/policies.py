@@ -484,7 +484,7 @@ def lowest_float32(threshold_K: NDArray[np.float64], device: torch.device) -> Te
 def ratio_thresholds(histogram_KL: NDArray[np.int64], portion: float) -> ClassThresholds:
     """k (K,) of CBST from pixels by class and bin of confidence: the lower end of the bin of the rank floor(q n).
 
-    At most 1 / L below :func:`~.class_ratio.exact_ratio_thresholds`; 1 for a class without pixels, or of rank 0.
+    At most 1 / L below the exact threshold; 1 for a class without pixels, or of rank 0.
     """
     threshold_K, pixels_K = np.ones(len(histogram_KL)), histogram_KL.sum(1)
     for class_, counts_L in enumerate(histogram_KL):

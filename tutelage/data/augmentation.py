@@ -1,9 +1,9 @@
-"""Geometric augmentation: one record says where every output pixel comes from, and everything follows it.
+"""Geometric augmentation: one affine record per view, applied to the image, its label and later maps.
 
 A :class:`Geometry` is the affine map from output pixels to source pixels (continuous coordinates; the centre of
-pixel i is i + 0.5). The image is resampled with Pillow, only inside the crop; a label is gathered by index; and
-:func:`tutelage.data.batch.warp` replays the same record on any map that is made later (pseudo labels, a cache of
-teacher outputs).
+pixel i is i + 0.5). The image is resampled with Pillow, only inside the crop; a label is gathered by index;
+:func:`tutelage.data.batch.warp` replays the record on maps that are computed later (pseudo labels, cached teacher
+outputs).
 """
 
 from __future__ import annotations
@@ -20,39 +20,42 @@ from tutelage.data.labels import IGNORE
 from tutelage.settings import Settings
 
 FILL = (124, 116, 104)  # ImageNet's mean colour: zero after most nets' normalisation
-_SUPPORT = 4  # source pixels around a crop that the resampling filter may look at, times the reduction factor
+_SUPPORT = 4  # source pixels around a crop that the resampling filter may read, times the reduction factor
 
 Positive = Annotated[int, Field(gt=0)]
 
 
 class AugmentSettings(Settings):
-    """Which part of an image a view shows, at which scale."""
+    """Random resize, crop and flip."""
 
     crop: tuple[Positive, Positive] | None = None
-    """Height and width of the crop in pixels; null: the whole image (all must then have one size)."""
+    """Height and width of the crop in pixels; null: the whole image (all images must then have one size)."""
     resize: tuple[Positive, Positive] | None = None
-    """Height and width that every image is brought to before the random scale."""
+    """Height and width to which every image is resized before the random scale; null: the image's own size."""
     scale: tuple[float, float] = (1.0, 1.0)
     """Range of the random scale factor."""
     scale_steps: Annotated[int, Field(ge=2)] | None = None
-    """Number of equally spaced factors to choose from; null: any factor in the range."""
+    """Number of equally spaced scale factors to draw from; null: draw uniformly from the range."""
     flip: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Probability of a horizontal flip."""
     class_cap: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Largest share of one class in a crop (ignored pixels left out); needs labels."""
+    """Largest fraction of one class in a crop, ignored pixels excluded; needs labels. Null: no limit."""
     class_cap_attempts: Positive = 10
-    """How many crops are tried for `class_cap`; the last one is kept."""
+    """Crops to try for `class_cap`; if none meets it, the last one is kept."""
 
     @model_validator(mode="after")
     def _range(self) -> AugmentSettings:
         if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"scale must be two factors above 0, the smaller first, not {list(self.scale)}")
+            raise ValueError(f"scale must be [smallest, largest] with factors above 0, got {list(self.scale)}")
         return self
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the pixels of a view come from: ``matrix`` (2, 3) takes output (x, y, 1) to source (x, y)."""
+    """Affine map of a view: ``matrix`` (2, 3) takes output (x, y, 1) to source (x, y).
+
+    ``source`` and ``size`` are height and width of the source image and of the view, in pixels.
+    """
 
     matrix: np.ndarray
     source: tuple[int, int]
@@ -78,7 +81,10 @@ def draw_geometry(
     stream: str,
     position: int,
 ) -> Geometry:
-    """The geometry of the view at one position of a stream; a pure function of its arguments."""
+    """Draw the geometry of the view at one position of a stream; a pure function of its arguments.
+
+    ``source`` is the image's (H, W); ``label`` (H, W) is needed for ``class_cap`` alone.
+    """
     height, width = settings.resize or source
     low, high = settings.scale
     if high > low:
@@ -119,7 +125,7 @@ def _straight(geometry: Geometry) -> bool:
 
 
 def _places(geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
-    """Where the view's pixels lie in the source: y and x (h, w)."""
+    """Source coordinates y and x (h, w) of the view's pixels."""
     (xx, xy, x0), (yx, yy, y0) = geometry.matrix
     y, x = np.arange(geometry.size[0])[:, None] + 0.5, np.arange(geometry.size[1]) + 0.5
     return yx * x + yy * y + y0, xx * x + xy * y + x0
@@ -131,10 +137,10 @@ def _inside(y: np.ndarray, x: np.ndarray, source: tuple[int, int]) -> np.ndarray
 
 
 def take_map(values: np.ndarray, geometry: Geometry, fill: int = IGNORE) -> np.ndarray:
-    """A label or weight map (H, W) seen through a geometry: the nearest source pixel, ``fill`` outside."""
+    """Resample a label or weight map (H, W) by a geometry: the nearest source pixel, ``fill`` outside the source."""
     if not _straight(geometry):
         y, x = _places(geometry)
-        # Rounded as data.views.warp rounds it, which takes maps of any resolution.
+        # Same rounding as data.batch.warp, which accepts maps of any resolution.
         row = np.floor(y * values.shape[0] / geometry.source[0]).astype(np.int64).clip(0, values.shape[0] - 1)
         column = np.floor(x * values.shape[1] / geometry.source[1]).astype(np.int64).clip(0, values.shape[1] - 1)
         return np.where(_inside(y, x, geometry.source), values[row, column], np.asarray(fill, values.dtype))
@@ -149,7 +155,7 @@ def take_map(values: np.ndarray, geometry: Geometry, fill: int = IGNORE) -> np.n
 
 
 def take_valid(geometry: Geometry) -> np.ndarray:
-    """(h, w) bool: which output pixels show the source rather than padding."""
+    """(h, w) bool: true where an output pixel lies in the source, false in padding."""
     if not _straight(geometry):
         return _inside(*_places(geometry), geometry.source)
     _, rows = _axis(geometry.matrix[1, 1], geometry.matrix[1, 2], geometry.size[0], geometry.source[0])
@@ -159,17 +165,17 @@ def take_valid(geometry: Geometry) -> np.ndarray:
 
 
 def take_image(image: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """An image (H, W, 3) uint8 seen through a geometry: bilinear, antialiased when reduced, mean colour outside.
+    """Resample an image (H, W, 3) uint8 by a geometry: bilinear, antialiased when reduced, mean colour outside.
 
-    Equal to resizing the whole image and cutting the crop out of it, but only the crop is computed. For geometries
-    that crop, scale and flip; :func:`tutelage.data.randaugment.alter` turns and shears what comes out.
+    Equal to resizing the whole image and cropping, but only the crop is computed. For geometries that crop, scale and
+    flip; :func:`tutelage.data.randaugment.alter` rotates and shears the result.
     """
     height, width = geometry.size
     step_x, step_y = abs(geometry.matrix[0, 0]), geometry.matrix[1, 1]
     flip = geometry.matrix[0, 0] < 0
     left = geometry.matrix[0, 2] - (width * step_x if flip else 0.0)
     top = geometry.matrix[1, 2]
-    # Whole output pixels that lie inside the source; padding stands only to the right and below.
+    # Whole output pixels that lie inside the source; padding is only to the right and below.
     inner_w = min(width, round((image.shape[1] - left) / step_x))
     inner_h = min(height, round((image.shape[0] - top) / step_y))
     right, bottom = min(left + inner_w * step_x, image.shape[1]), min(top + inner_h * step_y, image.shape[0])
@@ -177,7 +183,7 @@ def take_image(image: np.ndarray, geometry: Geometry) -> np.ndarray:
         x, y = round(left), round(top)
         result = image[y : y + inner_h, x : x + inner_w]
     else:
-        # Only the part of the source that the filter can see is handed to Pillow.
+        # Pillow gets only the part of the source that the filter reads.
         margin_x, margin_y = int(_SUPPORT * max(step_x, 1.0)), int(_SUPPORT * max(step_y, 1.0))
         x0, y0 = max(int(left) - margin_x, 0), max(int(top) - margin_y, 0)
         x1, y1 = min(int(right) + margin_x + 1, image.shape[1]), min(int(bottom) + margin_y + 1, image.shape[0])

@@ -1,7 +1,7 @@
-"""Views, batches, and replaying a geometry on a map that is made later.
+"""Views, batches, and replaying a geometry on maps that are computed later.
 
-A worker decodes and cuts; it hands over bytes (:class:`RawBatch`). On its device the batch becomes named views
-with float images, which is where colours change (:mod:`tutelage.data.colour`).
+A worker decodes and crops and returns bytes (:class:`RawBatch`). On the device the batch becomes named views with
+float images; colours are changed there (:mod:`tutelage.data.colour`).
 """
 
 # Legend: B batch, H W pixels of the view, 3 channels RGB, M N rows and columns of a source map.
@@ -52,10 +52,10 @@ class View:
     image: Tensor
     """(B, 3, H, W) float32 RGB in 0..1, channels last, not normalised: each net normalises its own input."""
     valid: Tensor
-    """(B, H, W) bool: where the image is not padding."""
+    """(B, H, W) bool: false in padding."""
     maps: Mapping[str, Tensor]
-    """Maps that went through the same geometry: `label` (B, H, W) int64 with 255 = ignore, `confidence` and `weight`
-    0..1."""
+    """Maps resampled by the same geometry, (B, H, W): `label` int64 with 255 = ignore, `confidence` and `weight` float
+    in 0..1."""
     geometry: Geometries
 
     @property
@@ -72,7 +72,7 @@ class Batch:
     positions: Tensor
     """(B,) int64: position of each sample in the stream."""
     samples: tuple[str, ...] = ()
-    """Name of each sample, for the person who looks for a fault."""
+    """Name of each sample, for error messages."""
 
     def __getitem__(self, name: str) -> View:
         return self.views[name]
@@ -83,7 +83,7 @@ class Batch:
 
 @dataclass
 class RawView:
-    """What a worker hands over for one geometry: bytes, not yet coloured."""
+    """A worker's output for one geometry: bytes, before colour augmentation."""
 
     image_BHW3: Tensor
     valid_BHW: Tensor
@@ -93,16 +93,16 @@ class RawView:
 
 @dataclass
 class RawBatch:
-    """What a worker hands over: a cut per geometry and colour numbers per view."""
+    """A worker's output for one micro-batch: a cut per geometry and colour parameters per view."""
 
     cuts: dict[str, RawView]
     views: dict[str, tuple[str, np.ndarray]]
-    """View name → the cut that it colours, and its (B, 6) colour numbers."""
+    """View name → name of its cut, and its colour parameters (B, 6)."""
     positions: Tensor
     samples: tuple[str, ...] = field(default_factory=tuple)
 
     def pin_memory(self) -> RawBatch:
-        """The same batch in page-locked memory (called by torch's loader on CUDA machines)."""
+        """Move the batch to page-locked memory (called by torch's loader on CUDA machines)."""
         for cut in self.cuts.values():
             cut.image_BHW3 = cut.image_BHW3.pin_memory()
             cut.valid_BHW = cut.valid_BHW.pin_memory()
@@ -110,7 +110,7 @@ class RawBatch:
         return self
 
     def render(self, device: torch.device) -> Batch:
-        """Move the batch to ``device`` and make its views there."""
+        """Move the batch to ``device`` and compute its views there."""
         images, rest = {}, {}
         for name, cut in self.cuts.items():
             images[name] = cut.image_BHW3.to(device, non_blocking=True)
@@ -127,7 +127,7 @@ def _widen(key: str, values: Tensor) -> Tensor:
 
 
 def places(geometry: Geometries, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Where the cells of a grid (h, w) over the view lie in their source: y and x (B, h, w) float64, in its pixels."""
+    """Source coordinates of the cells of a grid (h, w) over the view: y and x (B, h, w) float64, in source pixels."""
     matrix, (height, width) = geometry.matrix, grid
     y = (torch.arange(height, device=matrix.device, dtype=torch.float64) + 0.5) * (geometry.size[0] / height)
     x = (torch.arange(width, device=matrix.device, dtype=torch.float64) + 0.5) * (geometry.size[1] / width)
@@ -137,12 +137,12 @@ def places(geometry: Geometries, grid: tuple[int, int]) -> tuple[Tensor, Tensor]
 
 
 def between(shown: Geometries, base: Geometries) -> Geometries:
-    """Where the pixels of one view lie in another of the same images, so that ``warp`` takes maps of ``base`` there.
+    """Geometry from one view to another of the same images: ``warp`` with it takes maps of ``base`` to ``shown``.
 
-    What ``shown`` shows of the source beside ``base`` is outside. No geometry is singular, so this inverts.
+    Pixels of ``shown`` that are not in ``base`` are outside. No geometry is singular, so the inverse exists.
     """
     (xx, xy), (yx, yy) = base.matrix[:, 0, :2].unbind(1), base.matrix[:, 1, :2].unbind(1)
-    # By hand: torch's own asks the device whether it went well, and waits for the answer.
+    # Inverted by hand: torch.linalg.inv checks for success on the device, which synchronises.
     back = torch.stack((yy, -xy, -yx, xx), 1).view(-1, 2, 2) / (xx * yy - xy * yx)[:, None, None]
     moved = torch.cat((shown.matrix[:, :, :2], shown.matrix[:, :, 2:] - base.matrix[:, :, 2:]), 2)
     source = torch.ones_like(shown.source)
@@ -155,9 +155,10 @@ def warp(
 ) -> Tensor:
     """Replay a geometry on maps of the source images: (B, M, N) or (B, K, M, N) to the view's grid.
 
-    The maps may have any resolution: they cover their whole source image. ``grid`` is the (h, w) wanted, by
-    default the view's size. ``nearest`` repeats exactly what the loader does to labels; ``bilinear`` is for
-    probabilities and features. Where the view shows padding the result is ``fill``.
+    The maps may have any resolution; each covers its whole source image. ``grid`` is the output size (h, w), by
+    default the view's size. ``nearest`` matches the loader's resampling of labels exactly; ``bilinear`` is for
+    probabilities and features. The result is ``fill`` where the view is padding. Raises ``ValueError`` for another
+    ``mode``.
     """
     planes = map_ if map_.ndim == 4 else map_[:, None]
     rows, columns = planes.shape[-2:]
@@ -176,6 +177,6 @@ def warp(
             planes, place.to(planes.dtype), mode="bilinear", padding_mode="border", align_corners=False
         )
     else:
-        raise ValueError(f"mode must be 'nearest' or 'bilinear', not {mode!r}")
+        raise ValueError(f"mode must be 'nearest' or 'bilinear', got {mode!r}")
     result = torch.where(inside[:, None], result, torch.as_tensor(fill, dtype=result.dtype, device=result.device))
     return result if map_.ndim == 4 else result[:, 0]

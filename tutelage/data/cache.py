@@ -1,4 +1,4 @@
-"""Optional cache of decoded images and masks: in the memory of each process, or as files that all processes map."""
+"""Optional cache of decoded images and masks: in the memory of each process, or in files that all processes map."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from tutelage.runs.atomic import writing
 
 
 class ImageCache:
-    """Decoded arrays by file. ``disk`` keeps .npy files in ``folder`` and maps them, so that a crop reads its rows."""
+    """Cache of decoded arrays by file.
+
+    ``kind`` is ``none``, ``memory`` or ``disk``. ``disk`` stores .npy files in ``folder`` and memory-maps them, so that
+    a crop reads only its own rows.
+    """
 
     def __init__(self, kind: str = "none", folder: str | None = None) -> None:
         self.kind = kind
@@ -30,7 +34,7 @@ class ImageCache:
         """Mask ``index`` of ``dataset`` as train ids, (H, W) uint8."""
         path = dataset.samples[index].label
         assert path is not None
-        # A mask that is brought to its image's size depends on that image, too.
+        # A mask that is resized to its image depends on that image, too.
         salt = f"{dataset.label_map.identity} {dataset.samples[index].image if dataset.resize_labels else ''}"
         return self._get(path, salt, lambda: dataset.label(index))
 
@@ -58,7 +62,7 @@ class ImageCache:
 
     def _mapped(self, path: Path, salt: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         if not path.is_file():
-            return make()  # which says what is wrong
+            return make()  # raises the error
         state = path.stat()
         name = hashlib.blake2b(
             f"{path.resolve()}\x1f{salt}\x1f{state.st_size}\x1f{state.st_mtime_ns}".encode(), digest_size=16

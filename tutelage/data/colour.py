@@ -1,11 +1,10 @@
 """Photometric augmentation as one colour matrix per image, applied to the whole batch on its device.
 
 Brightness, contrast, saturation, hue and greyscale are all linear in RGB once the image's mean grey is known, so
-their composition is one 3x3 matrix and one offset, and colouring a batch is one small matrix product that also
-does the conversion from bytes to floats. A weak and a strong view therefore share one decoded crop, and a second
-strong view costs no second decoding. Against the usual chain of operations two things differ: the order is fixed
-(brightness, contrast, saturation, hue, grey), and values are clipped once, at the end; the hue turns in the YIQ
-plane instead of the HSV cone.
+their composition is one 3x3 matrix and one offset, applied in one matrix product that also converts bytes to floats.
+A weak and a strong view therefore share one decoded crop, and a second strong view needs no second decoding.
+Differences from the usual chain of operations: the order is fixed (brightness, contrast, saturation, hue, grey),
+values are clipped once, at the end, and the hue is rotated in the YIQ plane instead of the HSV cone.
 """
 
 # Legend: B batch, H W pixels, 3 channels RGB; images are laid out (B, H, W, 3) as they come from the decoder.
@@ -27,7 +26,10 @@ PLAIN = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue 
 
 
 def draw_colour(settings: ColourSettings, seed: int, stream: str, position: int) -> tuple[float, ...]:
-    """The six numbers (as :data:`PLAIN`) of one view at one position; a pure function of its arguments."""
+    """Draw the six colour parameters (order of :data:`PLAIN`) of one view at one position.
+
+    A pure function of its arguments.
+    """
     draw = generator(seed, stream, "colour", position)
     coins, amounts = draw.random(3), draw.uniform(-1.0, 1.0, 4)
     brightness, contrast, saturation, hue, grey, sigma = PLAIN
@@ -47,14 +49,14 @@ def draw_colour(settings: ColourSettings, seed: int, stream: str, position: int)
 
 
 def _matrices(colour_B6: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Colour numbers (B, 6) to the matrices (B, 3, 3) and the weights (B, 3) that mean colours get in the offset."""
+    """Colour matrices (B, 3, 3), and weights (B, 3) of the mean colour in the offset, from colour parameters (B, 6)."""
     grey = np.outer(np.ones(3), GREY)
     to_yiq = np.array([GREY, (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135)])
     from_yiq = np.linalg.inv(to_yiq)
     matrices = np.empty((len(colour_B6), 3, 3))
     weights = np.empty((len(colour_B6), 3))
     for i, (brightness, contrast, saturation, hue, greyed, _) in enumerate(colour_B6):
-        angle = -2.0 * math.pi * hue  # from red over green to blue the YIQ plane is gone through backwards
+        angle = -2.0 * math.pi * hue  # red, green, blue follow in the negative direction of the YIQ plane
         turn = np.eye(3)
         turn[1:, 1:] = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
         saturate = saturation * np.eye(3) + (1.0 - saturation) * grey
@@ -65,7 +67,7 @@ def _matrices(colour_B6: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def colour_batch(image_BHW3: Tensor, colour_B6: np.ndarray) -> Tensor:
-    """Bytes (B, H, W, 3) to float RGB (B, 3, H, W) in 0..1, channels last, each image with its own colour numbers."""
+    """Convert bytes (B, H, W, 3) to float RGB (B, 3, H, W) in 0..1, channels last, with colour parameters per image."""
     device = image_BHW3.device
     image = image_BHW3.to(torch.float32)
     if (colour_B6[:, :5] == PLAIN[:5]).all():
@@ -86,14 +88,14 @@ def colour_batch(image_BHW3: Tensor, colour_B6: np.ndarray) -> Tensor:
 
 
 def blur(image_B3HW: Tensor, sigma_B: np.ndarray) -> Tensor:
-    """Gaussian blur of (B, 3, H, W), a standard deviation in pixels for each image; the border is reflected."""
+    """Gaussian blur of (B, 3, H, W) with one standard deviation per image, in pixels; the border is reflected."""
     batch, channels, height, width = image_B3HW.shape
     radius = max(min(math.ceil(3.0 * float(sigma_B.max())), height - 1, width - 1), 0)
     if radius == 0:
         return image_B3HW
     distance = np.arange(-radius, radius + 1)
     kernel = np.exp(-0.5 * (distance / sigma_B[:, None]) ** 2)
-    # Each image has its own width: what it becomes must not depend on the others in its batch.
+    # Each image has its own kernel width: the result must not depend on the other images of the batch.
     kernel[np.abs(distance) > np.ceil(3.0 * sigma_B[:, None])] = 0.0
     kernel = np.repeat(kernel / kernel.sum(1, keepdims=True), channels, axis=0)
     weight = torch.as_tensor(kernel, dtype=image_B3HW.dtype, device=image_B3HW.device)

@@ -1,7 +1,7 @@
-"""A copy of a data set's images in another style: other pixels under the same names, with the masks of the originals.
+"""Stylised copies of a data set's images: same names, same sizes, same masks, other pixels.
 
 A folder with ``images/NAME.png`` (8-bit RGB, of the original's size) and ``images.json``: format version, and for each
-sample the name of the image whose style it has.
+sample the name of its style image.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ _STYLE = "style"
 
 @dataclass(frozen=True)
 class CopyFolder:
-    """Where the images of one stage lie."""
+    """The images of one ``transform`` stage."""
 
     root: Path
 
     def image(self, name: str) -> Path:
-        """The copy of the sample ``name``."""
+        """Path of the copy of sample ``name``."""
         return self.root / "images" / f"{inner_path(name)}.png"
 
     def write(self, name: str, image_HW3: np.ndarray, style: str) -> None:
-        """Write one image, (H, W, 3) uint8 RGB, atomically; in it the name of the image whose style it has."""
+        """Write one image, (H, W, 3) uint8 RGB, atomically, with the name of its style image in the metadata."""
         note = PngInfo()
         note.add_itxt(_STYLE, style)
         with writing(self.image(name)) as partial:
             Image.fromarray(image_HW3).save(partial, format="PNG", compress_level=3, pnginfo=note)
 
     def finish(self, names: Sequence[str]) -> list[Path]:
-        """Write the manifest, of the samples that have a copy; returns every file of the folder."""
+        """Write the manifest of the samples in ``names``; return every file of the folder."""
         styles = {}
         for name in names:
             with opened(self.image(name)) as image:
@@ -52,9 +52,9 @@ class CopyFolder:
 
 
 def with_copies(dataset: Dataset, root: Path) -> Dataset:
-    """The samples of ``dataset`` that have a copy in ``root``, with its pixels and their own masks.
+    """The samples of ``dataset`` that have a copy in ``root``, with the copy's pixels and their own masks.
 
-    Raises :class:`DataError` for a folder of another format.
+    Raises :class:`DataError` (``damaged-artefact``, ``artefact-format``).
     """
     folder = CopyFolder(root)
     known = set(read_manifest(root / MANIFEST, FORMAT, "images", "transform")["samples"])

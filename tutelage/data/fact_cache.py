@@ -1,7 +1,7 @@
-"""Facts about files that are dear to gather: gathered by several threads, kept in the user's cache folder.
+"""Cache of per-file statistics that are expensive to compute: computed by threads, stored in the user's cache folder.
 
-What was found for a data set lies in one compressed file, named by the data set's fingerprint, the kind of the facts
-and a version. A file that is damaged, or a folder that cannot be written to, only costs time.
+The statistics of a data set are one compressed file, named by the data set's fingerprint, their kind and a version. A
+damaged file or an unwritable folder costs time, and raises nothing.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from tutelage.runs.atomic import remove_abandoned, writing
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Progress = Callable[[int, int], None]
-"""Told how many of how many are done."""
+"""Progress callback: items done, items in total."""
 
 
 def cache_folder() -> Path:
-    """Where facts are kept: ``$TUTELAGE_CACHE``, else ``tutelage`` in the user's cache folder."""
-    named = os.environ.get("TUTELAGE_CACHE")
-    if named:
-        return Path(named)
+    """The cache folder: ``$TUTELAGE_CACHE``, else ``tutelage`` in the user's cache folder."""
+    configured = os.environ.get("TUTELAGE_CACHE")
+    if configured:
+        return Path(configured)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "tutelage"
 
 
 def cache_file(kind: str, version: int, fingerprint: str, folder: Path | None = None) -> Path:
-    """The file that keeps one kind of facts about the data with a fingerprint."""
+    """Path of the cache file for one kind of statistics and one fingerprint."""
     name = hashlib.blake2b(f"{kind}\x1f{version}\x1f{fingerprint}".encode(), digest_size=16).hexdigest()
     return (folder or cache_folder()) / kind / f"{name}.npz"
 
 
 def load(path: Path, names: Iterable[str]) -> dict[str, np.ndarray] | None:
-    """The named arrays of a file, or ``None`` when it is not there, damaged or lacks one of them."""
+    """The named arrays of a file, or ``None`` if the file is missing, damaged or incomplete."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in names}
@@ -51,7 +51,7 @@ def load(path: Path, names: Iterable[str]) -> dict[str, np.ndarray] | None:
 
 
 def store(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Keep arrays in a compressed file, atomically; nothing happens where that cannot be written."""
+    """Store arrays in a compressed file, atomically. Does nothing if the folder cannot be written."""
     content: dict[str, Any] = dict(arrays)
     remove_abandoned(path.parent)
     try:
@@ -64,7 +64,7 @@ def store(path: Path, arrays: dict[str, np.ndarray]) -> None:
 def gather(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int = 2, progress: Progress | None = None
 ) -> list[Result]:
-    """``function`` of every item, in order, by threads: Pillow and numpy let go of the interpreter while they work."""
+    """``function`` of every item, in order, computed by threads (Pillow and numpy release the interpreter lock)."""
     results: list[Result] = []
     if workers < 2 or len(items) < 2:
         for item in items:

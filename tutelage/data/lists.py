@@ -1,8 +1,7 @@
-"""List files: one ``IMAGE LABEL`` pair (or one ``IMAGE``) a line, relative to a root folder.
+"""List files: one ``IMAGE LABEL`` pair (or one ``IMAGE``) per line, relative to a root folder.
 
-Lists come with blanks or tabs, with Windows line ends, with file names that hold blanks themselves, and with the
-absolute paths of the machine on which they were made. All of that is read; a file that is missing in the end is
-reported with its full name.
+The reader accepts blanks or tabs as separators, Windows line ends, file names with blanks, and absolute paths of the
+machine on which the list was made.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from tutelage.runs.atomic import write_text
 def read_list(
     path: Path, root: Path, group: Callable[[str], str], labels: bool = True, *, lost_labels: bool = False
 ) -> tuple[Sample, ...]:
-    """The samples of a list file, in its order.
+    """Samples of a list file, in its order.
 
-    With ``lost_labels`` a label that is not there is noted in :attr:`Sample.lost`: published lists of unlabelled
-    images name labels that nobody needs. Raises :class:`DataError` naming the list, the line and the first missing
-    file, and for an empty list or a name that occurs twice.
+    With ``lost_labels`` a missing label is recorded in :attr:`Sample.lost` instead of raised, because published lists
+    of unlabelled images name labels that are never read. Raises :class:`DataError`: ``missing-list``, ``list-format``,
+    ``empty-dataset``, ``missing-file`` (with file and line), ``duplicate-name``.
     """
     samples = []
     for where, image, label in read_entries(path, root):
@@ -38,29 +37,33 @@ def read_list(
 
 
 def read_entries(path: Path, root: Path) -> list[tuple[str, str, str | None]]:
-    """The entries of a list file as it writes them: where it stands (file:line), image, and label if it has one.
+    """Entries of a list file as written: position (file:line), image, and label or ``None``.
 
-    Raises :class:`DataError` for a list that is missing, unreadable or empty. ``root`` is only looked at to tell
-    the blank between two names from a blank inside one.
+    ``root`` serves only to distinguish the blank between two names from a blank inside a name. Raises
+    :class:`DataError`: ``missing-list``, ``list-format``, ``empty-dataset``.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        raise DataError(f"list file not found: {path}", "make it with `tutelage split`, or mend the recipe") from None
+        raise DataError(
+            "file-missing", f"list file not found: {path}", "create it with `tutelage split`, or fix the recipe"
+        ) from None
     except (UnicodeDecodeError, OSError) as error:
-        raise DataError(f"list file cannot be read: {path} ({error})", "it must be a UTF-8 text file") from None
+        raise DataError(
+            "list-unreadable", f"cannot read list file: {path} ({error})", "write it as UTF-8 text, one image per line"
+        ) from None
     entries = [
         (f"{path}:{number}", *_split(line.strip(), root))
         for number, line in enumerate(lines, 1)
         if line.strip() and not line.lstrip().startswith("#")
     ]
     if not entries:
-        raise DataError(f"list file names no image: {path}", "add lines of the form `IMAGE LABEL`")
+        raise DataError("dataset-empty", f"list file names no image: {path}", "add lines of the form `IMAGE LABEL`")
     return entries
 
 
 def list_text(samples: Iterable[Sample], root: Path) -> str:
-    """Samples as the text of a list relative to ``root``; a tab separates the pair where a name holds a blank."""
+    """Text of a list file of samples, relative to ``root``; the separator is a tab if a name contains a blank."""
     lines = []
     for item in samples:
         names = [Path(os.path.relpath(p, root)).as_posix() for p in (item.image, item.label) if p is not None]
@@ -69,12 +72,12 @@ def list_text(samples: Iterable[Sample], root: Path) -> str:
 
 
 def write_list(path: Path, samples: Iterable[Sample], root: Path) -> None:
-    """Write samples as a list relative to ``root``, atomically."""
+    """Write samples as a list file relative to ``root``, atomically."""
     write_text(path, list_text(samples, root))
 
 
 def sample(image: Path, label: Path | None, root: Path, group: Callable[[str], str]) -> Sample:
-    """A sample named by its image's path under ``root``, without the ending."""
+    """A sample named by its image's path relative to ``root``, without extension."""
     try:
         name = image.relative_to(root).with_suffix("").as_posix()
     except ValueError:
@@ -83,14 +86,15 @@ def sample(image: Path, label: Path | None, root: Path, group: Callable[[str], s
 
 
 def unique(samples: Iterable[Sample], where: str) -> tuple[Sample, ...]:
-    """The samples as a tuple. Raises :class:`DataError` when two have one name."""
+    """The samples as a tuple. Raises :class:`DataError` (``duplicate-name``) if two have the same name."""
     seen: dict[str, Path] = {}
     result = tuple(samples)
     for item in result:
         if item.name in seen:
             raise DataError(
-                f"{where}: two images have the name {item.name!r}: {seen[item.name]} and {item.image}",
-                "rename one of them, or take it out of the list",
+                "duplicate-name",
+                f"{where}: duplicate image name {item.name!r}: {seen[item.name]} and {item.image}",
+                "rename one of them, or remove it from the list",
             )
         seen[item.name] = item.image
     return result
@@ -105,7 +109,8 @@ def _split(line: str, root: Path) -> tuple[str, str | None]:
         return line, None
     if len(words) == 2 and locate(words[0], root) is not None:
         return words[0], words[1]
-    # One image whose name holds blanks; where its folders hold some too, the tail of a foreign path could be a label's.
+    # One image whose name contains blanks. If its folders contain blanks too, the tail of a path from another machine
+    # could be the label's.
     if _candidate(line, root).is_file() or (" " not in line.rpartition("/")[0] and locate(line, root) is not None):
         return line, None
     parts = line.split(" ")
@@ -122,7 +127,7 @@ def _candidate(name: str, root: Path) -> Path:
 
 
 def locate(name: str, root: Path) -> Path | None:
-    """The file that a list's entry means: under ``root``, or, for a path from another machine, by its tail there."""
+    """Path of a list entry: under ``root``, or, for a path from another machine, by its tail under ``root``."""
     path = _candidate(name, root)
     if path.exists():
         return path
@@ -138,10 +143,10 @@ def locate(name: str, root: Path) -> Path | None:
 def _find(name: str, root: Path, where: str) -> Path:
     path = locate(name, root)
     if path is None:
-        raise DataError(not_found(name, root, where), f"check the line and the root folder {root}")
+        raise DataError("file-missing", not_found(name, root, where), f"check the line and the root folder {root}")
     return path
 
 
 def not_found(name: str, root: Path, where: str) -> str:
-    """What is said of a list's entry at ``where`` (file:line) that is not there."""
+    """Message for a list entry at ``where`` (file:line) whose file is missing."""
     return f"{where}: file not found: {_candidate(name, root)}"

@@ -1,4 +1,4 @@
-"""The list that lies in a folder of maps or copies: a JSON object with its format and the samples that it holds."""
+"""Manifests of artefact folders (maps, copies): a JSON object with the format version and the list of samples."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tutelage.errors import DataError
 
 
 def read_manifest(path: Path, format_: int, what: str, stage: str, lists: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The content of a manifest; ``samples`` is a list in it, and so is what ``lists`` names.
+    """Read a manifest; ``samples`` and the keys in ``lists`` are lists in it.
 
-    ``what``: what the folder holds; ``stage``: the kind of stage that makes it anew. Raises :class:`DataError` for a
-    file that cannot be read, or is of another format.
+    ``what`` names the content of the folder and ``stage`` the kind of stage that writes it, for messages. Raises
+    :class:`DataError`: ``damaged-artefact``, ``artefact-format``.
     """
     root, remedy = path.parent, f"run the {stage} stage again"
     try:
@@ -22,7 +22,7 @@ def read_manifest(path: Path, format_: int, what: str, stage: str, lists: tuple[
         for name in lists:
             tuple(content[name])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{what} cannot be read: {root} ({error})", remedy) from None
+        raise DataError("file-damaged", f"cannot read {what}: {root} ({error})", remedy) from None
     if written != format_:
-        raise DataError(f"{what} in {root} have format {written}, not {format_}", remedy)
+        raise DataError("artefact-mismatch", f"{what} in {root} have format {written}, expected {format_}", remedy)
     return dict(content)

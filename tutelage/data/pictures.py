@@ -1,7 +1,7 @@
-"""What the images of a data set look like: each decoded fully once, kept by fingerprint.
+"""Image statistics of a data set: every image is decoded once, the results are cached by fingerprint.
 
-Beside size, mode and orientation an image leaves three traces that are compared without opening it again: a digest of
-its pixels, a perceptual hash, and a thumbnail of 16 by 16 pixels.
+Besides size, mode and orientation, three summaries of each image are stored for comparisons without decoding it again:
+a digest of its pixels, a perceptual hash, and a thumbnail of 16 by 16 pixels.
 """
 
 # Legend: N images.
@@ -23,40 +23,40 @@ from tutelage.data.images import opened, read_image
 from tutelage.errors import DataError
 
 VERSION = 1
-"""Raised when what is found, or how it is stored, changes."""
+"""Increase it when the statistics or their storage change."""
 THUMBNAIL = 16
 BINS = 6
-"""Steps of each channel in the colour histogram."""
+"""Bins per channel of the colour histogram."""
 _ORIENTATION = 0x0112
 _COLUMNS = ("sizes", "orientations", "digests", "hashes", "thumbnails", "colours", "lumas", "modes", "faults")
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """What was seen of all images; one that cannot be read has zeros and a fault."""
+    """Statistics of all images; an image that cannot be read has zeros and an entry in ``faults``."""
 
     sizes: np.ndarray
     """(N, 2) upright height and width."""
     orientations: np.ndarray
-    """(N,) EXIF orientation, 1 where there is none."""
+    """(N,) EXIF orientation, 1 if there is none."""
     digests: np.ndarray
-    """(N,) bytes: equal pixels, equal digest."""
+    """(N,) bytes: equal pixels have equal digests."""
     hashes: np.ndarray
-    """(N,) uint64: signs of brightness steps on a grid of 9 by 8; images that look alike differ in few bits."""
+    """(N,) uint64 difference hashes on a grid of 9 by 8; similar images differ in few bits."""
     thumbnails: np.ndarray
     """(N, 16, 16, 3) uint8 RGB."""
     colours: np.ndarray
-    """(N, 216) shares of a coarse colour histogram."""
+    """(N, 216) normalised colour histograms, 6 bins per channel."""
     lumas: np.ndarray
     """(N,) mean brightness, 0..255."""
     modes: tuple[str, ...]
-    """Pillow's name of each image's pixel format."""
+    """Pillow mode of each image."""
     faults: dict[int, str]
-    """Sample → why its image cannot be read."""
+    """Sample index → message of the error that reading its image raised."""
 
     @property
     def read(self) -> np.ndarray:
-        """(N,) bool: which images could be read."""
+        """(N,) bool: true for images that could be read."""
         present: np.ndarray = self.sizes[:, 0] > 0
         return present
 
@@ -64,7 +64,10 @@ class Pictures:
 def read_pictures(
     dataset: Dataset, *, workers: int = 2, progress: Progress | None = None, cache: Path | None = None
 ) -> Pictures:
-    """Decode every image once, or take what was kept of unchanged data. Faults of single files are recorded."""
+    """Compute the statistics of every image, or load them from the cache if the data are unchanged.
+
+    Files that cannot be read are recorded in ``faults``; nothing is raised for them.
+    """
     try:
         kept = cache_file("images", VERSION, dataset.fingerprint, cache)
     except DataError:
@@ -72,7 +75,7 @@ def read_pictures(
     stored = None if kept is None else load(kept, _COLUMNS)
     if stored is not None and len(stored["sizes"]) == len(dataset):
         return _unpacked(dataset, stored)
-    rows = gather(_look, [sample.image for sample in dataset.samples], workers, progress)
+    rows = gather(_measure, [sample.image for sample in dataset.samples], workers, progress)
     found = Pictures(
         sizes=np.array([row.size for row in rows], np.int64).reshape(-1, 2),
         orientations=np.array([row.orientation for row in rows], np.int64),
@@ -102,7 +105,7 @@ class _PictureRow:
     fault: str
 
 
-def _look(path: Path) -> _PictureRow:
+def _measure(path: Path) -> _PictureRow:
     try:
         with opened(path) as image:
             mode = image.mode
@@ -114,7 +117,7 @@ def _look(path: Path) -> _PictureRow:
     upright = Image.fromarray(pixels)
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels).data)
-    # A reduced copy serves everything else; reduce() averages, so that nothing is lost but detail.
+    # A reduced copy is enough for the rest; reduce() averages, so that only detail is lost.
     factor = max(min(upright.size) // 64, 1)
     small = upright.reduce(factor) if factor > 1 else upright
     thumbnail = np.asarray(small.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
@@ -136,13 +139,13 @@ def _look(path: Path) -> _PictureRow:
 
 
 def difference_hash(image: Image.Image) -> int:
-    """64 bits: whether each cell of a grid of 9 by 8 is brighter than its left neighbour."""
+    """64-bit difference hash: whether each cell of a grid of 9 by 8 is brighter than its left neighbour."""
     grid = np.asarray(ImageOps.grayscale(image).resize((9, 8), Image.Resampling.BOX)).astype(np.int16)
     return int.from_bytes(np.packbits(grid[:, 1:] > grid[:, :-1]).tobytes(), "big")
 
 
 def _packed(dataset: Dataset, found: Pictures) -> dict[str, np.ndarray]:
-    """The columns to store; paths in messages become a placeholder, for equal data may lie elsewhere."""
+    """The columns to store. Paths in messages become a placeholder: equal data may be in another folder."""
     faults = {
         str(index): message.replace(str(dataset.samples[index].image), "\x1f")
         for index, message in found.faults.items()

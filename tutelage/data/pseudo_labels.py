@@ -1,8 +1,8 @@
-"""The pseudo-label format: what a net said of images, as files that a stream reads like masks.
+"""The pseudo-label format: predictions of a net as files that a stream reads like masks.
 
 A folder with ``labels/NAME.png`` (8-bit grey, train ids, 255 = not labelled), ``confidence/NAME.png`` (8-bit, 255 =
-certain) and ``pseudo_labels.json``: format version, class names, the key of the net that made them, the policy with
-its thresholds, and the samples in order.
+confidence 1) and ``pseudo_labels.json``: format version, class names, the key of the net that predicted them, the
+policy with its thresholds, and the samples in order.
 """
 
 from __future__ import annotations
@@ -30,49 +30,49 @@ MANIFEST = "pseudo_labels.json"
 
 @dataclass(frozen=True)
 class PseudoLabelFolder:
-    """Where the maps of one ``annotate`` stage lie."""
+    """The maps of one ``annotate`` stage."""
 
     root: Path
 
     def label(self, name: str) -> Path:
-        """Label map of the sample ``name``."""
+        """Path of the label map of sample ``name``."""
         return self.root / "labels" / f"{inner_path(name)}.png"
 
     def confidence(self, name: str) -> Path:
-        """Confidence map of the sample ``name``."""
+        """Path of the confidence map of sample ``name``."""
         return self.root / "confidence" / f"{inner_path(name)}.png"
 
     def write(self, name: str, label_HW: np.ndarray, confidence_HW: np.ndarray) -> tuple[str, str]:
-        """Write both maps of a sample, the label last: where it is, the confidence is too. Their checksums, in order.
+        """Write both maps of a sample, (H, W) uint8; return the SHA-256 of the label file and of the confidence file.
 
-        Label and confidence: (H, W) uint8. The checksums are SHA-256, of label and confidence.
+        The label is written last, so that a label file implies its confidence file.
         """
         confidence = write_grey(self.confidence(name), confidence_HW)
         return write_grey(self.label(name), label_HW), confidence
 
     def has(self, name: str) -> bool:
-        """Whether a sample is done."""
+        """Whether both maps of a sample exist."""
         return self.label(name).is_file() and self.confidence(name).is_file()
 
     def finish(self, classes: Sequence[str], facts: dict[str, Any], names: Sequence[str]) -> list[Path]:
-        """Write the manifest; returns every file of the folder."""
+        """Write the manifest; return every file of the folder."""
         write_json(self.root / MANIFEST, {"format": FORMAT, "classes": list(classes), "samples": list(names), **facts})
         maps = [path for name in names for path in (self.label(name), self.confidence(name))]
         return [self.root / MANIFEST, *maps]
 
 
 def write_grey(path: Path, values_HW: np.ndarray) -> str:
-    """Write (H, W) uint8 as an 8-bit grey PNG, atomically; the SHA-256 of the file, so that nobody need read it."""
+    """Write (H, W) uint8 as an 8-bit grey PNG, atomically; return the SHA-256 of the file."""
     content = grey_png(values_HW)
     write_bytes(path, content)
     return hashlib.sha256(content).hexdigest()
 
 
 def grey_png(values_HW: np.ndarray) -> bytes:
-    """(H, W) uint8 as an 8-bit grey PNG: every row as its difference from the one above, and little compression.
+    """Encode (H, W) uint8 as an 8-bit grey PNG: filter "up" on every row, compression level 1.
 
-    Pillow tries five filters a row, which takes three times as long for maps a few per cent smaller, and in its thread
-    alone; zlib lets others run.
+    Pillow tries five filters per row, which takes three times as long for files a few per cent smaller, and holds the
+    interpreter lock; zlib releases it.
     """
     height, width = values_HW.shape
     rows = np.empty((height, width + 1), dtype=np.uint8)
@@ -88,16 +88,17 @@ def grey_png(values_HW: np.ndarray) -> bytes:
 
 
 def with_pseudo_labels(dataset: Dataset, root: Path) -> Dataset:
-    """The samples of ``dataset`` that have maps in ``root``, labelled by them; their own masks are forgotten.
+    """The samples of ``dataset`` that have maps in ``root``, with these as masks in place of their own.
 
-    Raises :class:`DataError` for a folder of another format, or made for other classes.
+    Raises :class:`DataError`: ``damaged-artefact``, ``artefact-format``, ``artefact-mismatch`` (other classes).
     """
     folder = PseudoLabelFolder(root)
     manifest = read_manifest(root / MANIFEST, FORMAT, "pseudo labels", "annotate", ("classes",))
     classes, known = tuple(manifest["classes"]), set(manifest["samples"])
     if not renamed(classes, dataset.classes.names):
         raise DataError(
-            f"pseudo labels in {root} were made for other classes: {', '.join(classes)}",
+            "artefact-mismatch",
+            f"pseudo labels in {root} have other classes than {dataset.name}: {', '.join(classes)}",
             f"run the annotate stage again for: {', '.join(dataset.classes.names)}",
         )
     samples = tuple(

@@ -1,8 +1,8 @@
-"""Recognising published lists of labelled images: by a hash of the images that they name, for we ship no lists.
+"""Recognition of published lists of labelled images by a hash of their image paths; the lists are not included.
 
-Two people who write "1/8 of Cityscapes" may have labelled other images, and their scores then differ by more than
-most methods do. The hash says whether they are the same: the first 16 digits of the SHA-256 of the sorted image paths,
-joined by line feeds. A path is as the list writes it, relative to the data set's folder, with forward slashes.
+Two papers that report "1/8 of Cityscapes" may have labelled different images, and their scores then differ by more than
+most methods do. The hash identifies a list: the first 16 digits of the SHA-256 of the sorted image paths, joined by
+line feeds. A path is as the list writes it, relative to the data set's folder, with forward slashes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tutelage.data.dataset import Sample
 
-# Folders with which the paths of published lists begin, wherever a user's root lies above or beside them.
+# First folders of the paths in published lists; a user's root may be above or below them.
 _FIRST = ("leftImg8bit", "JPEGImages")
 
 
@@ -25,11 +25,11 @@ class PublishedList:
     share: str
     labeled: int
     unlabeled: int
-    """Images of the unlabelled list that belongs to it."""
+    """Number of images of its unlabelled list."""
     source: str
 
     def describe(self) -> str:
-        """What it is, in a few words."""
+        """Name of the list, for messages."""
         return f"the published {self.share} list of {self.data} ({self.source})"
 
 
@@ -46,20 +46,20 @@ PUBLISHED = {
 
 
 def listed_path(sample: Sample) -> str:
-    """The path of a sample's image as published lists write it: from `leftImg8bit` or `JPEGImages` on, where it has
-    such a folder, else as it lies under the data set's folder."""
+    """Path of a sample's image as in published lists: from `leftImg8bit` or `JPEGImages` on if it has such a folder,
+    else relative to the data set's folder."""
     parts = (sample.name + sample.image.suffix).split("/")
     start = next((place for place, part in enumerate(parts) if part in _FIRST), 0)
     return "/".join(parts[start:])
 
 
 def hash_of_paths(paths: Iterable[str]) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of the sorted paths, joined by line feeds."""
+    """First 16 hexadecimal digits of the SHA-256 of the sorted paths, joined by line feeds."""
     return hashlib.sha256("\n".join(sorted(paths)).encode()).hexdigest()[:16]
 
 
 def list_hash(samples: Iterable[Sample]) -> str:
-    """The hash of the images of some samples; their order and their masks play no role."""
+    """Hash of the images of some samples, independent of their order and their masks."""
     return hash_of_paths(map(listed_path, samples))
 
 

@@ -1,10 +1,10 @@
-"""RandAugment and cutout: operations drawn from a list, and a square that is left out, on top of a view's crop.
+"""RandAugment and cutout: random operations from a list, and an erased square, on top of a view's crop.
 
-Colours are changed by Pillow on the crop, in the order in which they were drawn. Geometric operations are composed
-into one affine map, in that order too, and the crop is sampled once. So what one operation pushes over the edge
-another may bring back, nothing is blurred twice, and the view's geometry says where each of its pixels comes from:
-:func:`tutelage.data.batch.warp` replays it. Published implementations sample the image once for each operation and
-fill what is empty each time, so that colour operations that follow change the fill, too.
+Pillow applies the colour operations to the crop in the order in which they were drawn. The geometric operations are
+composed into one affine map, in that order too, and the crop is resampled once. Pixels that one operation moves out of
+the crop can thus be moved back by another, nothing is blurred twice, and the geometry of the view stays exact:
+:func:`tutelage.data.batch.warp` replays it. Published implementations resample the image for each operation and fill
+the empty pixels each time, so that later colour operations change the fill, too.
 
 Legend: H W pixels of the view.
 """
@@ -31,41 +31,41 @@ Level = Annotated[int, Field(ge=0, le=10)]
 
 
 class RandAugmentSettings(Settings):
-    """Random operations, as in FixMatch; the defaults are those of ProDA and BiSMAP, which have flips beside."""
+    """Random operations as in FixMatch. The defaults are those of ProDA and BiSMAP, apart from their flips."""
 
     operations: Annotated[int, Field(ge=1)] = 2
-    """Operations that are drawn for an image, with replacement."""
+    """Operations drawn per image, with replacement."""
     probability: Probability = 0.5
-    """Probability with which each of them is applied."""
+    """Probability of applying each drawn operation."""
     magnitudes: tuple[Level, Level] = (1, 9)
-    """Range of the strength, in tenths of each operation's largest."""
+    """Range of the magnitude, in tenths of each operation's maximum."""
     geometric: bool = True
-    """Whether rotation, shear and translation are among the operations; if not, only colours change."""
+    """Whether to include rotation, shear and translation; if false, only colours change."""
     flip: Probability = 0.0
     """Probability of a horizontal flip before the operations (ProDA: 0.5)."""
     fill: Byte = 127
-    """Grey of what lies outside of the crop; such pixels are not valid."""
+    """Grey level of pixels from outside the crop; they are marked invalid."""
 
     @model_validator(mode="after")
     def _range(self) -> RandAugmentSettings:
         if self.magnitudes[0] > self.magnitudes[1]:
-            raise ValueError(f"magnitudes must be two numbers, the smaller first, not {list(self.magnitudes)}")
+            raise ValueError(f"magnitudes must be [smallest, largest], got {list(self.magnitudes)}")
         return self
 
 
 class CutoutSettings(Settings):
-    """One square that is left out of every image; its pixels are not valid."""
+    """One square that is erased from every image; its pixels are marked invalid."""
 
     share: Annotated[float, Field(gt=0, le=1)] = 1 / 3
-    """The square's side, in shares of the view's (ProDA: a third; BiSMAP: 0.2)."""
+    """Side of the square as a fraction of a side of the view, see `of` (ProDA: 1/3; BiSMAP: 0.2)."""
     of: Literal["shorter", "width"] = "shorter"
-    """Share of the shorter side (ProDA) or of the width (BiSMAP)."""
+    """Side of the view that `share` refers to: the shorter side (ProDA) or the width (BiSMAP)."""
     fill: Byte = 127
-    """Grey of the square (BiSMAP: 0)."""
+    """Grey level of the square (BiSMAP: 0)."""
 
 
 class Operation(NamedTuple):
-    """One operation and how strong it is, in the operation's own unit."""
+    """One operation and its strength, in the operation's own unit."""
 
     name: str
     amount: float
@@ -91,26 +91,26 @@ OPERATIONS = (*_COLOUR, *_GEOMETRIC)
 
 @dataclass(frozen=True)
 class Alteration:
-    """What happens to a crop of height and width ``size``."""
+    """Operations and cutout drawn for one crop."""
 
     operations: tuple[Operation, ...] = ()
-    """Those that are applied, in order."""
+    """Applied operations, in order."""
     flip: bool = False
     cutout: tuple[int, int, int, int] = (0, 0, 0, 0)
-    """Left, top, right, bottom in pixels of the view; the last two are outside. Empty: none."""
+    """Left, top, right, bottom in pixels of the view; the last two are exclusive. An empty box: no cutout."""
     fills: tuple[int, int] = (127, 127)
-    """Grey outside of the crop, and in the cutout."""
+    """Grey levels outside the crop and in the cutout."""
 
 
 class Cut(NamedTuple):
-    """What a view shows before colours change on the device."""
+    """A view before colour augmentation on the device."""
 
     image_HW3: np.ndarray
     """uint8."""
     valid_HW: np.ndarray
     """bool."""
     maps: dict[str, np.ndarray]
-    """(H, W) uint8 each; `label` is 255 where nothing is known, others 0."""
+    """(H, W) uint8 each; in invalid pixels `label` is 255 and other maps are 0."""
     geometry: Geometry
 
 
@@ -122,7 +122,7 @@ def draw_alteration(
     stream: str,
     position: int,
 ) -> Alteration:
-    """What happens to the crop (H, W) at one position of a stream; a pure function of its arguments."""
+    """Draw the alteration of a crop (H, W) at one position of a stream; a pure function of its arguments."""
     operations: tuple[Operation, ...] = ()
     flip = False
     if randaugment is not None:
@@ -134,10 +134,10 @@ def draw_alteration(
 
 
 def alter(crop: Cut, source: Mapping[str, np.ndarray], alteration: Alteration) -> Cut:
-    """The crop after an alteration; ``source`` holds the maps of the whole image, by name.
+    """Apply an alteration to a crop; ``source`` holds the maps of the whole image, by name.
 
-    Pixels that lie outside of the crop or are cut out are not valid; there the image has one grey, the label is 255,
-    other maps are 0. The maps are gathered from the source by the new geometry: the nearest pixel, once.
+    Pixels from outside the crop or inside the cutout are invalid: one grey level in the image, 255 in the label, 0 in
+    other maps. The maps are resampled once, from the source by the new geometry (nearest pixel).
     """
     image, valid, maps, geometry = crop
     coloured = Image.fromarray(np.ascontiguousarray(image))
@@ -165,9 +165,9 @@ def alter(crop: Cut, source: Mapping[str, np.ndarray], alteration: Alteration) -
 
 
 def crop_matrix(alteration: Alteration, size: tuple[int, int]) -> np.ndarray:
-    """Where the pixels of the altered crop (H, W) lie in the crop: (3, 3), from (x, y, 1) to (x, y, 1).
+    """Matrix (3, 3) from (x, y, 1) in the altered crop of ``size`` (H, W) to (x, y, 1) in the crop.
 
-    Pillow's conventions: shears hold the top or the left edge, rotation holds the centre. Pixel i has its centre at
+    Pillow's conventions: shears keep the top or the left edge, rotation keeps the centre. The centre of pixel i is
     i + 0.5.
     """
     width = size[1]
@@ -175,13 +175,13 @@ def crop_matrix(alteration: Alteration, size: tuple[int, int]) -> np.ndarray:
     if alteration.flip:
         matrix = np.array([[-1.0, 0.0, width], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     for operation in alteration.operations:
-        # What is applied last is the first that a place of the result meets on its way back.
+        # The map goes from result to input: the operation applied last is inverted first.
         matrix = matrix @ _back(operation, size)
     return matrix
 
 
 def _back(operation: Operation, size: tuple[int, int]) -> np.ndarray:
-    """From places after a geometric operation to places before it; the identity for others."""
+    """Matrix from coordinates after a geometric operation to coordinates before it; identity for colour operations."""
     height, width = size
     amount = operation.amount
     back = np.eye(3)
@@ -216,7 +216,7 @@ def _drawn(settings: RandAugmentSettings, size: tuple[int, int], draw: np.random
 
 
 def _amount(name: str, level: int, sign: int, size: tuple[int, int]) -> float:
-    """The strength at a level of 0 to 10 (ProDA's and FixMatch's parameters)."""
+    """Strength of an operation at a level of 0 to 10 (parameters of ProDA and FixMatch)."""
     height, width = size
     match name:
         case "brightness" | "colour" | "contrast" | "sharpness":
@@ -238,9 +238,9 @@ def _amount(name: str, level: int, sign: int, size: tuple[int, int]) -> float:
 
 
 def _box(settings: CutoutSettings, size: tuple[int, int], draw: np.random.Generator) -> tuple[int, int, int, int]:
-    """A square around a point of the view, as published: cut off at the left and top, it keeps its side."""
+    """A square around a random point; as published, moved inside at the left and top, clipped right and bottom."""
     height, width = size
-    # A share such as 1 / 3 is a little less than that.
+    # 1e-6: 1 / 3 as a float is slightly less than a third.
     side = int(settings.share * (width if settings.of == "width" else min(size)) + 1e-6)
     x, y = draw.uniform(0, width), draw.uniform(0, height)
     left, top = int(max(0.0, x - side / 2)), int(max(0.0, y - side / 2))

@@ -1,13 +1,13 @@
-"""Samplers that look for rare classes: which image comes next, and which part of it is shown.
+"""Samplers for rare classes: they choose the next image and its crop.
 
-    rare_classes   f_c = the share of class c among all labelled pixels;  P(c) = softmax((1 - f_c) / T) over the classes
-                   that occur. Draw c from P, then an image evenly among those with enough pixels of c, then crops until
-                   one shows enough of c.
-    small_classes  images in turn as always; with some probability the crop is centred on a pixel of a class that has
-                   hardly any.
+    rare_classes   f_c = fraction of class c among all labelled pixels;  P(c) = softmax((1 - f_c) / T) over the classes
+                   that occur. Draw c from P, then an image uniformly from those with enough pixels of c, then crops
+                   until one has enough pixels of c.
+    small_classes  every image once per round; with some probability the crop is centred on a pixel of a class with few
+                   pixels.
 
-The first is DAFormer's (CVPR 2022) and is meant for the labelled source; the second is that of class-balanced
-self-training (CBST, ECCV 2018) and is meant for pseudo labels. Both are functions of (seed, stream, position).
+The first is from DAFormer (CVPR 2022), for labelled source data; the second is from class-balanced self-training (CBST,
+ECCV 2018), for pseudo labels. Both are functions of (seed, stream, position).
 """
 
 # Legend: N images of the stream, C classes, H W pixels.
@@ -25,51 +25,52 @@ from tutelage.data.draws import generator
 from tutelage.errors import DataError
 from tutelage.settings import Settings
 
-# DAFormer asks for 3000 pixels, which it counts in GTA5's masks and again in its crops.
+# DAFormer requires 3000 pixels, counted in GTA5's masks and again in its crops.
 _OF_IMAGE = 3000 / (1914 * 1052)
 _OF_CROP = 3000 / (512 * 512)
 
 
 class RareClassSettings(Settings):
-    """Images by class, rare classes first."""
+    """Rare-class sampling of DAFormer: draw a class, rare classes more often, then an image that contains it."""
 
     kind: Literal["rare_classes"] = "rare_classes"
     temperature: Annotated[float, Field(gt=0)] = 0.01
-    """T: the smaller, the more often the rarest classes are drawn."""
+    """T: smaller values draw the rarest classes more often."""
     pixels: Annotated[int, Field(ge=0)] | None = None
-    """An image is drawn for a class if its mask has more pixels of it than this. Null: 3000 for a mask of 1914x1052
-    and a crop of 512x512 as published, and in proportion for others. If no image of a class has as many, those count
-    that have more than half as many as the one with most."""
+    """An image is drawn for a class only if its mask has more pixels of the class than this. Null: 3000 for a mask of
+    1914x1052 and a crop of 512x512 as published, and in proportion for other sizes. If no image has as many, the images
+    with more than half of the largest count are used."""
     crop_share: Annotated[float, Field(ge=0)] = 0.5
-    """A crop must show more than this share of `pixels`, counted in the crop; a single one if no image has enough."""
+    """A crop must contain more than this fraction of `pixels`, or one pixel if no image has enough."""
     tries: Annotated[int, Field(gt=0)] = 10
-    """How many crops are tried; the last one is kept."""
+    """Crops to try; if none contains enough pixels, the last one is kept."""
 
 
 class SmallClassSettings(Settings):
-    """Crops around the smallest classes."""
+    """Crops centred on the smallest classes, as in CBST."""
 
     kind: Literal["small_classes"] = "small_classes"
     share: Annotated[float, Field(gt=0, le=1)] = 0.001
-    """A class is small if fewer than this share of all labelled pixels are of it."""
+    """A class is small if it has less than this fraction of all labelled pixels."""
     probability: Annotated[float, Field(ge=0, le=1)] = 0.8
-    """How often a crop of an image that shows a small class is centred on a pixel of such a class."""
+    """Probability of centring the crop on a pixel of a small class, for images that contain one."""
 
 
 SamplerSettings = Annotated[RareClassSettings | SmallClassSettings, Field(discriminator="kind")]
-"""The samplers by `kind`."""
+"""Settings of a sampler, by `kind`."""
 
 
 def class_probabilities(pixels_NC: NDArray[np.integer], temperature: float) -> NDArray[np.float64]:
-    """P(c) (C,) of rare-class sampling from pixels by image and class; 0 for classes that never occur.
+    """P(c) (C,) of rare-class sampling from pixel counts per image and class; 0 for classes that never occur.
 
-    DataError where no class occurs. Source: DAFormer (CVPR 2022), equations 9 and 10.
+    Raises :class:`DataError` (``sampler-labels``) if no class occurs. Source: DAFormer (CVPR 2022), equations 9 and 10.
     """
     pixels_C = pixels_NC.sum(0).astype(np.float64)
     if not pixels_C.any():
         raise DataError(
-            "a sampler of rare classes needs labelled pixels, and the masks of its stream have none",
-            "check the masks, or take `sampler` out",
+            "sampler-labels",
+            "sampler needs labelled pixels, but the masks of its stream have none",
+            "check the masks, or remove `sampler`",
         )
     exponent_C = np.where(pixels_C > 0, (1.0 - pixels_C / pixels_C.sum()) / temperature, -np.inf)
     chance_C = np.exp(exponent_C - exponent_C.max())
@@ -78,32 +79,32 @@ def class_probabilities(pixels_NC: NDArray[np.integer], temperature: float) -> N
 
 
 class RareClassSampler:
-    """Draws a class, then an image that has it."""
+    """Draws a class, then an image that contains it."""
 
     def __init__(
         self, settings: RareClassSettings, pixels_NC: NDArray[np.integer], area_N: NDArray[np.integer]
     ) -> None:
-        """From the pixels of each class in each image's mask, and all pixels of the mask."""
+        """``pixels_NC``: pixels of each class in each mask; ``area_N``: all pixels of each mask."""
         self.settings = settings
         chance_C = class_probabilities(pixels_NC, settings.temperature)
         self._cumulated_C, self._last = chance_C.cumsum(), int(np.flatnonzero(chance_C)[-1])
         bound_N = area_N * _OF_IMAGE if settings.pixels is None else np.full(len(area_N), settings.pixels)
         enough_NC = pixels_NC > bound_N[:, None]
         self._rare_C: NDArray[np.bool_] = np.logical_not(enough_NC.any(axis=0))  # no image has enough of these
-        # More than half of the largest: the image with most is always among them.
+        # More than half of the largest count: the image with the largest is always included.
         many_NC = 2 * pixels_NC > pixels_NC.max(0, initial=0)
         self._images = [np.flatnonzero(column) for column in np.where(self._rare_C, many_NC, enough_NC).T]
 
     def draw(self, seed: int, stream: str, position: int) -> tuple[int, int]:
-        """The class that a position is for, and the number of its image."""
+        """Draw the class and the image index of one position."""
         draw = generator(seed, stream, "rare class", position)
-        # side="right": a class of probability 0 has no width and is never met; the sum may be 1 but for rounding.
+        # side="right" never selects a class of probability 0; min() because rounding may leave the sum below 1.
         chosen = min(int(np.searchsorted(self._cumulated_C, draw.random(), side="right")), self._last)
         images = self._images[chosen]
         return chosen, int(images[draw.integers(len(images))])
 
     def shows(self, class_: int, label_HW: NDArray[np.integer]) -> bool:
-        """Whether a crop's label shows enough of a class."""
+        """Whether the label of a crop contains enough pixels of a class."""
         shown, settings = int(np.count_nonzero(label_HW == class_)), self.settings
         if self._rare_C[class_]:
             return shown > 0
@@ -112,16 +113,16 @@ class RareClassSampler:
 
 
 class SmallClassSampler:
-    """Moves crops to the classes that have hardly any pixels."""
+    """Centres crops on classes with few pixels."""
 
     def __init__(self, settings: SmallClassSettings, pixels_NC: NDArray[np.integer]) -> None:
-        """From the pixels of each class in each image's mask."""
+        """``pixels_NC``: pixels of each class in each mask."""
         self.settings = settings
         pixels_C = pixels_NC.sum(0)
         self.classes: NDArray[np.int64] = np.flatnonzero((pixels_C > 0) & (pixels_C < settings.share * pixels_C.sum()))
 
     def point(self, label_HW: NDArray[np.integer], seed: int, stream: str, position: int) -> tuple[float, float] | None:
-        """The centre (y, x) of a pixel of a small class of this mask; ``None``: the crop stays where it is."""
+        """Centre (y, x) of a random pixel of a small class in this mask; ``None``: leave the crop unchanged."""
         draw = generator(seed, stream, "small class", position)
         if draw.random() >= self.settings.probability:
             return None
@@ -134,7 +135,7 @@ class SmallClassSampler:
 
 
 def centred(geometry: Geometry, point: tuple[float, float]) -> Geometry:
-    """The crop of the same size, scale and flip around a point (y, x) of the source, moved to lie inside of it."""
+    """A crop of the same size, scale and flip around a point (y, x) of the source, shifted to lie inside the source."""
     step_y, step_x = float(geometry.matrix[1, 1]), abs(float(geometry.matrix[0, 0]))
     scaled = (round(geometry.source[0] / step_y), round(geometry.source[1] / step_x))
     (height, width), (y, x) = geometry.size, point

@@ -1,4 +1,4 @@
-"""Opening a data set by what a recipe says of it: a folder, the procedural city, or a public set."""
+"""Opening a data set from its recipe settings: a folder, the procedural city, or a public data set."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ Side = Annotated[int, Field(ge=16)]
 
 
 class ToycitySettings(Settings):
-    """Procedural street scenes, painted into a folder when they are first needed (no download)."""
+    """Procedural street scenes, rendered into a folder on first use (no download)."""
 
     kind: Literal["toycity"]
     root: Annotated[str, Ref("file")]
-    """Folder that the scenes are written to; relative to the recipe."""
+    """Output folder of the scenes, relative to the recipe."""
     splits: dict[str, Annotated[int, Field(gt=0)]]
     """Split name → number of scenes."""
     size: tuple[Side, Side] = (128, 256)
     """Height and width in pixels."""
     domain: Literal["day", "dusk"] = "day"
-    """`day`, or `dusk`: the same streets from another renderer, in other light."""
+    """`day`, or `dusk`: the same streets in other light, with other colours and another camera."""
     seed: int = 0
-    """Which streets."""
+    """Random seed of the streets."""
     bridge: dict[str, str | None] = {}
-    """Class of this data → class of the task, or null to ignore it."""
+    """Class of this data → class of the task (several may merge), or null to ignore the class."""
 
 
 DataSettings = Annotated[FolderSettings | ToycitySettings | CatalogueSettings, Field(discriminator="kind")]
@@ -43,7 +43,10 @@ def open_data(
     base: Path,
     say: Callable[[str], None] = lambda text: None,
 ) -> Mapping[str, Dataset]:
-    """The splits of a data set by name; ``base`` is the recipe's folder. Raises :class:`DataError`."""
+    """Open the splits of a data set; ``base`` is the recipe's folder, ``say`` prints a progress line.
+
+    Raises :class:`DataError` as :func:`open_folder`, :func:`open_catalogue` and :func:`toycity.generate` do.
+    """
     if isinstance(settings, FolderSettings):
         return open_folder(settings, base)
     if isinstance(settings, CatalogueSettings):
@@ -51,7 +54,7 @@ def open_data(
     root = (base / settings.root).resolve()
     total = sum(settings.splits.values())
     if not (root / "toycity.json").is_file():
-        say(f"painting {total} scenes of the toy city ({settings.domain}) into {root}")
+        say(f"rendering {total} scenes of the toy city ({settings.domain}) into {root}")
     generate(root, settings.splits, settings.size, settings.domain, settings.seed)
     folder = FolderSettings(
         root=str(root),
@@ -63,7 +66,7 @@ def open_data(
 
 
 def task_classes(named: list[str] | None, first: Dataset) -> Classes:
-    """The task's class list: the one that is named, with the colours of the first data set where names agree."""
+    """The task's class list: ``named``, with the colours of the first data set where names agree; else its classes."""
     if named is None:
         return first.classes
     palette = dict(zip(first.classes.names, first.classes.palette, strict=True))

@@ -1,11 +1,11 @@
-"""Splitting a data set: train, val and test, or few-label partitions; by classes, by groups, as list files.
+"""Splitting a data set into train, val and test or into few-label partitions, by classes or by groups, as list files.
 
-By classes, splits are greedy iterative stratification: the rarest class is dealt out first, each of its images to the
-part that still wants most of that class, where a part wants its share of the images and of the pixels. Then images are
-swapped until every part shows every class, where that is possible. By group (cities, sites, cameras), every part gets
-its share of each group within rounding, as the published few-label lists of Cityscapes do with its cities; keeping
-groups whole is the opposite, and another option. Everything is a function of the samples' names and the seed; the order
-of files on a disk plays no role.
+By classes: greedy iterative stratification. The rarest class is assigned first, each of its images to the part with the
+largest remaining demand for that class, where the demand is the part's share of the images and of the pixels. Then
+images are swapped until every part shows every class, where that is possible. By group (cities, sites, cameras): every
+part gets its share of each group within rounding, as in the published few-label lists of Cityscapes with its cities.
+Keeping groups whole is a separate option. The result is a function of the samples' names and the seed, independent of
+the order of files on disk.
 """
 
 # Legend: N samples, C classes.
@@ -28,9 +28,9 @@ from tutelage.errors import DataError
 from tutelage.runs.atomic import write_text
 
 Size = float | int | str | Fraction
-"""A count (an int), or a share (a float, a Fraction, or text such as `1/16`)."""
+"""A count (an int), or a fraction of the data set (a float, a Fraction, or text such as `1/16`)."""
 Stratify = Literal["classes", "group", "none"]
-"""What is balanced: every part shows every class; has its share of every group; or nothing is."""
+"""``classes``: every part shows every class; ``group``: every part has its share of every group; ``none``: random."""
 Partitions = dict[tuple[str, int], tuple[list[int], list[int]]]
 """(name, draw) → indices of the labelled and of the unlabelled samples."""
 
@@ -38,29 +38,30 @@ Partitions = dict[tuple[str, int], tuple[list[int], list[int]]]
 def split_dataset(
     dataset: Dataset, parts: Mapping[str, Size], seed: int = 0, *, group: bool = False, stratify: Stratify = "classes"
 ) -> dict[str, list[int]]:
-    """Part → indices of its samples, sorted by name; ``parts`` gives shares or counts, and may leave a rest out.
+    """Split a data set: part → indices of its samples, sorted by name.
 
-    ``group`` keeps samples of one group together. Raises :class:`DataError` for parts that ask for too much, for
-    fewer groups than parts, and for groups that shall be both whole and shared out.
+    ``parts`` gives fractions or counts; images that they do not cover are in no part. ``group`` keeps the samples of
+    one group together. Raises :class:`DataError`: ``split-size``, ``missing-groups``, ``group-options``.
     """
-    wanted = _counts(parts, len(dataset))
+    counts = _counts(parts, len(dataset))
     if stratify == "group":
         _not_whole(group)
-        order, ends = _spread(dataset, key(seed, "split", tuple(parts))), np.cumsum([0, *wanted.values()])
-        return {name: _by_name(dataset, order[ends[i] : ends[i + 1]]) for i, name in enumerate(wanted)}
+        order, ends = _spread(dataset, key(seed, "split", tuple(parts))), np.cumsum([0, *counts.values()])
+        return {name: _by_name(dataset, order[ends[i] : ends[i + 1]]) for i, name in enumerate(counts)}
     units = units_of(dataset, group, stratify == "classes")
     if len(units) < len(parts):
         kind = "group" if group else "image"
         raise DataError(
-            f"{dataset.name}: {len(parts)} parts cannot be made of {len(units)} {kind}{'s' * (len(units) != 1)}",
+            "split-size",
+            f"{dataset.name}: cannot split {len(units)} {kind}{'s' * (len(units) != 1)} into {len(parts)} parts",
             "set data.<name>.group so that there are more groups, or split without --by-group"
             if group
-            else "take fewer",
+            else "reduce the number of parts",
         )
-    rest = len(dataset) - sum(wanted.values())
-    sizes = [*wanted.values(), *([rest] if rest else [])]
-    chosen = deal(units, sizes, len(wanted), key(seed, "split", tuple(parts)))
-    return {name: units.samples(chosen == place) for place, name in enumerate(wanted)}
+    rest = len(dataset) - sum(counts.values())
+    sizes = [*counts.values(), *([rest] if rest else [])]
+    chosen = deal(units, sizes, len(counts), key(seed, "split", tuple(parts)))
+    return {name: units.samples(chosen == place) for place, name in enumerate(counts)}
 
 
 def few_label_partitions(
@@ -73,10 +74,10 @@ def few_label_partitions(
     stratify: Stratify = "classes",
     by_group: bool = False,
 ) -> Partitions:
-    """(size's name, draw) → indices of the labelled and of the unlabelled samples, sorted by name.
+    """Draw few-label partitions: (name of the size, draw) → indices of the labelled and of the unlabelled samples.
 
-    With ``nested``, each smaller labelled set is part of every larger one of its draw. Raises :class:`DataError` for
-    sizes that cannot be had, and for groups that shall be both whole and shared out.
+    Indices are sorted by sample name. With ``nested``, each smaller labelled set is a subset of every larger one of the
+    same draw. Raises :class:`DataError`: ``split-size``, ``missing-groups``, ``group-options``.
     """
     ordered = sorted(sizes, key=lambda size: count_of(size, len(dataset)))
     if stratify == "group":
@@ -92,10 +93,10 @@ def few_label_partitions(
     for draw in range(draws):
         inside = np.full(len(units), -1)
         for size in ordered:
-            wanted = count_of(size, len(dataset))
+            count = count_of(size, len(dataset))
             salt = () if nested else (size_name(size),)
             entropy = key(seed, "few", draw, *salt)
-            chosen = deal(units, [wanted, len(dataset) - wanted], 1, entropy, inside)
+            chosen = deal(units, [count, len(dataset) - count], 1, entropy, inside)
             result[size_name(size), draw] = (units.samples(chosen == 0), units.samples(chosen != 0))
             if nested:
                 inside = np.where(chosen == 0, 0, -1)
@@ -103,13 +104,14 @@ def few_label_partitions(
 
 
 def _spread(dataset: Dataset, entropy: int) -> list[int]:
-    """The samples in an order of which every stretch has its share of every group, within rounding.
+    """An order of the samples in which every contiguous range has its share of every group, within rounding.
 
-    A group's samples are shuffled and stand at equal distances; of two at one place the group is drawn that goes first.
+    The samples of each group are shuffled and placed at equal distances; ties are broken by a random order of groups.
     """
     if not any(sample.group for sample in dataset.samples):
         raise DataError(
-            f"{dataset.name}: no image belongs to a group",
+            "groups-missing",
+            f"{dataset.name}: no image has a group",
             r"set data.<name>.group, e.g. '/train/([^/]+)/' for the cities of Cityscapes",
         )
     groups: dict[str, list[int]] = {}
@@ -127,9 +129,9 @@ def _spread(dataset: Dataset, entropy: int) -> list[int]:
     return [index for _, _, index in sorted(placed)]
 
 
-def _cut(dataset: Dataset, wanted: int, entropy: int) -> tuple[list[int], list[int]]:
+def _cut(dataset: Dataset, count: int, entropy: int) -> tuple[list[int], list[int]]:
     order = _spread(dataset, entropy)
-    return _by_name(dataset, order[:wanted]), _by_name(dataset, order[wanted:])
+    return _by_name(dataset, order[:count]), _by_name(dataset, order[count:])
 
 
 def _by_name(dataset: Dataset, indices: Sequence[int]) -> list[int]:
@@ -139,22 +141,27 @@ def _by_name(dataset: Dataset, indices: Sequence[int]) -> list[int]:
 def _not_whole(by_group: bool) -> None:
     if by_group:
         raise DataError(
-            "groups cannot be kept whole and shared out over the parts at once",
-            "take --by-group (no group in two parts) or --stratify group (every part has some of each group)",
+            "option-conflict",
+            "--by-group and --stratify group exclude each other",
+            "use --by-group (no group in two parts) or --stratify group (every part has some of each group)",
         )
 
 
 def count_of(size: Size, total: int) -> int:
-    """How many of ``total`` images a size means: at least one. Raises :class:`DataError` for what cannot be had."""
+    """Number of images that a size means, at least one. Raises :class:`DataError` (``split-size``)."""
     value = _parsed(size)
     count = value if isinstance(value, int) else max(round(value * total), 1)
     if not 1 <= count <= total:
-        raise DataError(f"{size} of {total} images cannot be had", "a size is a share up to 1, or a number of images")
+        raise DataError(
+            "split-size",
+            f"size must be in [1, {total}] images, got {size}",
+            "give a fraction up to 1, or a number of images of the data set",
+        )
     return count
 
 
 def size_name(size: Size) -> str:
-    """A size as a folder is called: `1_16` for a sixteenth, `46` for so many images."""
+    """Folder name of a size: `1_16` for a sixteenth, `46` for 46 images."""
     value = _parsed(size)
     return str(value) if isinstance(value, int) else f"{value.numerator}_{value.denominator}"
 
@@ -167,14 +174,20 @@ def _parsed(size: Size) -> int | Fraction:
             return int(size)
         value = Fraction(size) if isinstance(size, (str, Fraction)) else Fraction(size).limit_denominator(10_000)
     except (ValueError, ZeroDivisionError, OverflowError):
-        raise DataError(f"size {size!r} is no number", "write a share (0.1, 1/16) or a number of images") from None
+        raise DataError(
+            "split-size", f"invalid size {size!r}", "write a fraction (0.1, 1/16) or a number of images"
+        ) from None
     if not 0 <= value <= 1:
-        raise DataError(f"share {size} is not between 0 and 1", "write a whole number for a number of images")
+        raise DataError(
+            "split-size",
+            f"fraction must be in [0, 1], got {size}",
+            "write a smaller fraction, or an integer for a number of images",
+        )
     return value
 
 
 def describe_parts(dataset: Dataset, parts: Mapping[str, Collection[int]]) -> list[str]:
-    """A line for each part: how many images and groups it has, and which classes it lacks."""
+    """One line for each part: its numbers of images and groups, and the classes it lacks."""
     classes_NC = read_statistics(dataset).classes
     lines = []
     for name, indices in parts.items():
@@ -183,34 +196,37 @@ def describe_parts(dataset: Dataset, parts: Mapping[str, Collection[int]]) -> li
         lines.append(
             f"{name}: {len(indices)} image{'s' * (len(indices) != 1)}"
             + (f" of {len(groups)} group{'s' * (len(groups) != 1)}" if groups else "")
-            + (f"; shows no {', no '.join(lacking)}" if lacking else "")
+            + (f"; missing classes: {', '.join(lacking)}" if lacking else "")
         )
     return lines
 
 
 def missing_classes(dataset: Dataset, indices: Collection[int]) -> tuple[str, ...]:
-    """The classes that occur in the data set's masks, but in none of these samples'."""
+    """Classes that occur in the masks of the data set, but not in those of the samples at ``indices``."""
     return _missing(dataset, read_statistics(dataset).classes, indices)
 
 
 def write_splits(
     dataset: Dataset, parts: Mapping[str, Sequence[int]], folder: Path, root: Path, *, force: bool = False
 ) -> dict[str, Path]:
-    """Write ``folder/<part>.txt`` for every part, with paths relative to ``root``; returns the files.
+    """Write ``folder/<part>.txt`` for every part, with paths relative to ``root``; return the files.
 
-    A part's name may lead into a subfolder (`1_16/labeled`). Raises :class:`DataError`, before anything is written,
-    when a list exists that says something else, unless ``force``; and for a part without images.
+    A part's name may include a subfolder (`1_16/labeled`). Raises :class:`DataError` before anything is written:
+    ``list-exists`` for an existing list with other content, unless ``force``; ``split-size`` for a part without images.
     """
     texts = {}
     for name, indices in parts.items():
         if not len(indices):
-            raise DataError(f"{dataset.name}: part {name!r} would have no image", "ask for more images in it")
+            raise DataError(
+                "split-size", f"{dataset.name}: part {name!r} would have no image", "give the part more images"
+            )
         texts[folder / f"{name}.txt"] = list_text((dataset.samples[i] for i in indices), root)
-    differing = [path for path, text in texts.items() if path.exists() and not _says(path, text)]
+    differing = [path for path, text in texts.items() if path.exists() and not _has_text(path, text)]
     if differing and not force:
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         raise DataError(
-            f"list exists and says something else: {differing[0]}{more}",
+            "output-exists",
+            f"list exists with other content: {differing[0]}{more}",
             "write to another folder, or replace it with --force (results on the old list will not be comparable)",
         )
     for path, text in texts.items():
@@ -220,7 +236,8 @@ def write_splits(
 
 
 def partition_parts(partitions: Partitions) -> dict[str, list[int]]:
-    """Few-label partitions as parts for :func:`write_splits`: `1_16/labeled`, or `1_16/draw0/labeled` of several."""
+    """Few-label partitions as parts for :func:`write_splits`: `1_16/labeled`, or `1_16/draw0/labeled` for several
+    draws."""
     several = any(draw for _, draw in partitions)
     parts = {}
     for (name, draw), (labeled, unlabeled) in partitions.items():
@@ -231,7 +248,7 @@ def partition_parts(partitions: Partitions) -> dict[str, list[int]]:
     return parts
 
 
-def _says(path: Path, text: str) -> bool:
+def _has_text(path: Path, text: str) -> bool:
     try:
         return path.read_bytes() == text.encode()
     except OSError:
@@ -239,26 +256,31 @@ def _says(path: Path, text: str) -> bool:
 
 
 def _counts(parts: Mapping[str, Size], total: int) -> dict[str, int]:
-    """Images of each part; shares are rounded so that together they are what their sum is."""
+    """Number of images of each part; fractions are rounded so that their total is the rounded total."""
     values = {name: _parsed(size) for name, size in parts.items()}
     result = {name: value if isinstance(value, int) else int(value * total) for name, value in values.items()}
     exact = {name: value * total for name, value in values.items() if isinstance(value, Fraction)}
     missing = round(sum(exact.values())) - sum(result[name] for name in exact)
-    # Ties go to the part that was named first.
+    # Ties go to the part that comes first.
     for name in sorted(exact, key=lambda name: result[name] - exact[name])[:missing]:
         result[name] += 1
     for name in result:
         if result[name] < 1:
             largest = max(result, key=lambda other: result[other])
             if isinstance(values[name], int) or not values[name] or result[largest] < 2:
-                raise DataError(f"part {name!r} would have no image", f"there are {total} images; ask for at least one")
+                raise DataError(
+                    "split-size",
+                    f"part {name!r} would have no image of {total}",
+                    "give the part at least one image",
+                )
             result[name] += 1
             result[largest] -= 1
     if sum(result.values()) > total:
         raise DataError(
-            f"parts ask for {sum(result.values())} of {total} images: "
+            "split-size",
+            f"parts need {sum(result.values())} images, but the data set has {total}: "
             + ", ".join(f"{name} {count}" for name, count in result.items()),
-            "shares add up to at most 1, counts to at most the number of images",
+            "let fractions add up to at most 1, counts to at most the number of images",
         )
     return result
 

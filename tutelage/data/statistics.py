@@ -1,8 +1,8 @@
-"""What the masks of a data set hold: read once, kept by fingerprint.
+"""Mask statistics of a data set: every mask is read once, the results are cached by fingerprint.
 
-Class weights, stratified splits and the checks all ask for it. A mask is looked at run by run along its rows, which
-gives its histogram without sorting its pixels, and the mean length of a run tells how large a class's objects are.
-A mask that cannot be used is a record here, not an exception: `tutelage check` names them all at once.
+Class weights, stratified splits and the data checks use them. A mask is processed by horizontal runs of equal pixels:
+this yields its histogram without sorting the pixels, and the mean length of a run measures the object size of a class.
+Masks that cannot be used are recorded, not raised, so that `tutelage check` lists all of them at once.
 """
 
 # Legend: N samples, C classes.
@@ -26,8 +26,8 @@ from tutelage.data.labels import IGNORE
 from tutelage.errors import DataError
 
 VERSION = 1
-"""Raised when what is found, or how it is stored, changes."""
-_MOST_VALUES = 512  # kept per mask; a colour mask that was blended or stored as JPEG has tens of thousands
+"""Increase it when the statistics or their storage change."""
+_MOST_VALUES = 512  # stored per mask; a colour mask that was resampled or stored as JPEG has tens of thousands
 _COLUMNS = ("offsets", "values", "counts", "classes", "runs", "rest", "sizes", "formats", "faults")
 
 FaultKind = Literal["unreadable", "form", "unexpected", "size"]
@@ -35,39 +35,40 @@ FaultKind = Literal["unreadable", "form", "unexpected", "size"]
 
 @dataclass(frozen=True)
 class MaskFault:
-    """A mask that cannot be used as it is."""
+    """A mask that cannot be used."""
 
     index: int
-    """Which sample."""
+    """Index of the sample."""
     kind: FaultKind
-    """Not readable; readable but no class indices (colours, fractions); values of no class; not its image's size."""
+    """``unreadable``; ``form``: no class indices (colours, fractions); ``unexpected``: values without a class;
+    ``size``: size differs from the image."""
     message: str
 
 
 @dataclass(frozen=True)
 class MaskStatistics:
-    """What one mask holds; all counts are pixels of the mask as it is stored."""
+    """Statistics of one mask; counts are pixels of the stored mask."""
 
     values: dict[int, int]
     """Raw value → pixels, most frequent first (at most 512 values)."""
     classes: np.ndarray
     """(C,) pixels of each train id."""
     runs: np.ndarray
-    """(C,) horizontal runs of each train id; pixels over runs is the mean width of its objects."""
+    """(C,) horizontal runs of each train id; pixels / runs is the mean width of its objects."""
     ignored: int
     unexpected: int
-    """Pixels whose value the label map does not know."""
+    """Pixels with values that are not in the label map."""
     height: int
     width: int
     image_size: tuple[int, int]
-    """Upright height and width of its image; zeros where that cannot be read."""
+    """Upright height and width of the image; zeros if it cannot be read."""
     format: str
     """Pillow's name of the file format."""
 
 
 @dataclass(frozen=True)
 class DatasetStatistics:
-    """The statistics of all masks of a data set; a sample without a readable mask has zeros."""
+    """Statistics of all masks of a data set; a sample without a readable mask has zeros."""
 
     offsets: np.ndarray
     values: np.ndarray
@@ -77,7 +78,7 @@ class DatasetStatistics:
     runs: np.ndarray
     """(N, C) horizontal runs of each train id."""
     rest: np.ndarray
-    """(N, 2) ignored pixels, and pixels of unexpected values."""
+    """(N, 2) ignored pixels, and pixels with unexpected values."""
     sizes: np.ndarray
     """(N, 4) height and width of the mask, upright height and width of the image."""
     formats: tuple[str, ...]
@@ -106,7 +107,7 @@ class DatasetStatistics:
 
     @property
     def read(self) -> np.ndarray:
-        """(N,) bool: which masks could be read."""
+        """(N,) bool: true for masks that could be read."""
         present: np.ndarray = self.sizes[:, 0] > 0
         return present
 
@@ -116,7 +117,7 @@ class DatasetStatistics:
         return total
 
     def images_with_class(self) -> np.ndarray:
-        """(C,) number of masks in which each class occurs."""
+        """(C,) number of masks that contain each class."""
         return np.asarray(np.count_nonzero(self.classes, axis=0))
 
     def histogram(self) -> dict[int, int]:
@@ -136,14 +137,14 @@ class DatasetStatistics:
 def read_statistics(
     dataset: Dataset, *, workers: int = 2, progress: Progress | None = None, cache: Path | None = None
 ) -> DatasetStatistics:
-    """The statistics of every mask, from the cache where the data are unchanged.
+    """Compute the statistics of every mask, or load them from the cache if the data are unchanged.
 
-    ``cache`` is the folder to keep them in (default: the user's). Files that cannot be used are recorded under
-    ``faults``; nothing is raised for them.
+    ``cache`` is the cache folder (default: the user's). Files that cannot be used are recorded in ``faults``; nothing
+    is raised for them.
     """
     try:
         kept = cache_file("masks", VERSION, dataset.fingerprint, cache)
-    except DataError:  # a missing file: there is no fingerprint, and nothing worth keeping
+    except DataError:  # a missing file: no fingerprint, so nothing is cached
         kept = None
     stored = None if kept is None else load(kept, _COLUMNS)
     if stored is not None:
@@ -178,7 +179,7 @@ def _read(dataset: Dataset, index: int) -> _MaskRow:
     try:
         image = image_size(sample.image)
     except DataError:
-        image = (0, 0)  # the image's own fault
+        image = (0, 0)  # recorded by the image statistics
     try:
         raw = read_raw_mask(sample.label, dataset.label_map.encoding)
     except DataError as error:
@@ -216,7 +217,7 @@ def _zeros(classes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def row_runs(values_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The value and the length of every horizontal run of equal pixels, row by row."""
+    """Values and lengths of all horizontal runs of equal pixels, row by row."""
     flat = values_HW.ravel()
     starts = np.empty(flat.shape, dtype=bool)
     starts[:1] = True
@@ -227,7 +228,7 @@ def row_runs(values_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _histogram(values: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct values and their pixels, most frequent first, at most 512 of them."""
+    """Distinct values and their pixel counts, most frequent first, at most 512."""
     distinct, inverse = np.unique(values, return_inverse=True)
     counts = np.bincount(inverse, weights=lengths, minlength=len(distinct)).astype(np.int64)
     order = np.lexsort((distinct, -counts))[:_MOST_VALUES]
@@ -235,7 +236,7 @@ def _histogram(values: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _decodes(path: Path) -> bool:
-    """Whether Pillow can decode a file: if so, its form is what is wrong with it."""
+    """Whether Pillow can decode a file; if so, the error concerns its form."""
     try:
         with opened(path, "mask") as image:
             image.load()
@@ -269,7 +270,7 @@ def _assembled(rows: list[_MaskRow], classes: int) -> DatasetStatistics:
 
 
 def _packed(dataset: Dataset, found: DatasetStatistics) -> dict[str, np.ndarray]:
-    """The columns to store. Paths become a placeholder: equal data have equal fingerprints wherever they lie."""
+    """The columns to store. Paths become a placeholder: equal data have equal fingerprints in any folder."""
     faults = []
     for fault in found.faults:
         path = str(dataset.samples[fault.index].label)
@@ -281,7 +282,7 @@ def _packed(dataset: Dataset, found: DatasetStatistics) -> dict[str, np.ndarray]
 
 
 def _unpacked(dataset: Dataset, arrays: dict[str, np.ndarray]) -> DatasetStatistics | None:
-    """The statistics in stored columns; ``None`` when they are not those of this data set."""
+    """Statistics from stored columns; ``None`` if they do not fit the data set."""
     if arrays["classes"].shape != (len(dataset), len(dataset.classes)):
         return None
     columns = {name: arrays[name] for name in _COLUMNS[:-2]}

@@ -1,4 +1,4 @@
-"""Dealing units out to parts so that every part shows every class in its share: greedy iterative stratification."""
+"""Greedy iterative stratification: assignment of units to parts so that every part has its share of every class."""
 
 # Legend: U units that stay together (images, or groups of images), C classes, P parts.
 
@@ -13,19 +13,19 @@ from tutelage.data.dataset import Dataset
 from tutelage.data.statistics import read_statistics
 from tutelage.errors import DataError
 
-_TRIED = 64  # units that are tried for a swap, for each class that a part lacks
+_TRIED = 64  # candidates for a swap, per class that a part lacks
 
 
 @dataclass(frozen=True)
 class Units:
-    """What is dealt out whole, in the order of names."""
+    """Units of assignment, sorted by name."""
 
     members: tuple[tuple[int, ...], ...]
-    """Indices of each unit's samples."""
+    """Sample indices of each unit."""
     presence: np.ndarray
-    """(U, C) number of images that show each class."""
+    """(U, C) number of images that contain each class."""
     pixels: np.ndarray
-    """(U, C) pixels of each class, in multiples of what an image that shows it has on average."""
+    """(U, C) pixels of each class, relative to the mean of the images that contain it."""
 
     def __len__(self) -> int:
         return len(self.members)
@@ -36,18 +36,18 @@ class Units:
         return np.array([len(member) for member in self.members], np.int64)
 
     def samples(self, chosen: np.ndarray) -> list[int]:
-        """The samples of the chosen units (bool), in the order of units."""
+        """Samples of the units in the mask ``chosen`` (U,), in the order of units."""
         return [index for place in np.flatnonzero(chosen) for index in self.members[place]]
 
 
 def units_of(dataset: Dataset, group: bool, stratify: bool) -> Units:
-    """Images, or groups of images, with the classes they show; a sample without group stays alone.
+    """Images, or with ``group`` groups of images, with their classes; a sample without a group is its own unit.
 
-    Raises :class:`DataError` when groups are asked for and there are none.
+    Raises :class:`DataError` (``missing-groups``) if ``group`` is set and no sample has a group.
     """
     if group and not any(sample.group for sample in dataset.samples):
         raise DataError(
-            f"{dataset.name}: no image belongs to a group", r"set data.<name>.group, e.g. '([^/]+)_\d+$', to name them"
+            "groups-missing", f"{dataset.name}: no image has a group", r"set data.<name>.group, e.g. '([^/]+)_\d+$'"
         )
     by_name: dict[tuple[bool, str], list[int]] = {}
     for index in sorted(range(len(dataset)), key=lambda i: dataset.samples[i].name):
@@ -66,23 +66,24 @@ def units_of(dataset: Dataset, group: bool, stratify: bool) -> Units:
 
 
 def deal(units: Units, sizes: Sequence[int], real: int, entropy: int, held: np.ndarray | None = None) -> np.ndarray:
-    """(U,) the part of every unit. ``sizes`` are numbers of images; the first ``real`` parts must show all classes.
+    """Assign every unit to a part: (U,) index of the part.
 
-    ``held`` (U,) says which part a unit belongs to already, or -1. A pure function of its arguments.
+    ``sizes`` are numbers of images; the first ``real`` parts must contain all classes. ``held`` (U,) is the part to
+    which a unit is fixed, or -1. A pure function of its arguments.
     """
-    dealer = _Dealer(units, sizes, real, np.full(len(units), -1) if held is None else held.copy())
+    assignment = _Assignment(units, sizes, real, np.full(len(units), -1) if held is None else held.copy())
     order = np.random.Generator(np.random.Philox(key=entropy)).permutation(len(units))
-    dealer.by_class(order)
+    assignment.by_class(order)
     for unit in order:
-        if dealer.part[unit] < 0:
-            dealer.give(int(unit), dealer.roomiest(int(unit)))
-    dealer.fill_empty()
-    dealer.mend(order)
-    return dealer.part
+        if assignment.part[unit] < 0:
+            assignment.give(int(unit), assignment.roomiest(int(unit)))
+    assignment.fill_empty()
+    assignment.swap_in_missing_classes(order)
+    return assignment.part
 
 
-class _Dealer:
-    """The state of one deal: who has what, and what each part still wants."""
+class _Assignment:
+    """State of one assignment: the part of each unit, and the remaining demand of each part."""
 
     def __init__(self, units: Units, sizes: Sequence[int], real: int, held: np.ndarray) -> None:
         self.units = units
@@ -93,21 +94,21 @@ class _Dealer:
         self.room = np.array(sizes, np.float64)
         share = self.room / max(self.room.sum(), 1)
         total = units.presence.sum(0)
-        # Everyone wants at least one image of each class, however small the part.
+        # Every part demands at least one image of each class, however small it is.
         floor = np.where((np.arange(len(sizes)) < real)[:, None] & (total > 0), 1.0, 0.0)
-        self.wants_images = np.maximum(share[:, None] * total, floor)
-        self.wants_pixels = np.maximum(share[:, None] * units.pixels.sum(0), floor)
+        self.image_demand = np.maximum(share[:, None] * total, floor)
+        self.pixel_demand = np.maximum(share[:, None] * units.pixels.sum(0), floor)
         for unit in np.flatnonzero(self.fixed):
             self.give(int(unit), int(held[unit]))
 
     def give(self, unit: int, part: int) -> None:
         self.part[unit] = part
         self.room[part] -= self.counts[unit]
-        self.wants_images[part] -= self.units.presence[unit]
-        self.wants_pixels[part] -= self.units.pixels[unit]
+        self.image_demand[part] -= self.units.presence[unit]
+        self.pixel_demand[part] -= self.units.pixels[unit]
 
     def open_parts(self, unit: int) -> np.ndarray:
-        """The parts that a unit fits into; where there is none, the one with the most room."""
+        """Parts with room for a unit; if there is none, the part with the most room."""
         fitting = np.flatnonzero(self.room >= self.counts[unit])
         return fitting if len(fitting) else np.array([int(self.room.argmax())])
 
@@ -116,7 +117,7 @@ class _Dealer:
         return int(parts[self.room[parts].argmax()])
 
     def by_class(self, order: np.ndarray) -> None:
-        """Deal out the units of the rarest class that is left, then those of the next."""
+        """Assign the units of the rarest remaining class, then those of the next."""
         shown = self.units.presence > 0
         while True:
             left = shown[self.part < 0].sum(0)
@@ -126,12 +127,12 @@ class _Dealer:
             for unit in order:
                 if self.part[unit] < 0 and shown[unit, rarest]:
                     parts = self.open_parts(int(unit))
-                    wish = self.wants_images[parts, rarest] + self.wants_pixels[parts, rarest]
-                    best = np.lexsort((self.room[parts], wish.round(9)))[-1]
+                    demand = self.image_demand[parts, rarest] + self.pixel_demand[parts, rarest]
+                    best = np.lexsort((self.room[parts], demand.round(9)))[-1]
                     self.give(int(unit), int(parts[best]))
 
     def fill_empty(self) -> None:
-        """Every real part gets a unit, where there are enough: the smallest of the part that has most."""
+        """Give every empty real part the smallest unit of the part with the most units, if that has more than one."""
         for part in range(self.real):
             if (self.part == part).any():
                 continue
@@ -140,16 +141,16 @@ class _Dealer:
             if len(movable) > 1:
                 self.part[movable[self.counts[movable].argmin()]] = part
 
-    def mend(self, order: np.ndarray) -> None:
-        """Swap units until every real part shows every class, where a swap takes no other part's last one."""
+    def swap_in_missing_classes(self, order: np.ndarray) -> None:
+        """Swap units until every real part contains every class, where no swap removes a class from another part."""
         shown = self.units.presence > 0
         rarest_first = np.argsort(shown.sum(0), kind="stable")
         for part in range(self.real):
             for class_ in rarest_first:
                 if shown[:, class_].any() and not shown[self.part == part, class_].any():
-                    self._fetch(part, int(class_), order, shown)
+                    self._swap_in(part, int(class_), order, shown)
 
-    def _fetch(self, part: int, class_: int, order: np.ndarray, shown: np.ndarray) -> None:
+    def _swap_in(self, part: int, class_: int, order: np.ndarray, shown: np.ndarray) -> None:
         mine = np.flatnonzero((self.part == part) & ~self.fixed)
         givers = [int(u) for u in order if shown[u, class_] and self.part[u] != part and not self.fixed[u]]
         if not len(mine):
@@ -157,7 +158,7 @@ class _Dealer:
         here = shown[self.part == part].sum(0)
         for unit in givers[:_TRIED]:
             other = int(self.part[unit])
-            # What would be lost here: classes that only the unit given away shows, and the new one does not.
+            # Exclude units with a class that no other unit of this part has and the new unit lacks.
             allowed = ~(shown[mine] & (here == 1) & ~shown[unit]).any(1)
             if other < self.real:
                 there = shown[self.part == other].sum(0)

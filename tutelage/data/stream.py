@@ -1,9 +1,8 @@
-"""Streams: endless sequences of batches in which position decides everything.
+"""Streams: endless sequences of batches that are functions of the position.
 
-Position p of a stream shows one sample under one geometry in one set of colours, all of them functions of
-(seed, stream, p) alone. A global step takes the next ``batch`` positions and deals them out to micro-batches and
-ranks; how many workers prepare them changes nothing. So a run that stops at step n goes on at step n: nothing is
-skipped, nothing is read twice, and there is no state to save.
+The sample, geometry and colours at position p of a stream are functions of (seed, stream, p) alone. A global step takes
+the next ``batch`` positions and distributes them over micro-batches and ranks; the number of workers has no effect. A
+run that stops at step n therefore resumes at step n without skipping or repeating samples and without saved state.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ _REPLACEMENTS = 20
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """How batches are prepared; nothing of this changes what they hold."""
+    """Settings of batch preparation; none of them changes the content of the batches."""
 
     workers: int = 0
-    """Worker processes; 0: a thread of the training process."""
+    """Worker processes; 0: one thread of the training process."""
     ahead: int = 2
-    """Batches that are prepared ahead of the step that needs them."""
+    """Number of batches prepared ahead of the current step."""
     cache: Literal["none", "memory", "disk"] = "none"
     cache_folder: str | None = None
     on_unreadable: Literal["error", "skip"] = "error"
@@ -55,13 +54,16 @@ def _permutation(seed: int, stream: str, round_: int, length: int) -> np.ndarray
 
 
 def sample_name(dataset: Dataset, index: int) -> str:
-    """What batches call image ``index`` of a data set."""
+    """Name of sample ``index`` of a data set in batches."""
     return f"{dataset.name}:{dataset.samples[index].name}"
 
 
 @dataclass
 class Stream:
-    """An endless sequence of batches over pooled datasets."""
+    """An endless sequence of batches over pooled data sets.
+
+    Raises :class:`DataError`: ``empty-dataset``, ``stream-repeat``, ``sampler-labels``.
+    """
 
     name: str
     datasets: Sequence[Dataset]
@@ -78,14 +80,17 @@ class Stream:
 
     def __post_init__(self) -> None:
         if not sum(map(len, self.datasets)):
-            raise DataError(f"stream {self.name!r} has no images", "check its data set's list or folder")
+            raise DataError(
+                "dataset-empty", f"stream {self.name!r} has no images", "check the list or folder of its data set"
+            )
         if not self.labels:
             self.datasets = [dataset.without_labels() for dataset in self.datasets]
         repeats = self._repeats()
         if len(repeats) != len(self.datasets):
             raise DataError(
-                f"stream {self.name!r}: {len(repeats)} numbers under repeat for {len(self.datasets)} data sets",
-                "give one number for each data set",
+                "invalid-value",
+                f"stream {self.name!r}: repeat has {len(repeats)} numbers, expected {len(self.datasets)}",
+                "give one number per data set",
             )
         pairs = [
             np.tile(np.stack([np.full(len(d), i), np.arange(len(d))], 1), (r, 1))
@@ -93,28 +98,29 @@ class Stream:
         ]
         if self.sampler is not None and not all(dataset.labeled for dataset in self.datasets):
             raise DataError(
-                f"stream {self.name!r}: its sampler counts classes in masks, and not all of its images have one",
-                "take `sampler` out, or give a stream of images with masks (or pseudo labels) a sampler",
+                "sampler-labels",
+                f"stream {self.name!r}: sampler needs masks, but not all images have one",
+                "remove `sampler`, or use images with masks (or pseudo labels)",
             )
         self._index = np.concatenate(pairs)
         self._key = self.draws_of or self.name
         self._cache = ImageCache(self.loader.cache, self.loader.cache_folder)
 
     def _repeats(self) -> Sequence[int]:
-        """How often each data set comes in a round."""
+        """Number of repetitions of each data set in one round."""
         if self.repeat == "equal":
             sizes = [len(dataset) for dataset in self.datasets]
             return [max(round(max(sizes) / max(size, 1)), 1) for size in sizes]
         return self.repeat or [1] * len(self.datasets)
 
     def __len__(self) -> int:
-        """Samples in one round."""
+        """Number of samples in one round."""
         return len(self._index)
 
     def sample_at(self, position: int) -> tuple[int, int]:
-        """Which (dataset, sample) stands at a position: every round visits every sample once, in a new order.
+        """Indices (dataset, sample) at a position: every round visits every sample once, in a new random order.
 
-        With a sampler of rare classes there are no rounds: images are drawn, class by class.
+        A rare-class sampler has no rounds: it draws an image for each position.
         """
         if isinstance(self._samples, RareClassSampler):
             dataset, sample = self._index[self._samples.draw(self.seed, self._key, position)[1]]
@@ -125,7 +131,7 @@ class Stream:
 
     @cached_property
     def _samples(self) -> RareClassSampler | SmallClassSampler | None:
-        """The sampler; the masks are read when it is first asked for, once for a data set."""
+        """The sampler; reads the masks on first access, once per data set."""
         if self.sampler is None:
             return None
         statistics = [read_statistics(dataset) for dataset in self.datasets]
@@ -140,22 +146,22 @@ class Stream:
     def _geometry(
         self, augment: AugmentSettings, size: tuple[int, int], label: np.ndarray | None, key: str, position: int
     ) -> Geometry:
-        """What a view shows at a position, with the sampler's say in it; the first try is that without a sampler."""
+        """Draw the geometry of a view at a position; the sampler may redraw or move the crop."""
         geometry = draw_geometry(augment, size, label, self.seed, key, position)
         samples = self._samples
         if isinstance(samples, SmallClassSampler) and label is not None:
             point = samples.point(label, self.seed, self._key, position)
             return geometry if point is None else centred(geometry, point)
         if isinstance(samples, RareClassSampler) and label is not None:
-            wanted, _ = samples.draw(self.seed, self._key, position)
+            class_, _ = samples.draw(self.seed, self._key, position)
             for attempt in range(1, samples.settings.tries):
-                if samples.shows(wanted, take_map(label, geometry)):
+                if samples.shows(class_, take_map(label, geometry)):
                     break
                 geometry = draw_geometry(augment, size, label, self.seed, f"{key}/try {attempt}", position)
         return geometry
 
     def view_size(self) -> tuple[int, int]:
-        """Height and width of what the first view shows; without a crop, of the first position's image."""
+        """Height and width of the first view; without a crop, those of the image at position 0."""
         first = next(iter(self.views.values()))
         crop = (first.augment or self.augment).crop
         if crop is not None:
@@ -165,10 +171,10 @@ class Stream:
         return int(height), int(width)
 
     def load(self, position: int) -> dict[str, object]:
-        """Everything that a worker makes of one position; a pure function of it.
+        """Read and augment the sample at one position; a pure function of the position.
 
-        Raises :class:`DataError` when a file cannot be read, unless such samples are to be skipped: then another
-        sample, drawn by position, takes the place.
+        Raises :class:`DataError` if a file cannot be read. With ``on_unreadable: skip`` a sample drawn by position
+        replaces it; the error ``unreadable-image`` is raised after 20 replacements that cannot be read either.
         """
         chosen = self.sample_at(position)
         for attempt in range(_REPLACEMENTS):
@@ -181,8 +187,9 @@ class Stream:
                 other, place = self._index[draw.integers(len(self._index))]
                 chosen = (int(other), int(place))
         raise DataError(
-            f"stream {self.name!r}: {_REPLACEMENTS} samples in a row cannot be read (position {position})",
-            "run `tutelage check` on the data",
+            "image-unreadable",
+            f"stream {self.name!r}: cannot read {_REPLACEMENTS} samples in a row (position {position})",
+            "run `tutelage check`, which lists the unreadable files, and replace them",
         )
 
     def _cut(self, position: int, dataset: int, sample: int) -> dict[str, object]:
@@ -194,9 +201,10 @@ class Stream:
             maps["label"] = self._cache.label(data, sample)
             if maps["label"].shape != image.shape[:2]:
                 raise DataError(
+                    "size-mismatch",
                     f"image and mask differ in size: {record.image} is {image.shape[1]}x{image.shape[0]}, "
                     f"{record.label} is {maps['label'].shape[1]}x{maps['label'].shape[0]}",
-                    "run `tutelage check`; it lists all such pairs and likely reasons",
+                    "export both at one size; `tutelage check` lists all such pairs with likely reasons",
                 )
             if record.confidence is not None:
                 maps["confidence"] = self._cache.confidence(data, sample)
@@ -204,8 +212,9 @@ class Stream:
                 maps["weight"] = self._cache.weight(data, sample)
                 if maps["weight"].shape != image.shape[:2]:
                     raise DataError(
+                        "artefact-mismatch",
                         f"image and weights differ in size: {record.image} and {record.weight}",
-                        "the images have changed: run the fit stage again",
+                        "run the fit stage again: the images have changed",
                     )
         crops: dict[str, Cut] = {}
         cuts: dict[str, Cut] = {}
@@ -225,27 +234,29 @@ class Stream:
             if settings.randaugment is None and settings.cutout is None:
                 cuts[cut] = crops[cut]
             else:
-                chances = (settings.randaugment, settings.cutout, crops[cut].geometry.size)
-                alteration = draw_alteration(*chances, self.seed, f"{self._key}/{view}", position)
+                operations = (settings.randaugment, settings.cutout, crops[cut].geometry.size)
+                alteration = draw_alteration(*operations, self.seed, f"{self._key}/{view}", position)
                 cuts[view] = alter(crops[cut], maps, alteration)
                 cut = view
             colours[view] = (cut, draw_colour(settings.colour, self.seed, f"{self._key}/{view}", position))
         return {"cuts": cuts, "colours": colours, "position": position, "sample": sample_name(data, sample)}
 
     def collate(self, items: Sequence[dict]) -> RawBatch:
-        """Samples of one micro-batch as one batch."""
+        """Stack the samples of one micro-batch. Raises :class:`DataError`: ``batch-sizes``, ``batch-maps``."""
         cuts = {}
         for name in items[0]["cuts"]:
             parts = [item["cuts"][name] for item in items]
             shapes = {part[0].shape for part in parts}
             if len(shapes) > 1:
                 raise DataError(
-                    f"stream {self.name!r}: images of different sizes cannot share a batch ({sorted(shapes)[:2]} ...)",
-                    "set augment.crop for the stream, or batch: 1",
+                    "size-mismatch",
+                    f"stream {self.name!r}: images of a batch differ in size ({sorted(shapes)[:2]} ...)",
+                    "set augment.crop of the stream, or batch: 1",
                 )
             if len({tuple(part[2]) for part in parts}) > 1:
                 unshared = " or a ".join(sorted(_unshared(parts)))
                 raise DataError(
+                    "batch-maps",
                     f"stream {self.name!r}: some samples have a {unshared}, others do not "
                     f"({', '.join(item['sample'] for item in items)})",
                     "pool only data sets that have the same maps, or use the images as unlabelled data",
@@ -263,17 +274,18 @@ class Stream:
         return RawBatch(cuts, views, torch.tensor([i["position"] for i in items]), tuple(i["sample"] for i in items))
 
     def positions(self, step: int, micro: int, accumulate: int, rank: int, world: int) -> range:
-        """The positions that one rank handles in one micro-batch of a step.
+        """Positions of one rank in one micro-batch of a step.
 
-        A micro-batch is one more rank: slice ``micro * world + rank`` of the step's ``batch`` positions.
-        Raises :class:`DataError` when the batch cannot be dealt out evenly.
+        A micro-batch counts as further ranks: slice ``micro * world + rank`` of the step's ``batch`` positions.
+        Raises :class:`DataError` (``batch-division``) if ``accumulate * world`` does not divide ``batch``.
         """
         slices = accumulate * world
         if self.batch % slices:
             raise DataError(
-                f"stream {self.name!r}: batch {self.batch} cannot be dealt to {accumulate} micro-batches x {world} "
-                "processes",
-                f"choose a batch that {slices} divides, e.g. {max(self.batch // slices, 1) * slices}",
+                "batch-size",
+                f"stream {self.name!r}: batch must be a multiple of {slices} ({accumulate} micro-batches x {world} "
+                f"processes), got {self.batch}",
+                f"set a multiple of {slices}, e.g. batch: {max(self.batch // slices, 1) * slices}",
             )
         size = self.batch // slices
         start = step * self.batch + (micro * world + rank) * size
@@ -282,13 +294,13 @@ class Stream:
     def batches(
         self, first_step: int, steps: int, accumulate: int, rank: int, world: int, device: torch.device
     ) -> Iterator[Batch]:
-        """The batches of one rank from ``first_step`` to ``steps``, micro-batch by micro-batch, on ``device``."""
+        """Yield the batches of one rank from ``first_step`` to ``steps``, one per micro-batch, on ``device``."""
         plan = [
             self.positions(step, micro, accumulate, rank, world)
             for step in range(first_step, steps)
             for micro in range(accumulate)
         ]
-        _ = self._samples  # the masks are read before workers start, and not by each of them
+        _ = self._samples  # read the masks once, before the workers start
         source = self._by_processes(plan, device) if self.loader.workers else self._by_thread(plan)
         for raw in source:
             yield raw.render(device)
@@ -315,9 +327,9 @@ class Stream:
             batch_sampler=[list(positions) for positions in plan],
             num_workers=self.loader.workers,
             prefetch_factor=self.loader.ahead,
-            collate_fn=self._collate_or_fault,
+            collate_fn=self._collate_or_error,
             pin_memory=device.type == "cuda",
-            # The loader draws a base seed; a generator of its own keeps it away from the global one.
+            # The loader draws a base seed; with its own generator the global one is not used.
             generator=torch.Generator().manual_seed(0),
         )
         for ready in loader:
@@ -325,8 +337,8 @@ class Stream:
                 raise ready
             yield ready
 
-    def _collate_or_fault(self, items: Sequence[dict | DataError]) -> RawBatch | DataError:
-        """In a worker a fault is a result: raised there, its message would arrive wrapped into a traceback."""
+    def _collate_or_error(self, items: Sequence[dict | DataError]) -> RawBatch | DataError:
+        """Collate in a worker; errors are returned, because torch wraps a raised one into a traceback."""
         samples = []
         for item in items:
             if isinstance(item, DataError):
@@ -334,18 +346,18 @@ class Stream:
             samples.append(item)
         try:
             return self.collate(samples)
-        except DataError as fault:
-            return fault
+        except DataError as error:
+            return error
 
 
 def _unshared(parts: Sequence[tuple]) -> set[str]:
-    """The names of maps that only some of the parts have."""
+    """Names of maps that only some of the parts have."""
     names = [set(part[2]) for part in parts]
     return set.union(*names) - set.intersection(*names)
 
 
 class _Positions(TorchDataset):
-    """A stream as torch's loader wants to see it."""
+    """A stream as a torch data set."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
@@ -353,5 +365,5 @@ class _Positions(TorchDataset):
     def __getitem__(self, position: int) -> dict[str, object] | DataError:
         try:
             return self.stream.load(position)
-        except DataError as fault:
-            return fault
+        except DataError as error:
+            return error

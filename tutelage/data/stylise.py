@@ -1,15 +1,15 @@
-"""Images of one domain in the style of another, as arithmetic on whole batches: no net, nothing to train.
+"""Style transfer between domains by arithmetic on whole batches, without a net and without training.
 
-    fda         F = FFT2(image);  |F| <- |FFT2(style)| at low frequencies, the phase of F stays;  image' = IFFT2(F)
-    statistics  each channel of CIELAB gets the style's mean and standard deviation:
+    fda         F = FFT2(image);  |F| <- |FFT2(style)| at low frequencies, phase of F unchanged;  image' = IFFT2(F)
+    statistics  each CIELAB channel gets the mean and standard deviation of the style:
                 l' = (l - mean l) std l_style / std l + mean l_style
 
-``fda`` is Fourier domain adaptation (CVPR 2020). The window of low frequencies reaches b = floor(beta min(H, W))
-frequencies from the centre. ``symmetric`` takes -b..b in both axes, which keeps the spectrum that of a real image (the
-paper's demonstration); ``corners`` takes -b..b-1, which does not (the published training code): the imaginary rest is
-dropped, and b = 0 changes nothing, where the symmetric window still carries over the mean colour. The two differ by one
-row and one column of frequencies. ``statistics`` is colour transfer (Reinhard et al., 2001), in CIELAB (D65) instead of
-their logarithmic space, which has no value for black.
+``fda`` is Fourier domain adaptation (CVPR 2020). The window of low frequencies extends b = floor(beta min(H, W))
+frequencies from the centre. ``symmetric`` uses -b..b in both axes, which keeps the spectrum of a real image (the
+paper's demonstration); ``corners`` uses -b..b-1, which does not (the published training code): the imaginary part is
+dropped, and b = 0 changes nothing, while the symmetric window with b = 0 still transfers the mean colour. The two
+differ by one row and one column of frequencies. ``statistics`` is colour transfer (Reinhard et al., 2001) in CIELAB
+(D65) instead of their logarithmic space, which is undefined for black.
 """
 
 # Legend: B images, 3 channels RGB, H W pixels, h w frequencies (rows, and columns of a half spectrum).
@@ -32,19 +32,19 @@ _TO_XYZ = (
     (0.0177566, 0.1094680, 0.8727754),
 )
 _FROM_XYZ = np.linalg.inv(np.array(_TO_XYZ)).tolist()
-_BEND = 6.0 / 29.0  # below its cube CIELAB's root is a straight line
-_LEAST_STD = 1e-2  # of CIELAB's units: a flat channel has no deviation to divide by
+_BEND = 6.0 / 29.0  # below its cube CIELAB's root is linear
+_LEAST_STD = 1e-2  # in CIELAB units; avoids division by zero for a constant channel
 
 
 @torch.no_grad()
 def stylise(image_B3HW: Tensor, style_B3HW: Tensor, settings: StyleSettings) -> Tensor:
-    """Images (B, 3, H, W) RGB 0..1 in the style of ``style``, each in that of the one at its place, or all in one's.
+    """Transfer the style of ``style`` to images (B, 3, H, W) RGB 0..1: one style image per image, or one for all.
 
-    A style of another size is resized first. Float32, channels last; what ``fda`` makes may leave 0..1.
-    ValueError where the numbers of images do not fit.
+    Style images of another size are resized first. Returns float32, channels last; results of ``fda`` may be outside
+    0..1 unless ``clip`` is set. Raises ``ValueError`` if the number of styles is neither 1 nor B.
     """
     if len(style_B3HW) not in (1, len(image_B3HW)):
-        raise ValueError(f"{len(style_B3HW)} styles for {len(image_B3HW)} images; give as many, or one")
+        raise ValueError(f"number of styles must be 1 or {len(image_B3HW)}, got {len(style_B3HW)}")
     image_B3HW, style_B3HW = image_B3HW.float(), style_B3HW.float()
     if settings.kind == "statistics":
         styled_B3HW = match_statistics(image_B3HW, style_B3HW)
@@ -58,14 +58,14 @@ def stylise(image_B3HW: Tensor, style_B3HW: Tensor, settings: StyleSettings) -> 
 
 
 def window_half(beta: float, size: tuple[int, int]) -> int:
-    """b: how many frequencies the window reaches from the centre, floor(beta min(H, W)). Source: FDA, equation 3."""
+    """Half-width b of the window, in frequencies: floor(beta min(H, W)). Source: FDA, equation 3."""
     return math.floor(min(size) * beta)
 
 
 def fourier_adapt(image_B3HW: Tensor, style_B3HW: Tensor, beta: float, window: Window = "symmetric") -> Tensor:
-    """Low-frequency amplitudes of ``style`` (of the same size) with the phases of ``image``; (B, 3, H, W), not clipped.
+    """Replace low-frequency amplitudes by those of ``style`` (same size), keeping phases: (B, 3, H, W), not clipped.
 
-    Any scale of values will do: the result is on the images' own. Source: FDA (CVPR 2020), equation 4 and its code.
+    Values may have any scale; the result has the same. Source: FDA (CVPR 2020), equation 4 and its code.
     """
     height, width = image_B3HW.shape[-2], image_B3HW.shape[-1]
     half = window_half(beta, (height, width))
@@ -76,7 +76,7 @@ def fourier_adapt(image_B3HW: Tensor, style_B3HW: Tensor, beta: float, window: W
                 _swap_amplitude(spectrum_B3hw, style_B3hw, rows, columns)
         corners_B3HW: Tensor = torch.fft.ifft2(spectrum_B3hw).real
         return corners_B3HW
-    # The window is symmetric about the origin, so that the half spectrum of a real image holds all of it.
+    # The window is symmetric about the origin, so the half spectrum of a real image contains all of it.
     spectrum_B3hw, style_B3hw = torch.fft.rfft2(image_B3HW), torch.fft.rfft2(style_B3HW)
     for rows in (slice(0, half + 1), slice(max(height - half, half + 1), height)):
         _swap_amplitude(spectrum_B3hw, style_B3hw, rows, slice(0, half + 1))
@@ -85,16 +85,16 @@ def fourier_adapt(image_B3HW: Tensor, style_B3HW: Tensor, beta: float, window: W
 
 
 def _swap_amplitude(spectrum_B3hw: Tensor, style_B3hw: Tensor, rows: slice, columns: slice) -> None:
-    """In place: amplitudes of the style with the phases that stand there; where nothing stands, phase 0."""
+    """Replace amplitudes by those of the style in place and keep the phases; a zero coefficient has phase 0."""
     here_B3hw = spectrum_B3hw[..., rows, columns]
     amplitude_B3hw = style_B3hw[..., rows, columns].abs().expand(here_B3hw.shape)
     spectrum_B3hw[..., rows, columns] = torch.polar(amplitude_B3hw, here_B3hw.angle())
 
 
 def match_statistics(image_B3HW: Tensor, style_B3HW: Tensor) -> Tensor:
-    """Images RGB 0..1 with the mean and standard deviation of ``style`` per channel of CIELAB; clipped to 0..1.
+    """Match the mean and standard deviation of ``style`` per CIELAB channel; RGB 0..1, clipped.
 
-    The two may differ in size. Source: Reinhard et al., Color transfer between images (2001), in another space.
+    Sizes may differ. Source: Reinhard et al., Color transfer between images (2001), in another colour space.
     """
     lab_B3HW, style_lab_B3HW = rgb_to_lab(image_B3HW), rgb_to_lab(style_B3HW)
     std, mean = torch.std_mean(lab_B3HW, (2, 3), keepdim=True, correction=0)
@@ -103,18 +103,18 @@ def match_statistics(image_B3HW: Tensor, style_B3HW: Tensor) -> Tensor:
 
 
 def rgb_to_lab(image_B3HW: Tensor) -> Tensor:
-    """sRGB 0..1 to CIELAB (L 0..100, a and b about -100..100), white D65."""
+    """Convert sRGB 0..1 to CIELAB (L 0..100, a and b about -100..100), white point D65."""
     image = image_B3HW.clamp(0.0, 1.0)
     linear = torch.where(image <= 0.04045, image / 12.92, ((image + 0.055) / 1.055) ** 2.4)
     xyz = torch.einsum("xc,bchw->bxhw", linear.new_tensor(_TO_XYZ), linear)
-    # clamp: of the root only the upper branch is taken there, and a gradient or a NaN of the other must not show
+    # clamp: torch.where evaluates both branches, and a NaN or gradient of the root near 0 must not propagate
     root = torch.where(xyz > _BEND**3, xyz.clamp(min=_BEND**3) ** (1.0 / 3.0), xyz / (3.0 * _BEND**2) + 4.0 / 29.0)
     x, y, z = root.unbind(1)
     return torch.stack((116.0 * y - 16.0, 500.0 * (x - y), 200.0 * (y - z)), 1)
 
 
 def lab_to_rgb(lab_B3HW: Tensor) -> Tensor:
-    """CIELAB to sRGB; colours that sRGB does not have are clipped to 0..1."""
+    """Convert CIELAB to sRGB; colours outside the sRGB gamut are clipped to 0..1."""
     light, a, b = lab_B3HW.unbind(1)
     y = (light + 16.0) / 116.0
     root = torch.stack((y + a / 500.0, y, y - b / 200.0), 1)

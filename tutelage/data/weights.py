@@ -1,7 +1,7 @@
-"""Weights of pixels, one 8-bit map an image: how much each pixel of a labelled image counts in a loss.
+"""Per-pixel loss weights of labelled images, one 8-bit map per image.
 
-A folder with ``weights/NAME.png`` (8-bit grey, 255 = a weight of 1) and ``weights.json``: format version and the
-samples that have a map.
+A folder with ``weights/NAME.png`` (8-bit grey, 255 = weight 1) and ``weights.json``: format version and the samples
+that have a map.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ MANIFEST = "weights.json"
 
 @dataclass(frozen=True)
 class WeightFolder:
-    """Where the maps of one stage lie."""
+    """The weight maps of one ``fit`` stage."""
 
     root: Path
 
     def map(self, name: str) -> Path:
-        """The map of the sample ``name``."""
+        """Path of the map of sample ``name``."""
         return self.root / "weights" / f"{inner_path(name)}.png"
 
     def write(self, name: str, weight_HW: np.ndarray) -> None:
@@ -37,15 +37,15 @@ class WeightFolder:
         write_grey(self.map(name), weight_HW)
 
     def finish(self, names: Sequence[str]) -> list[Path]:
-        """Write the manifest; returns every file of the folder."""
+        """Write the manifest; return every file of the folder."""
         write_json(self.root / MANIFEST, {"format": FORMAT, "samples": list(names)})
         return [self.root / MANIFEST, *(self.map(name) for name in names)]
 
 
 def with_weights(dataset: Dataset, root: Path) -> Dataset:
-    """The samples of ``dataset`` with their maps in ``root``; those without one are left out.
+    """The samples of ``dataset`` that have a weight map in ``root``, with their maps.
 
-    Raises :class:`DataError` for a folder of another format, and where no sample has a map.
+    Raises :class:`DataError`: ``damaged-artefact``, ``artefact-format``, ``artefact-mismatch`` (no sample has a map).
     """
     folder = WeightFolder(root)
     known = set(read_manifest(root / MANIFEST, FORMAT, "weights", "fit")["samples"])
@@ -54,8 +54,8 @@ def with_weights(dataset: Dataset, root: Path) -> Dataset:
     )
     if dataset.samples and not samples:
         raise DataError(
-            f"weights in {root} are of other images than those of {dataset.name} (its first: "
-            f"{dataset.samples[0].name})",
-            "name the fit stage that was made of these images",
+            "artefact-mismatch",
+            f"weights in {root} contain no image of {dataset.name} (first: {dataset.samples[0].name})",
+            "name the fit stage that ran on these images",
         )
     return replace(dataset, samples=samples)

@@ -53,12 +53,13 @@ class PredictionResult:
         A :class:`TutelageError` for an image of another size.
         """
         if not 0 <= alpha <= 1:
-            raise TutelageError(f"alpha is {alpha}", "give a strength between 0 and 1")
+            raise TutelageError("invalid-value", f"alpha must be in [0, 1], got {alpha}", "set a value in this range")
         pixels = as_pixels(image)
         if pixels.shape[:2] != self.labels.shape:
             (height, width), (rows, columns) = pixels.shape[:2], self.labels.shape
             raise TutelageError(
-                f"an image of {width}x{height} pixels cannot lie under a class map of {columns}x{rows}",
+                "size-mismatch",
+                f"image is {width}x{height} pixels, class map is {columns}x{rows}",
                 "give the image that was predicted",
             )
         under = pixels.image if isinstance(pixels, DecodedImage) else Image.fromarray(np.ascontiguousarray(pixels))
@@ -151,19 +152,22 @@ def as_pixels(image: Input) -> DecodedImage | Bytes:
             return DecodedImage.read(Path(image))
     if isinstance(image, Image.Image):
         if not image.width or not image.height:
-            raise TutelageError("an image without pixels cannot be predicted", "give one of at least one pixel")
+            raise TutelageError("image-array", "image has no pixels", "give an image of at least one pixel")
         image.load()
         return DecodedImage(image)
     if not isinstance(image, np.ndarray):
         raise TutelageError(
-            f"a {type(image).__name__} is no image",
-            "give a path, a Pillow image, or a numpy array of bytes (H, W, 3) or (H, W)",
+            "image-array",
+            f"image must be a path, a Pillow image or a numpy array, got {type(image).__name__}",
+            "convert it to a numpy array of bytes (H, W, 3) or (H, W)",
         )
     if image.dtype != np.uint8:
         remedy = "multiply by 255 and round first" if image.dtype.kind == "f" else "convert it to uint8 first"
-        raise TutelageError(f"an image array of type {image.dtype} cannot be predicted: it must hold bytes", remedy)
+        raise TutelageError("image-array", f"image array must be uint8, got {image.dtype}", remedy)
     if (image.ndim != 2 and image.shape[2:] != (3,)) or not image.size:
-        raise TutelageError(f"an array of shape {image.shape} is no image", _shape_remedy(image.shape))
+        raise TutelageError(
+            "image-array", f"image array must be (H, W, 3) or (H, W), got {image.shape}", _shape_remedy(image.shape)
+        )
     # An RGB array stays as it is: inside Pillow it would be a copy of four bytes a pixel.
     return image if image.ndim == 3 else DecodedImage(Image.fromarray(np.ascontiguousarray(image)))
 
@@ -186,7 +190,9 @@ def _net_file(path: Path) -> Path:
     if not path.exists():
         stages = sorted(path.parent.glob(f"{path.name}-{'?' * KEY_LENGTH}"))
         if len(stages) > 1:
-            raise RunError(f"several runs of {path}", f"name one of them: {', '.join(map(str, stages[:8]))}")
+            raise RunError(
+                "ambiguous-path", f"several runs match {path}", f"name one of: {', '.join(map(str, stages[:8]))}"
+            )
         if not stages:
             return path
         path = stages[0]
@@ -198,15 +204,14 @@ def _net_file(path: Path) -> Path:
     nets = sorted(student.parent.glob("*.safetensors"))
     if nets:
         names = ", ".join(net.stem for net in nets)
-        raise RunError(f"{path} has no student; its nets are: {names}", f"name the file, e.g. {nets[0]}")
+        raise RunError("net-missing", f"no student in {path}; nets: {names}", f"name the file, e.g. {nets[0]}")
     found = sorted(inner.parent.parent for inner in path.glob(f"*/{student.relative_to(path).as_posix()}"))
     if found:
-        raise RunError(
-            f"{path} holds the results of several stages", f"name one of them: {', '.join(map(str, found[:8]))}"
-        )
+        raise RunError("ambiguous-path", f"several stages in {path}", f"name one of: {', '.join(map(str, found[:8]))}")
     raise RunError(
-        f"there is no net in {path}",
-        "name a .safetensors file that tutelage wrote, or the folder of a finished training stage",
+        "net-missing",
+        f"no net in {path}",
+        "give a .safetensors file written by tutelage, or the folder of a finished training stage",
     )
 
 
@@ -214,11 +219,12 @@ def _precision(named: str, protocol: Protocol | None) -> Precision:
     """The precision that was asked for, in either place; fp32 is what nobody asked for."""
     known = get_args(Precision)
     if named not in known:
-        raise TutelageError(f"precision {named!r} is unknown", f"use {', '.join(known)}")
+        raise TutelageError("invalid-value", f"unknown precision {named!r}", f"use one of: {', '.join(known)}")
     wanted = [one for one in known if one != "fp32" and one in (named, protocol.precision if protocol else named)]
     if len(wanted) > 1:
         raise TutelageError(
-            f"two precisions were asked for: {named} and, by the protocol, {wanted[1 - wanted.index(named)]}",
-            "leave one of them out",
+            "option-conflict",
+            f"precision is {named}, but the protocol's is {wanted[1 - wanted.index(named)]}",
+            "remove one of them",
         )
     return cast(Precision, wanted[0] if wanted else "fp32")

@@ -56,7 +56,9 @@ def find_jobs(inputs: Sequence[Path], out: Path) -> list[Job]:
         roots.append(root)
         images.update(dict.fromkeys(found))
     if not images:
-        raise TutelageError("no image was given", "name files, folders, or patterns such as 'photos/*.jpg'")
+        raise TutelageError(
+            "input-missing", "no images given", "name files, folders, or patterns such as 'photos/*.jpg'"
+        )
     base = _common(roots)
     jobs = _named({image: image.relative_to(base) for image in images})
     _check_outputs(jobs, images.keys(), [_plain(given) for given in inputs if given.is_dir()], out)
@@ -83,11 +85,15 @@ def _search(given: Path, out: Path) -> tuple[Path, list[Path]]:
             elif match.is_file() and match.suffix.lower() in IMAGE_SUFFIXES:
                 found.append(match)
     else:
-        raise TutelageError(f"there is no file or folder {given}", "check the path; quote patterns such as '*.jpg'")
+        raise TutelageError(
+            "file-missing", f"file or folder not found: {given}", "check the path; quote patterns such as '*.jpg'"
+        )
     if out.is_relative_to(root) and out != root:
         found = [path for path in found if not path.is_relative_to(out)]
     if not found:
-        raise TutelageError(f"no images in {given}", f"known endings: {', '.join(IMAGE_SUFFIXES)}")
+        raise TutelageError(
+            "folder-empty", f"no images in folder: {given}", f"supported extensions: {', '.join(IMAGE_SUFFIXES)}"
+        )
     return root, found
 
 
@@ -106,8 +112,9 @@ def _common(roots: Sequence[Path]) -> Path:
         return Path(os.path.commonpath(roots))
     except ValueError:  # Windows' drives
         raise TutelageError(
-            "the images lie on several drives, so that their results have no common place",
-            "predict each drive's by itself",
+            "output-drives",
+            "images are on several drives, so their results have no common folder",
+            "predict the images of each drive separately",
         ) from None
 
 
@@ -133,7 +140,9 @@ def _check_outputs(jobs: Sequence[Job], images: Iterable[Path], folders: Sequenc
         for kind in KINDS:
             path = job.path(out, kind)
             if path in known:
-                raise TutelageError(f"the result of {job.image} would overwrite the image {path}", remedy)
+                raise TutelageError("output-overlap", f"result of {job.image} would overwrite image {path}", remedy)
             inside = next((folder for folder in folders if path.is_relative_to(folder)), None)
             if inside is not None and not (out.is_relative_to(inside) and out != inside):
-                raise TutelageError(f"results would lie among the images, in {path.parent}", remedy)
+                raise TutelageError(
+                    "output-overlap", f"results would be written among the images, in {path.parent}", remedy
+                )

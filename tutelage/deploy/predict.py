@@ -101,12 +101,12 @@ def predict_files(
 def _checked(write: Collection[str], alpha: float, batch: int | None) -> tuple[Kind, ...]:
     unknown = sorted(set(write) - set(KINDS))
     if unknown or not write:
-        what = f"there is no kind of result {unknown[0]!r}" if unknown else "no kind of result was asked for"
-        raise TutelageError(what, f"choose among {', '.join(KINDS)}")
+        what = f"unknown kind of result {unknown[0]!r}" if unknown else "no kind of result given"
+        raise TutelageError("invalid-value", what, f"use one or more of: {', '.join(KINDS)}")
     if not 0 <= alpha <= 1:
-        raise TutelageError(f"alpha is {alpha}", "give a strength between 0 and 1")
+        raise TutelageError("invalid-value", f"alpha must be in [0, 1], got {alpha}", "set a value in this range")
     if batch is not None and batch < 1:
-        raise TutelageError(f"batch is {batch}", "give at least 1")
+        raise TutelageError("invalid-value", f"batch must be at least 1, got {batch}", "set batch to 1 or more")
     return tuple(kind for kind in KINDS if kind in write)
 
 
@@ -133,13 +133,16 @@ def _claim(model: Model, out: Path, overwrite: bool) -> None:
         differing = [key for key in ("classes", "net", "protocol", "precision") if before.get(key) != content[key]]
         if differing:
             raise RunError(
+                "output-exists",
                 f"{out} holds results of another {' and '.join(differing)}",
-                "choose another folder, or overwrite them",
+                "choose another folder, or overwrite the results",
             )
     try:
         write_json(path, content)
     except OSError as error:
-        raise RunError(f"results cannot be written to {out} ({error.strerror})", "choose another folder") from None
+        raise RunError(
+            "write-failed", f"cannot write results to {out} ({error.strerror})", "choose another folder"
+        ) from None
 
 
 class _PredictJob:
@@ -246,8 +249,9 @@ class _PredictJob:
         except OSError as error:
             if error.errno not in _OF_THE_NAME:
                 raise RunError(
-                    f"results of {job.image} cannot be written to {self.out} ({error.strerror or error})",
-                    "make room or choose another folder, and give the same command again: it goes on from here",
+                    "write-failed",
+                    f"cannot write results of {job.image} to {self.out} ({error.strerror or error})",
+                    "free disk space or choose another folder, and run the same command again: it resumes here",
                 ) from error
             self.failed[job] = f"its result cannot be named: {job.image} ({error.strerror})"
 

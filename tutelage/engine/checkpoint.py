@@ -62,7 +62,9 @@ def restore(path: Path, method: Method, optimizers: Mapping[str, torch.optim.Opt
         method.load_learned_state({n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)})
     except RuntimeError as error:
         raise RunError(
-            f"checkpoint does not fit: {path} ({error})", "remove the stage's folder to train it from the start"
+            "checkpoint-mismatch",
+            f"checkpoint does not match the method or its nets: {path} ({error})",
+            "remove the stage's folder to train from the start",
         ) from None
     for name, optimizer in optimizers.items():
         _restore_optimizer(name, optimizer, tensors)

@@ -11,11 +11,11 @@ from tutelage.errors import TutelageError
 
 
 class StoppedError(TutelageError):
-    """The run was asked to stop and did so in good order."""
+    """A signal stopped the run after a step; a checkpoint is written."""
 
     def __init__(self, signal_number: int, step: int) -> None:
         name = signal.Signals(signal_number).name
-        super().__init__(f"stopped by {name} after step {step}", "run the same command again to go on from there")
+        super().__init__("stopped", f"stopped by {name} after step {step}", "run the same command again to resume")
         self.exit_status = 128 + signal_number
 
 

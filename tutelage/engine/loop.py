@@ -205,7 +205,8 @@ def fit(
 def _check_precision(settings: FitSettings, device: torch.device) -> None:
     if settings.precision == "fp16" and device.type != "cuda":
         raise RunError(
-            f"precision fp16 needs a GPU, and this run is on {device.type}",
+            "device-unavailable",
+            f"precision fp16 needs a GPU, but the device is {device.type}",
             "set precision: fp32 or bf16, or run.device",
         )
 

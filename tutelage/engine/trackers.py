@@ -95,6 +95,8 @@ def open_trackers(names: Sequence[str], name: str, folder: Path, config: Mapping
             result.append(TRACKERS[kind](name, folder, config))
         except ImportError as error:
             raise RunError(
-                f"tracker {kind!r} is not installed ({error})", "pip install 'tutelage[track]', or leave it out"
+                "package-missing",
+                f"tracker {kind!r} is not installed ({error})",
+                "pip install 'tutelage[track]', or remove the tracker",
             ) from None
     return result

@@ -69,9 +69,10 @@ class Watch:
         samples = [sample for batch in seen.batches.values() for sample in batch.samples]
         saved = self._save(seen)
         raise NotFiniteError(
+            "loss-not-finite",
             f"loss term {', '.join(bad)} is not finite at step {seen.step} (pass {seen.pass_name!r}); "
             f"images: {', '.join(samples) or 'unknown'}{saved}",
-            "lower the learning rate, set clip: 1.0 or precision: fp32; look at these images with `tutelage check`",
+            "lower the learning rate, set clip: 1.0 or precision: fp32; check these images with `tutelage check`",
         )
 
     def _save(self, seen: _PendingCheck) -> str:

@@ -40,7 +40,9 @@ class BoundaryIoU:
     def __init__(self, num_classes: int, ratio: float = 0.02, device: torch.device | str = "cpu") -> None:
         check_class_count(num_classes)
         if not ratio > 0:
-            raise TutelageError(f"A boundary width of {ratio} of the diagonal is none.", "The paper uses ratio 0.02.")
+            raise TutelageError(
+                "invalid-value", f"boundary ratio must be above 0, got {ratio}", "use e.g. 0.02, the paper's value"
+            )
         self.num_classes = num_classes
         self.ratio = ratio
         self.counts = torch.zeros((num_classes, 2), dtype=torch.int64, device=device)

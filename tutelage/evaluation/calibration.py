@@ -47,7 +47,9 @@ class Calibration:
 
     def __init__(self, bins: int = 15, device: torch.device | str = "cpu") -> None:
         if bins < 1:
-            raise TutelageError(f"Confidences cannot be put into {bins} bins.", "The usual number is 15.")
+            raise TutelageError(
+                "invalid-value", f"number of bins must be at least 1, got {bins}", "use e.g. 15, the usual number"
+            )
         self.bins = bins
         self.table = torch.zeros((bins, 3), dtype=torch.float64, device=device)
         self.likelihood = torch.zeros(2, dtype=torch.float64, device=device)
@@ -60,8 +62,9 @@ class Calibration:
         """
         if logits.ndim != 4 or logits.shape[:1] + logits.shape[2:] != label.shape:
             raise TutelageError(
-                f"Logits of shape {tuple(logits.shape)} do not fit a label of shape {tuple(label.shape)}.",
-                "Give logits (B, C, H, W) at the size of the label (B, H, W).",
+                "shape-mismatch",
+                f"logits {tuple(logits.shape)} and label {tuple(label.shape)} do not match",
+                "give logits (B, C, H, W) at the size of the label (B, H, W)",
             )
         if not label.numel():
             return
@@ -125,7 +128,7 @@ def fit_temperature(logits: Tensor, label: Tensor, steps: int = 50) -> float:
     valid = label != IGNORE
     logits_NC, label_N = flat[valid].double(), label[valid]
     if not label_N.numel():
-        raise TutelageError("No pixel is labelled, so no temperature can be fitted.", "Give images with labels.")
+        raise TutelageError("no-labels", "cannot fit a temperature: no pixel is labelled", "give images with labels")
     logits_NC = logits_NC - logits_NC.gather(1, label_N[:, None])
     low, high = -_LOG_TEMPERATURE_LIMIT, _LOG_TEMPERATURE_LIMIT
     log_temperature = 0.0

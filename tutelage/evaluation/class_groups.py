@@ -20,12 +20,15 @@ def class_ids(groups: ClassGroups, classes: Sequence[str], what: str) -> dict[st
         unknown = [name for name in members if name not in ids]
         if unknown:
             raise RecipeError(
-                f"{what}.{group} names {', '.join(unknown)}, which the data do not have",
-                f"the classes are {', '.join(classes)}",
+                "unknown-class",
+                f"{what}.{group}: unknown class: {', '.join(unknown)}",
+                f"use one of: {', '.join(classes)}",
             )
         twice = sorted({name for name in members if list(members).count(name) > 1})
         if twice:
-            raise RecipeError(f"{what}.{group} names {', '.join(twice)} twice", "name each class once")
+            raise RecipeError(
+                "duplicate-name", f"{what}.{group}: duplicate class: {', '.join(twice)}", "name each class once"
+            )
     return {group: [ids[name] for name in members] for group, members in groups.items()}
 
 
@@ -39,12 +42,16 @@ def merged_names(groups: ClassGroups, classes: Sequence[str], what: str) -> list
     grouped = [one for members in groups.values() for one in members]
     twice = sorted({one for one in grouped if grouped.count(one) > 1})
     if twice:
-        raise RecipeError(f"{what}: {', '.join(twice)} can be part of one group only", "name each class in one group")
+        raise RecipeError(
+            "duplicate-name", f"{what}: class in several groups: {', '.join(twice)}", "name each class in one group"
+        )
     rest = [name for name in classes if name not in grouped]
     taken = [name for name in groups if name in rest]
     if taken:
         raise RecipeError(
-            f"{what}.{taken[0]} has the name of a class that is not merged", "give what is merged another name"
+            "duplicate-name",
+            f"{what}.{taken[0]} has the name of a class that is not merged",
+            "give the group another name",
         )
     return [*groups, *rest]
 

@@ -53,7 +53,8 @@ class Scored:
         found = self.content.get("merged")
         if found is None or self.merged_NG3 is None or not same_groups(found["groups"], groups):
             raise RunError(
-                f"{self.name} holds no counts with {', '.join(groups)} as one class each",
+                "scores-missing",
+                f"{self.name} has no counts with {', '.join(groups)} as one class each",
                 "run the evaluation again, with these classes under `merged`",
             )
         return self.merged_NG3[:, [found["classes"].index(name) for name in classes]]
@@ -232,7 +233,9 @@ def compare(
     sides = []
     for letter, paths in (("a", a), ("b", b)):
         if not paths:
-            raise TutelageError(f"side {letter} of the comparison has no run", "name at least one on each side")
+            raise TutelageError(
+                "input-missing", f"side {letter} of the comparison has no run", "name at least one run per side"
+            )
         runs = tuple(read_scored(path) for path in paths)
         _refuse_repeats(letter, runs)
         sides.append(Side(runs))
@@ -326,7 +329,7 @@ def read_scored(path: str | Path) -> Scored:
         stored = float("nan") if content["miou"] is None else float(content["miou"])
         identity = content["protocol"]["settings"], content["data"]["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"scores cannot be read: {score} ({error})", "run the evaluation again") from None
+        raise RunError("file-damaged", f"cannot read scores: {score} ({error})", "run the evaluation again") from None
     counts = read_counts(stored_counts)
     run = Scored(str(path), content, counts.counts_NK3, counts.names, counts.groups, counts.merged_NG3)
     fits = run.counts_NK3.shape == (len(run.images), len(names), 3) and None not in identity
@@ -334,7 +337,11 @@ def read_scored(path: str | Path) -> Scored:
         after = content.get("merged", {}).get("classes", ())
         fits = fits and run.merged_NG3.shape == (len(run.images), len(after), 3)
     if not fits or not np.isclose(run.miou, stored, rtol=0, atol=1e-6, equal_nan=True):
-        raise RunError(f"{score} and {stored_counts} do not belong together", "run the evaluation again, and copy both")
+        raise RunError(
+            "scores-mismatch",
+            f"scores and counts do not match: {score} and {stored_counts}",
+            "run the evaluation again, and copy both files",
+        )
     return run
 
 
@@ -343,7 +350,9 @@ def _locate(named: str) -> tuple[Path, Path]:
     path = Path(named)
     if path.suffix == ".json":
         if not path.is_file():
-            raise RunError(f"there are no scores at {path}", "check the path; an evaluate stage writes scores/*.json")
+            raise RunError(
+                "scores-missing", f"scores not found: {path}", "check the path; an evaluate stage writes scores/*.json"
+            )
         return path, path.with_suffix(".npz")
     folder, separator, label = named.rpartition(":")
     if path.is_dir() or not separator:
@@ -351,12 +360,16 @@ def _locate(named: str) -> tuple[Path, Path]:
     artefact = Artefact(Path(folder), Path(folder).name[-KEY_LENGTH:])
     found = {file.stem: file for file in sorted(artefact.score("any").parent.glob("*.json"))}
     if not found:
-        raise RunError(f"there are no scores in {folder}", "name a file, or the folder of a finished evaluate stage")
+        raise RunError(
+            "scores-missing", f"no scores in {folder}", "give a file, or the folder of a finished evaluate stage"
+        )
     if not label and len(found) == 1:
         label = next(iter(found))
     if label not in found:
         what = f"has no scores of {label!r}" if label else "has scores of several nets"
-        raise RunError(f"{folder} {what}", f"write {folder}:{next(iter(found))}; there are: {', '.join(found)}")
+        raise RunError(
+            "scores-missing", f"{folder} {what}", f"write {folder}:{next(iter(found))}; available: {', '.join(found)}"
+        )
     return found[label], artefact.counts(label)
 
 
@@ -367,8 +380,9 @@ def _refuse_repeats(letter: str, runs: Sequence[Scored]) -> None:
             same = run.content.get("net") is not None and run.content.get("net") == other.content.get("net")
             if same or Path(run.name) == Path(other.name):
                 raise TutelageError(
-                    f"side {letter} names one run twice: {other.name} and {run.name}",
-                    "give each seed's run once",
+                    "duplicate-name",
+                    f"side {letter} has one run twice: {other.name} and {run.name}",
+                    "give the run of each seed once",
                 )
 
 
@@ -395,7 +409,8 @@ def _require_comparable(reference: Scored, run: Scored) -> None:
         differing.append("the data: names are equal, but what the files hold is not (fingerprint)")
     if differing:
         raise TutelageError(
-            f"{reference.name} and {run.name} cannot be compared; they differ in {'; in '.join(differing)}",
+            "not-comparable",
+            f"cannot compare {reference.name} and {run.name}; they differ in {'; in '.join(differing)}",
             "score all of them with one protocol on one data set (an evaluate stage takes several nets)",
         )
 

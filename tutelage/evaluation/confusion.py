@@ -78,8 +78,9 @@ class Confusion:
         """Add a (C, C) matrix that :func:`confusion_of` counted."""
         if matrix.shape != self._matrix.shape:
             raise TutelageError(
-                f"A confusion matrix {tuple(matrix.shape)} cannot be added to one of {self.num_classes} classes.",
-                "Count both with the same classes.",
+                "counts-mismatch",
+                f"cannot add a confusion matrix {tuple(matrix.shape)} to one of {self.num_classes} classes",
+                "count both with the same classes",
             )
         self._matrix += matrix.to(self._matrix)
 
@@ -222,11 +223,13 @@ def _raise_faults(faults: Tensor, num_classes: int) -> None:
     prediction, label = faults.tolist()
     if label != _NO_FAULT:
         raise TutelageError(
-            f"A label holds the value {label}, but the classes are 0 to {num_classes - 1}.",
-            "Map the file's values to train ids, with 255 where a pixel is not to be scored.",
+            "label-value",
+            f"label value {label} is not in [0, {num_classes - 1}]",
+            "map the file's values to class indices, and unscored pixels to 255",
         )
     if prediction != _NO_FAULT:
         raise TutelageError(
-            f"A prediction holds the value {prediction}, but the classes are 0 to {num_classes - 1}.",
-            "Score predictions of a net with the same classes; every pixel needs one of them.",
+            "label-value",
+            f"prediction value {prediction} is not in [0, {num_classes - 1}]",
+            "score predictions of a net with the same classes; every pixel needs a class",
         )

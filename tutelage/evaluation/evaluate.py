@@ -137,9 +137,10 @@ def _batches(dataset: Dataset, indices: Sequence[int]) -> Iterator[tuple[Tensor,
         if image.shape[:2] != label.shape:
             sample = dataset.samples[index]
             raise DataError(
+                "size-mismatch",
                 f"image and mask differ in size: {sample.image} is {image.shape[1]}x{image.shape[0]}, "
                 f"{sample.label} is {label.shape[1]}x{label.shape[0]}",
-                "run `tutelage check`; it lists all such pairs and likely reasons",
+                "run `tutelage check`, which lists all such pairs with likely reasons",
             )
         return image, label
 
@@ -288,7 +289,9 @@ def read_counts(path: Path) -> Counts:
                 content.get("merged"),
             )
     except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"per-image counts cannot be read: {path} ({error})", "run the evaluation again") from None
+        raise RunError(
+            "file-damaged", f"cannot read per-image counts: {path} ({error})", "run the evaluation again"
+        ) from None
 
 
 def _plain(value: Any) -> Any:

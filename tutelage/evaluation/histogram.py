@@ -73,13 +73,15 @@ def check_maps(prediction: Tensor, label: Tensor) -> None:
     for name, values in (("prediction", prediction), ("label", label)):
         if values.dtype not in _INTEGERS:
             raise TutelageError(
-                f"The {name} has the type {values.dtype}.", "Give class ids as uint8, int16, int32 or int64."
+                "invalid-value",
+                f"{name} has type {values.dtype}, expected integers",
+                "give class indices as uint8, int16, int32 or int64",
             )
     if prediction.shape != label.shape or prediction.ndim not in (2, 3):
         raise TutelageError(
-            f"A prediction of shape {tuple(prediction.shape)} cannot be scored against a label of shape "
-            f"{tuple(label.shape)}.",
-            "Both must be (H, W) or both (B, H, W), at the size of the label.",
+            "shape-mismatch",
+            f"prediction {tuple(prediction.shape)} and label {tuple(label.shape)} do not match",
+            "give both as (H, W) or both as (B, H, W), at the size of the label",
         )
 
 
@@ -87,5 +89,7 @@ def check_class_count(num_classes: int) -> None:
     """Check that class ids fit beside the ignore index 255; a :class:`TutelageError` if not."""
     if not 1 <= num_classes <= IGNORE:
         raise TutelageError(
-            f"{num_classes} classes cannot be counted.", "Class ids are 0 to 254 at most; 255 means ignored."
+            "class-count",
+            f"number of classes must be in [1, 255], got {num_classes}",
+            "use class indices 0 to 254; 255 means ignored",
         )

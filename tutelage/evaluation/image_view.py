@@ -31,8 +31,9 @@ def image_size(image: Image) -> tuple[int, int]:
     elif image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8 and image.size:
         return int(image.shape[0]), int(image.shape[1])
     raise TutelageError(
-        f"An image of shape {tuple(image.shape)} and type {image.dtype} cannot be predicted.",
-        "Give RGB: floats (B, 3, H, W) in 0..1 as a tensor, or bytes (H, W, 3) as an array.",
+        "image-array",
+        f"invalid image: shape {tuple(image.shape)}, type {image.dtype}",
+        "give RGB: floats (B, 3, H, W) in 0..1 as a tensor, or bytes (H, W, 3) as an array",
     )
 
 

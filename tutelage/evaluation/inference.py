@@ -145,8 +145,9 @@ def _answer(net: SegmentationModel, image_B3HW: Tensor) -> Tensor:
     logits_BKhw = net(image_B3HW).logits.float()
     if not bool(logits_BKhw.isfinite().all()):
         raise TutelageError(
-            "what the net says is not finite",
-            "look for a net that overflows in float16, or for a checkpoint of a run that diverged",
+            "output-not-finite",
+            "the net's output is not finite",
+            "check for float16 overflow, or for a checkpoint of a run that diverged",
         )
     return logits_BKhw
 
@@ -224,8 +225,9 @@ def predict_labels(
     for start, scores in score_bands(net, image, protocol, device, at_once):
         if scores.shape[1] > _LARGEST_CLASS_COUNT:
             raise TutelageError(
-                f"A net of {scores.shape[1]} classes does not fit a label map of bytes.",
-                "Use predict_logits, or a net of at most 255 classes.",
+                "class-count",
+                f"a uint8 label map holds at most 255 classes, the net has {scores.shape[1]}",
+                "use predict_logits, or a net of at most 255 classes",
             )
         rows = slice(start, start + scores.shape[2])
         if sureness is None:

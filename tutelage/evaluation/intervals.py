@@ -198,8 +198,9 @@ def bootstrap_shares(
     """
     if np.shape(part) != np.shape(whole) or np.ndim(part) != 2 or not len(part):
         raise TutelageError(
-            f"Counts of the shapes {np.shape(part)} and {np.shape(whole)} are no shares.",
-            "Give both as (images, columns), of at least one image.",
+            "shape-mismatch",
+            f"invalid counts: shapes {np.shape(part)} and {np.shape(whole)}",
+            "give both as (images, columns), with at least one image",
         )
     pairs_GC2 = _by_block([np.stack([part, whole], axis=-1).astype(np.int64)], blocks)[0]
     groups, columns = pairs_GC2.shape[:2]
@@ -227,8 +228,9 @@ def _checked(counts: NDArray[Any]) -> NDArray[np.int64]:
     array = np.asarray(counts)
     if array.ndim != 3 or array.shape[-1] != 3 or not len(array) or not np.issubdtype(array.dtype, np.integer):
         raise TutelageError(
-            f"Per-image counts have the shape {array.shape} and the type {array.dtype}.",
-            "Give integers (images, classes, 3), as confusion.counts_of makes them, of at least one image.",
+            "shape-mismatch",
+            f"invalid per-image counts: shape {array.shape}, type {array.dtype}",
+            "give integers (images, classes, 3), as confusion.counts_of makes them, with at least one image",
         )
     return array.astype(np.int64)
 
@@ -239,7 +241,9 @@ def _seeds(counts: NDArray[Any] | Sequence[NDArray[Any]]) -> list[NDArray[np.int
         return [_checked(counts)]
     several = [_checked(one) for one in counts]
     if not several:
-        raise TutelageError("One side of the comparison has no run.", "Give the counts of at least one seed.")
+        raise TutelageError(
+            "input-missing", "one side of the comparison has no run", "give the counts of at least one seed"
+        )
     return several
 
 
@@ -248,16 +252,19 @@ def _by_block(arrays: list[NDArray[np.int64]], blocks: ArrayLike | None) -> list
     shape = arrays[0].shape
     if any(one.shape != shape for one in arrays):
         raise TutelageError(
-            "The runs were not scored on the same images and classes: their counts have the shapes "
+            "not-comparable",
+            "runs were scored on different images or classes: counts have the shapes "
             + ", ".join(str(one.shape) for one in arrays),
-            "Score all of them with one data set and one protocol.",
+            "score all of them with one data set and one protocol",
         )
     if blocks is None:
         return [one.astype(np.float64) for one in arrays]
     ids = np.asarray(blocks)
     if ids.shape != shape[:1]:
         raise TutelageError(
-            f"{ids.shape} block ids do not fit {shape[0]} images.", "Give one id, such as a sequence, for each image."
+            "shape-mismatch",
+            f"{ids.shape} block ids for {shape[0]} images",
+            "give one id per image, such as its sequence",
         )
     names, group_N = np.unique(ids, return_inverse=True)
     sums = []

@@ -57,7 +57,9 @@ class AttentionTap:
         """
         if self.name not in taps:
             raise TutelageError(
-                f"attention was asked for, but {self.name!r} was not recorded", "net.tap((*net.taps, tap.name)) first"
+                "invalid-tap",
+                f"submodule {self.name!r} is not tapped",
+                "call net.tap((*net.taps, tap.name)) before the forward pass",
             )
         return attention_logits(
             taps[self.name][:, self.prefix :],
@@ -116,9 +118,9 @@ def attention_tap(net: Segmentor) -> AttentionTap | None:
     plain = all(isinstance(getattr(attention, part, None), (nn.Identity, type(None))) for part in ("q_norm", "k_norm"))
     if not plain or not isinstance(getattr(attention, "qkv", None), nn.Linear) or "Rope" in type(attention).__name__:
         raise TutelageError(
-            f"the attention logits of encoder {spec.name} cannot be read: it changes queries and keys after its qkv "
-            "layer",
-            "take an encoder such as deit_base_distilled_patch16_384, vit_small_patch16_224 or tiny_vit_11m_224",
+            "encoder-unsupported",
+            f"cannot read attention logits of encoder {spec.name}: it changes queries and keys after its qkv layer",
+            "use an encoder such as deit_base_distilled_patch16_384, vit_small_patch16_224 or tiny_vit_11m_224",
         )
     key_dim = int(getattr(attention, "key_dim", 0) or attention.head_dim)  # type: ignore[arg-type]
     return AttentionTap(

@@ -176,7 +176,7 @@ def rows(size: tuple[int, int] = USUAL_SIZE, classes: int = USUAL_CLASSES) -> li
 def settings_of(name: str) -> NetSettings:
     """The settings of one net of the catalogue; TutelageError for an unknown name."""
     if name not in CATALOGUE:
-        raise TutelageError(f"the catalogue has no net {name!r}", f"it has {', '.join(CATALOGUE)}")
+        raise TutelageError("unknown-net", f"unknown catalogue net {name!r}", f"use one of: {', '.join(CATALOGUE)}")
     return CATALOGUE[name].settings
 
 

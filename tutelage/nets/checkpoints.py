@@ -25,7 +25,8 @@ def require_file(path: Path) -> None:
     """Raise TutelageError when a weights file is not there."""
     if not path.is_file():
         raise TutelageError(
-            f"weights file {path} does not exist",
+            "file-missing",
+            f"weights file not found: {path}",
             "give the path of a .safetensors, .pth or .pt file, or packaged or hub",
         )
 
@@ -43,7 +44,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
     tensors, nesting = _deepest_tensors(content)
     if not tensors:
         raise TutelageError(
-            f"weights file {path} holds no state dict of tensors", "save one with torch.save(net.state_dict(), path)"
+            "weights-unreadable",
+            f"weights file holds no state dict of tensors: {path}",
+            "save one with torch.save(net.state_dict(), path)",
         )
     return tensors, nesting
 
@@ -55,8 +58,9 @@ def _torch_file(path: Path) -> Any:
         if "truncated" in str(error).lower():
             raise _damaged(path, error) from error
         raise TutelageError(
-            f"weights file {path} holds Python objects besides tensors; opening them could run code, so it was refused",
-            "where the file comes from, save the tensors alone: torch.save(net.state_dict(), path)",
+            "weights-unsafe",
+            f"weights file holds Python objects besides tensors; loading them could run code: {path}",
+            "save only the tensors where the file was made: torch.save(net.state_dict(), path)",
         ) from error
     except Exception as error:  # torch raises whatever its readers stumble on
         raise _damaged(path, error) from error
@@ -72,8 +76,9 @@ def _safetensors_file(path: Path) -> Any:
 def _damaged(path: Path, error: Exception) -> TutelageError:
     detail = (str(error).splitlines() or [type(error).__name__])[0]
     return TutelageError(
-        f"weights file {path} is cut short, damaged or of another kind ({path.stat().st_size} bytes; {detail})",
-        "copy or download it again and compare its size; safetensors and torch files can be read",
+        "weights-unreadable",
+        f"weights file is truncated, damaged or of another format: {path} ({path.stat().st_size} bytes; {detail})",
+        "copy or download it again and compare its size; supported formats: safetensors and torch",
     )
 
 

@@ -19,7 +19,7 @@ def find_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise RunError(f"device {name!r} cannot be used: {reason}", "take auto or cpu instead") from None
+        raise RunError("device-unavailable", f"cannot use device {name!r}: {reason}", "use auto or cpu") from None
     return device
 
 

@@ -34,8 +34,9 @@ class OutputDiscriminator(nn.Module):
         if min(map_BCHW.shape[-2:]) < 32:
             height, width = map_BCHW.shape[-2:]
             raise TutelageError(
-                f"the discriminator halves its input five times and was given a map of {height}x{width}",
-                "enlarge the maps to the image's size first, or train on crops of at least 32x32 pixels",
+                "size-mismatch",
+                f"discriminator halves its input five times; a map of {height}x{width} is too small",
+                "resize the maps to the image's size first, or train on crops of at least 32x32 pixels",
             )
         logits: Tensor = self.layers(map_BCHW)
         return logits
@@ -77,8 +78,9 @@ class HolisticCritic(nn.Module):
         smallest = min(size)
         if smallest < 2:
             raise TutelageError(
-                f"the critic was asked for maps of {size[0]}x{size[1]}",
-                "train on larger crops, or with a student of a finer stride, so that its maps have 2x2 positions",
+                "size-mismatch",
+                f"critic needs maps of at least 2x2, got {size[0]}x{size[1]}",
+                "train on larger crops, or use a student with a smaller output stride",
             )
         depth = max(sum(smallest >= 4 << halvings for halvings in (1, 2, 3, 4)), 1)
         widths = [channels, *(width << block for block in range(depth))]
@@ -93,8 +95,9 @@ class HolisticCritic(nn.Module):
         if min(logits_BCHW.shape[2:]) >> len(self.blocks) < self.final.kernel_size[0]:
             (height, width), (rows, columns) = self.size, logits_BCHW.shape[2:]
             raise TutelageError(
-                f"the critic was made for maps of {height}x{width} and was given one of {rows}x{columns}",
-                "train on crops of one size, and make the critic for the grid of the logits",
+                "size-mismatch",
+                f"critic expects maps of {height}x{width}, got {rows}x{columns}",
+                "train on crops of one size, and build the critic for the grid of the logits",
             )
         map_ = self.input_norm(logits_BCHW)
         attended = len(self.blocks) - len(self.attentions)

@@ -156,8 +156,9 @@ def _view(name: str, stride: int) -> EncoderSpec:
     spec = find_encoder(name, stride, plain=plain)
     if len(spec.channels) < 4:
         raise TutelageError(
-            f"decoder dual_frequency reads four levels, and encoder {name} gives {len(spec.channels)}",
-            "take an encoder such as resnet18, tf_efficientnet_lite0, tiny_vit_11m_224 or deit_small_patch16_224",
+            "encoder-unsupported",
+            f"decoder dual_frequency needs four levels; encoder {name} has {len(spec.channels)}",
+            "use an encoder such as resnet18, tf_efficientnet_lite0, tiny_vit_11m_224 or deit_small_patch16_224",
         )
     if not plain:
         return replace(spec, view=True)
@@ -182,29 +183,36 @@ def check_name(name: str) -> None:
         return
     if ":" in name:
         raise TutelageError(
-            f"encoder {name!r} is an address, not a name", "name a timm model; put downloaded files under weights:"
+            "unknown-encoder",
+            f"encoder must be a name, not an address: {name!r}",
+            "name a timm model; give the path of downloaded weights under weights:",
         )
     known = [*timm.list_models(), *MIX_TRANSFORMERS, *MULTIGRID, *PUBLISHED_LEVELS, *SIMCLR]
     near = difflib.get_close_matches(bare, known, n=4, cutoff=0.5)
     raise TutelageError(
-        f"there is no encoder {name!r} in timm {timm.__version__}",
-        f"did you mean {', '.join(near)}?" if near else "python -c 'import timm; print(timm.list_models())' lists all",
+        "unknown-encoder",
+        f"unknown encoder {name!r} (timm {timm.__version__})",
+        f"did you mean {', '.join(near)}?"
+        if near
+        else "list all names with: python -c 'import timm; print(timm.list_models())'",
     )
 
 
 def _not_dilatable(name: str, stride: int) -> TutelageError:
     return TutelageError(
+        "encoder-unsupported",
         f"encoder {name} cannot be dilated to output stride {stride}",
-        "set output_stride: 32 with decoder lraspp, pspnet, fpn, upernet, segformer or unet, or take an encoder that "
-        "can: resnet, tf_efficientnet, mobilenetv3, mobilenetv4, regnet, convnext",
+        "set output_stride: 32 with decoder lraspp, pspnet, fpn, upernet, segformer or unet, or use an encoder that "
+        "can be dilated: resnet, tf_efficientnet, mobilenetv3, mobilenetv4, regnet, convnext",
     )
 
 
 def _not_plain(name: str) -> TutelageError:
     return TutelageError(
-        f"encoder {name} is none of the plain vision transformers that take any image size",
-        "take an encoder such as vit_small_patch16_224, deit_small_patch16_224 or vit_small_patch14_dinov2, "
-        "or, for an encoder that gives a pyramid, decoder fpn, upernet or segformer",
+        "encoder-unsupported",
+        f"encoder {name} is not a plain vision transformer that accepts any image size",
+        "use an encoder such as vit_small_patch16_224, deit_small_patch16_224 or vit_small_patch14_dinov2, "
+        "or, for a pyramid encoder, decoder fpn, upernet or segformer",
     )
 
 
@@ -228,8 +236,9 @@ def _pyramid(name: str, stride: int) -> EncoderSpec:
         except ValueError as error:
             if "downsampling pattern" in str(error):
                 raise TutelageError(
-                    f"encoder {name} gives no pyramid of strides 4, 8, 16 and 32",
-                    "take decoder dpt or dual_frequency for a plain vision transformer (vit_*, deit_*), "
+                    "encoder-unsupported",
+                    f"encoder {name} has no pyramid of strides 4, 8, 16 and 32",
+                    "use decoder dpt or dual_frequency for a plain vision transformer (vit_*, deit_*), "
                     "or another encoder",
                 ) from error
             refusal = error
@@ -240,8 +249,9 @@ def _pyramid(name: str, stride: int) -> EncoderSpec:
                 raise _not_dilatable(name, stride) from error
             refusal = refusal or error
     raise TutelageError(
-        f"encoder {name} does not run on images of any size ({refusal})",
-        "take an encoder without a fixed image size, e.g. a resnet, efficientnet, convnext, pvt_v2 or swin",
+        "encoder-unsupported",
+        f"encoder {name} does not accept images of any size ({refusal})",
+        "use an encoder without a fixed image size, e.g. a resnet, efficientnet, convnext, pvt_v2 or swin",
     ) from refusal
 
 

@@ -37,7 +37,7 @@ class Modes:
     def declare(self, norm: NormMode | None, dropout: bool | None) -> Modes:
         """The same with another BatchNorm mode and dropout switch."""
         if norm not in (None, "batch", "running"):
-            raise TutelageError(f"norm mode {norm!r} is unknown", "use batch, running or None")
+            raise TutelageError("invalid-value", f"unknown norm mode {norm!r}", "use batch, running or None")
         return replace(self, norm=norm, dropout=dropout)._checked()
 
     def freeze(self, net: nn.Module, affine: bool, statistics: bool) -> Modes:
@@ -65,8 +65,9 @@ class Modes:
     def _checked(self) -> Modes:
         if self.frozen_statistics and self.norm == "batch":
             raise TutelageError(
-                "BatchNorm was told to normalise by batch statistics and to keep its running ones frozen",
-                "leave statistics free (`frozen_norm: affine`, freeze_norm(statistics=False)), or mode(norm=None)",
+                "option-conflict",
+                "BatchNorm cannot normalise by batch statistics while its running statistics are frozen",
+                "leave statistics free (`frozen_norm: affine`, freeze_norm(statistics=False)), or use mode(norm=None)",
             )
         return self
 

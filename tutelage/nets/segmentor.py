@@ -80,7 +80,9 @@ class Segmentor(nn.Module):
     def __init__(self, settings: NetSettings, classes: int, taps: Iterable[str] = ()) -> None:
         super().__init__()
         if classes < 1:
-            raise TutelageError(f"a net was asked for with {classes} classes", "give at least one class")
+            raise TutelageError(
+                "class-count", f"number of classes must be at least 1, got {classes}", "give at least one class"
+            )
         self.settings = settings
         self.classes = classes
         self.spec = encoders.find_encoder(
@@ -145,7 +147,7 @@ class Segmentor(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "precision" and value not in get_args(Precision):
-            raise TutelageError(f"precision {value!r} is unknown", "use fp32, bf16 or fp16")
+            raise TutelageError("invalid-value", f"unknown precision {value!r}", "use fp32, bf16 or fp16")
         super().__setattr__(name, value)
 
     # Forward
@@ -203,8 +205,9 @@ class Segmentor(nn.Module):
             if not name or name not in known:
                 near = difflib.get_close_matches(name, [key for key in known if key], n=5, cutoff=0.3)
                 raise TutelageError(
-                    f"there is no submodule {name!r} to tap in {self.settings.encoder} + {self.settings.decoder}",
-                    f"the nearest names are {', '.join(near)}" if near else "print(net) shows the names",
+                    "invalid-tap",
+                    f"no submodule {name!r} in {self.settings.encoder} + {self.settings.decoder}",
+                    f"nearest names: {', '.join(near)}" if near else "print(net) lists the names",
                 )
         for handle in self._tap_handles:
             handle.remove()
@@ -273,7 +276,8 @@ class _Tap:
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if not isinstance(output, Tensor):
             raise TutelageError(
-                f"the tapped submodule {self.name!r} gives a {type(output).__name__}, not a tensor",
+                "invalid-tap",
+                f"output of tapped submodule {self.name!r} is a {type(output).__name__}, expected a tensor",
                 "tap a submodule inside it",
             )
         self.recorded[self.name] = output
@@ -286,7 +290,9 @@ def _make(settings: NetSettings, spec: encoders.EncoderSpec) -> tuple[nn.Module,
         if "drop_path_rate" not in str(error):
             raise
         raise TutelageError(
-            f"encoder {settings.encoder} has no drop path", "leave drop_path out, or take a residual encoder"
+            "encoder-unsupported",
+            f"encoder {settings.encoder} has no drop path",
+            "remove drop_path, or use a residual encoder",
         ) from error
 
 

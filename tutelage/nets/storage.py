@@ -77,8 +77,9 @@ def save_segmentor(
     """
     if not len(classes) == len(palette) == net.classes:
         raise TutelageError(
-            f"a net of {net.classes} classes was to be saved with {len(classes)} names and {len(palette)} colours",
-            "give one name and one colour for each class",
+            "class-palette",
+            f"net has {net.classes} classes, got {len(classes)} names and {len(palette)} colours",
+            "give one name and one colour per class",
         )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(net.state_dict().items())}
     metadata = NetMetadata(
@@ -105,32 +106,39 @@ def read_metadata(path: Path) -> NetMetadata:
     """
     path = Path(path)
     if not path.is_file():
-        raise TutelageError(f"there is no net at {path}", "give the path of a .safetensors file that tutelage wrote")
+        raise TutelageError(
+            "file-missing", f"net file not found: {path}", "give the path of a .safetensors file that tutelage wrote"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)
     except (SafetensorError, OSError, ValueError) as error:
         raise TutelageError(
-            f"{path} is cut short, damaged or no safetensors file ({path.stat().st_size} bytes; {error})",
-            "copy it again, or train the net again; other kinds of files can only be named under weights:",
+            "file-damaged",
+            f"net file is truncated, damaged or not a safetensors file: {path} ({path.stat().st_size} bytes; {error})",
+            "copy it again, or train the net again; give files of other formats under weights:",
         ) from error
     if text is None:
         raise TutelageError(
-            f"{path} holds tensors, but does not say which net they belong to",
-            "name it under weights: beside the settings of its net",
+            "net-undescribed",
+            f"file holds tensors but no description of their net: {path}",
+            "give it as weights: next to the settings of its net",
         )
     try:
         content = json.loads(text)
         written = content["format"]
         if written > FORMAT:
             raise TutelageError(
-                f"{path} was written by tutelage {content.get('library')} in format {written}, this one reads {FORMAT}",
+                "newer-format",
+                f"net file has format {written}, expected {FORMAT}: {path} (tutelage {content.get('library')})",
                 "pip install --upgrade tutelage",
             )
         return NetMetadata.model_validate(content)
     except (ValidationError, ValueError, KeyError, TypeError) as error:
         raise TutelageError(
-            f"the description inside {path} cannot be read ({error})", "copy the file again, or train the net again"
+            "file-damaged",
+            f"cannot read the net's description: {path} ({error})",
+            "copy the file again, or train the net again",
         ) from error
 
 
@@ -144,14 +152,15 @@ def load_segmentor(path: Path, map_location: str | torch.device = "cpu") -> tupl
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     if _checksum(tensors) != metadata.checksum:
-        raise TutelageError(f"the tensors in {path} are damaged: their checksum differs", "copy the file again")
+        raise TutelageError("file-damaged", f"checksum of the tensors does not match: {path}", "copy the file again")
     net = build(metadata.net, len(metadata.classes), seed=0)
     try:
         net.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         raise TutelageError(
-            f"the tensors in {path} do not fit the net that this timm builds from its settings ({error})",
-            f"the file was written by tutelage {metadata.library}; install the versions of its requirements.lock",
+            "weights-mismatch",
+            f"tensors do not match the net that this timm builds from the file's settings: {path} ({error})",
+            f"file was written by tutelage {metadata.library}; install the versions of its requirements.lock",
         ) from error
     return net.eval().to(map_location), metadata
 
@@ -169,8 +178,9 @@ def check_classes(metadata: NetMetadata, classes: Sequence[str], where: str) -> 
         surplus = [name for name in metadata.classes if name not in ours]
         detail = f"the net lacks {', '.join(lacking) or 'none'} and has besides {', '.join(surplus) or 'none'}"
     raise TutelageError(
-        f"the net has {len(metadata.classes)} classes, {where} has {len(ours)}: {detail}",
-        "use the data set the net was trained on, or map its classes onto the net's",
+        "other-classes",
+        f"net has {len(metadata.classes)} classes, {where} has {len(ours)}: {detail}",
+        "use the data set that the net was trained on, or map its classes to the net's",
     )
 
 

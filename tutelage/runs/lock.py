@@ -48,6 +48,7 @@ def locked(path: Path, say: Callable[[str], None] = lambda text: None) -> Iterat
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held open as long as the lock
     except OSError as error:
         raise RunError(
+            "write-failed",
             f"cannot write to the run folder: {path.parent} ({error.strerror})",
             "choose another folder with out=..., or change its permissions",
         ) from None
@@ -57,7 +58,8 @@ def locked(path: Path, say: Callable[[str], None] = lambda text: None) -> Iterat
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise HeldError(
-                    f"another process works in {path.parent}: {_holder(path)}",
+                    "locked-run",
+                    f"another process is running in {path.parent}: {_holder(path)}",
                     "wait for it, stop it, or choose another folder with out=...",
                 ) from None
             except OSError as error:

@@ -222,7 +222,9 @@ class Artefact:
         """The facts that :meth:`finish` noted. Raises :class:`RunError` for an unfinished artefact."""
         manifest = self.manifest()
         if manifest is None:
-            raise RunError(f"artefact is not finished: {self.folder}", "run the recipe that makes it")
+            raise RunError(
+                "artefact-unfinished", f"artefact is not finished: {self.folder}", "run the recipe that makes it"
+            )
         return dict(manifest["facts"])
 
     def fault(self) -> str | None:

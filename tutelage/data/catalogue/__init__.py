@@ -1,8 +1,8 @@
-"""The catalogue of public data sets: their classes, palettes, raw ids and counts, and the layouts they come in.
+"""Catalogue of public data sets: classes, palettes, raw ids, image counts and file layouts.
 
-Facts stand in ``catalogue.json`` (:mod:`~tutelage.data.catalogue.facts`), where the files lie in
-:mod:`~tutelage.data.catalogue.layouts`, and :mod:`~tutelage.data.catalogue.source` finds them. Nothing is ever
-downloaded: several sets want a registration, and all have terms that their user must accept.
+:mod:`~tutelage.data.catalogue.facts` reads the facts in ``catalogue.json``, :mod:`~tutelage.data.catalogue.layouts`
+describes the file layouts, :mod:`~tutelage.data.catalogue.source` opens a data set. Nothing is downloaded: several data
+sets require a registration, and all have terms that the user must accept.
 """
 
 from tutelage.data.catalogue.facts import class_list, class_subsets, expected_counts, label_map

@@ -1,4 +1,4 @@
-"""What is known of each public data set, read from ``catalogue.json``: class lists, label maps, counts, tiles."""
+"""Facts about public data sets, read from ``catalogue.json``: class lists, label maps, counts, tiles."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def _content() -> dict[str, dict[str, Any]]:
 
 
 def fact(kind: str, name: str) -> Any:
-    """One entry of a data set as it stands in the file: ``title``, ``licence``, ``counts``, ``tiles``, ``ranges``."""
+    """One raw entry of a data set: ``title``, ``licence``, ``counts``, ``tiles``, ``ranges``."""
     return _content()["data_sets"][kind][name]
 
 
 def class_list(name: str) -> Classes:
-    """A list of classes by its name in the file (several data sets share one)."""
+    """A class list by name (several data sets share one)."""
     entry = _content()["class_lists"][name]
     return Classes(tuple(entry["names"]), tuple((r, g, b) for r, g, b in entry["palette"]))
 
 
 def label_map(name: str) -> LabelMap:
-    """A map from raw mask values, or from colours, to train ids by its name in the file."""
+    """A map from raw mask values or colours to train ids, by name."""
     entry = _content()["label_maps"][name]
     if entry["encoding"] == "rgb":
         table = {pack([int(part) for part in colour.split(",")]): i for colour, i in entry["table"].items()}
@@ -40,11 +40,11 @@ def label_map(name: str) -> LabelMap:
 
 
 def expected_counts(kind: str, variant: str | None = None) -> dict[str, int]:
-    """How many images each official split of a data set has; ``None``: its default variant."""
+    """Number of images of each official split; ``variant=None`` is the default variant."""
     counts: dict[str, dict[str, int]] = fact(kind, "counts")
     return dict(counts[variant or next(iter(counts))])
 
 
 def class_subsets(kind: str) -> dict[str, tuple[int, ...]]:
-    """Named subsets of train ids over which results are reported (SYNTHIA: 16 and 13 classes); often empty."""
+    """Named subsets of train ids for reporting (SYNTHIA: 16 and 13 classes); empty for most data sets."""
     return {name: tuple(ids) for name, ids in _content()["data_sets"][kind].get("subsets", {}).items()}

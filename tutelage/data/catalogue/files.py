@@ -1,7 +1,7 @@
-"""Finding the files of a public data set: the images of a split, each with its mask.
+"""Files of a public data set: the images of a split, each with its mask.
 
-Every way in which published lists name samples is read: pairs with a blank or a tab, image paths alone, absolute
-paths of another machine, and bare ids, one a line.
+All common formats of published lists are read: pairs separated by a blank or a tab, image paths alone, absolute paths
+of another machine, and bare ids, one per line.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tutelage.data.images import IMAGE_SUFFIXES
 from tutelage.data.lists import locate, not_found, read_entries, unique
 from tutelage.errors import DataError
 
-# An image under home, the source that it belongs to, its fields there, the mask that a list gives it, and what is to
-# be said where there is no mask and an own list names one.
+# An image path relative to home, its source, its fields, the mask named by a list, and the message for a missing mask
+# that a user's list names.
 _Found = tuple[str, Source | None, dict[str, str], Path | None, str]
 
 
@@ -29,7 +29,7 @@ def _any_file(home: Path, pattern: str) -> bool:
 
 
 def missing(home: Path, sources: Sequence[Source]) -> str | None:
-    """The first thing that a split needs and that is not under ``home``, or ``None``."""
+    """The first required file, folder or pattern of a split that is missing under ``home``, or ``None``."""
     for source in sources:
         if not _any_file(home, source.image):
             return source.image
@@ -57,13 +57,13 @@ class Files:
         self._folders: dict[str, frozenset[str]] = {}
 
     def dataset(self, name: str, sources: Sequence[Source]) -> Dataset:
-        """An official split."""
+        """Open an official split. Raises :class:`DataError`, e.g. ``missing-split``."""
         return self._dataset(name, [sample for source in sources for sample in self._source(source)], self.home)
 
     def listed_dataset(self, name: str, list_file: Path) -> Dataset:
-        """A split that a list file names; where it leaves the mask open, it is the official one.
+        """Open a split from a list file; an image without a mask in the list gets its official mask.
 
-        The sources of the official split of that name are asked first, then all others.
+        The sources of the official split of that name are searched first, then all others.
         """
         own = self.layout.splits.get(name, ())
         others = [source for sources in self.layout.splits.values() for source in sources]
@@ -96,13 +96,14 @@ class Files:
             ]
         if not images:
             raise DataError(
+                "split-missing",
                 f"{fact(self.kind, 'title')}: no image of this split at {self.home / source.image}",
                 source.hint,
             )
         return self._paired([(image, source, fields, None, "") for image, fields in images])
 
     def _images(self, source: Source) -> Iterator[tuple[str, dict[str, str]]]:
-        """The images of a source in the order of their names: path under home, and its fields."""
+        """Images of a source, sorted by name: path relative to home, and its fields."""
         for found in sorted(glob.iglob(wildcard(source.image), root_dir=self.home)):
             path = found.replace("\\", "/")
             fields = parse(source.image, path)
@@ -112,11 +113,11 @@ class Files:
     def _listed(
         self, entries: Sequence[tuple[str, str, str | None]], sources: Sequence[Source], official: bool
     ) -> list[Sample]:
-        """Samples in a list's order. Raises :class:`DataError` for the first image that is not there.
+        """Samples in the order of a list. Raises :class:`DataError` (``missing-file``) for a missing image.
 
-        An ``official`` list may have been made for another packaging: there a mask that is not found is the official
-        mask of the image. So it is in a user's list where the name is that of an official mask; any other mask that
-        is not found is noted (:attr:`Sample.lost`), for a list of unlabelled images needs none.
+        An ``official`` list may be for another packaging: a missing mask is replaced by the official mask of the image.
+        The same holds for a user's list if the entry has the name of an official mask; any other missing mask is
+        recorded (:attr:`Sample.lost`), because a list of unlabelled images needs none.
         """
         found: list[_Found] = []
         by_name: dict[str, str] | None = None
@@ -128,8 +129,9 @@ class Files:
                 by_name = self._by_name(sources) if by_name is None else by_name
                 if _stem(image) not in by_name:
                     raise DataError(
+                        "file-missing",
                         f"{where}: image not found: {self.home / image}",
-                        "a line names a file, or an image's name without its folder and ending",
+                        "write the path of a file, or an image's name without folder and extension",
                     )
                 relative = by_name[_stem(image)]
             source, fields = _first_match(sources, relative)
@@ -146,9 +148,9 @@ class Files:
         return self._paired(found)
 
     def _paired(self, found: Sequence[_Found]) -> list[Sample]:
-        """Samples from images with their sources; the official mask where none is given.
+        """Samples from images with their sources; an image without a given mask gets its official mask.
 
-        One that is not there is noted: the images may be meant to be used without labels.
+        A missing mask is recorded, not raised: the images may be used as unlabelled data.
         """
         samples = []
         for image, source, fields, given, lost in found:
@@ -156,7 +158,7 @@ class Files:
             if mask is None and source is not None and self._has_masks(source):
                 mask = self._mask(source, fields)
                 if mask is None and not lost:
-                    lost = f"{self.home / image} wants {self.home / fill(source.masks[0], fields)}; {source.hint}"
+                    lost = f"{self.home / image} needs {self.home / fill(source.masks[0], fields)}; {source.hint}"
             name = image.rpartition(".")[0]
             samples.append(
                 Sample(name, self.home / image, mask, self.group(name), lost="" if mask is not None else lost)
@@ -167,7 +169,7 @@ class Files:
         return locate(name, self.home) or (locate(name, self.root) if self.root != self.home else None)
 
     def _by_name(self, sources: Sequence[Source]) -> dict[str, str]:
-        """Images by the names that lists give them: the file's stem, and the id in it. The first source wins."""
+        """Images by the names used in lists: the file's stem, and the id in it. The first source has priority."""
         names: dict[str, str] = {}
         for source in dict.fromkeys(sources):
             for path, fields in self._images(source):
@@ -177,7 +179,7 @@ class Files:
         return names
 
     def _has_masks(self, source: Source) -> bool:
-        """Whether there is any place for this source's masks: images may be used without them."""
+        """Whether a folder for the masks of this source exists; images may be used without masks."""
         if source not in self._places:
             self._places[source] = any(
                 _any_file(self.home, pattern.rpartition("/")[0] or pattern) for pattern in source.masks
@@ -192,7 +194,7 @@ class Files:
         return None
 
     def _names(self, folder: str) -> frozenset[str]:
-        """The names in a folder, read once: a data set has a hundred thousand masks in few folders."""
+        """File names in a folder, cached: a data set has up to a hundred thousand masks in few folders."""
         if folder not in self._folders:
             path = self.home / folder
             self._folders[folder] = frozenset(entry.name for entry in path.iterdir()) if path.is_dir() else frozenset()
@@ -200,7 +202,7 @@ class Files:
 
 
 def _under(path: Path, home: Path) -> str:
-    """A path under ``home`` with forward slashes; a path elsewhere stays whole."""
+    """A path relative to ``home`` with forward slashes; the full path if it is not under ``home``."""
     try:
         return path.relative_to(home).as_posix()
     except ValueError:
@@ -208,7 +210,7 @@ def _under(path: Path, home: Path) -> str:
 
 
 def _stem(name: str) -> str:
-    """A list's entry without folders and without an image's ending."""
+    """A list entry without folders and without an image extension."""
     last = name.replace("\\", "/").rpartition("/")[2]
     return last.rpartition(".")[0] if last.lower().endswith(IMAGE_SUFFIXES) else last
 
@@ -222,12 +224,12 @@ def _first_match(sources: Iterable[Source], image: str) -> tuple[Source | None, 
 
 
 def _is_other_mask(label: str, source: Source | None, fields: Mapping[str, str]) -> bool:
-    """Whether a list's label is an official mask of the image that stores something else than this variant reads."""
+    """Whether a list's label is an official mask of the image with another encoding than this variant reads."""
     return source is not None and _ends(label, source.other_masks, fields)
 
 
 def _is_mask(label: str, source: Source | None, fields: Mapping[str, str]) -> bool:
-    """Whether a list's label is one of the places where the image's official mask may be."""
+    """Whether a list's label is a possible path of the image's official mask."""
     return source is not None and _ends(label, source.masks, fields)
 
 
@@ -237,16 +239,22 @@ def _ends(label: str, patterns: Iterable[str], fields: Mapping[str, str]) -> boo
 
 
 def _mat_entries(path: Path, key: str) -> list[tuple[str, str, str | None]]:
-    """Entries of GTA5's ``split.mat``: numbers of images, written with five digits as their files are."""
+    """Entries of GTA5's ``split.mat``: image numbers, formatted with five digits like the files.
+
+    Raises :class:`DataError`: ``missing-package`` (SciPy), ``list-format``.
+    """
     try:
         loadmat = importlib.import_module("scipy.io").loadmat
     except ImportError:
         raise DataError(
-            f"{path} is a MATLAB file, which needs SciPy to be read",
-            "pip install scipy, or use the split `all`, or write a list of your own",
+            "package-missing",
+            f"reading the MATLAB file {path} needs SciPy",
+            "pip install scipy, or use the split `all` or your own list",
         ) from None
     try:
         numbers = [int(number) for number in loadmat(path)[key].ravel()]
     except (KeyError, ValueError, OSError) as error:
-        raise DataError(f"{path} cannot be read: {error}", f"it must hold the numbers {key}") from None
+        raise DataError(
+            "list-unreadable", f"cannot read {path} ({error})", f"unpack the official file again; it holds {key}"
+        ) from None
     return [(f"{path} ({key})", f"{number:05d}", None) for number in numbers]

@@ -1,8 +1,8 @@
-"""Where the files of each public data set lie, as the official archives unpack them.
+"""File layouts of public data sets, as the official archives unpack them.
 
-A pattern is a path under the data set's folder in which ``<field>`` stands for any text without a slash; a mask's
-pattern is filled with the fields that its image's path has. So a layout is data: which images make a split, where
-the mask of an image is, and which sequence, tile or city an image belongs to.
+A pattern is a path relative to the data set's folder in which ``<field>`` stands for any text without a slash; the
+pattern of a mask is filled with the fields of its image's path. A layout is declarative: the images of a split, the
+mask of an image, and the sequence, tile or city of an image.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _FIELD = re.compile(r"<(\w+)>")
 
 
 def wildcard(pattern: str) -> str:
-    """A pattern as a shell wildcard."""
+    """Convert a pattern to a shell wildcard."""
     return _FIELD.sub("*", pattern)
 
 
@@ -29,35 +29,35 @@ def _expression(pattern: str) -> re.Pattern[str]:
 
 
 def parse(pattern: str, path: str) -> dict[str, str] | None:
-    """The fields of a path (with forward slashes) that has a pattern's form, else ``None``."""
+    """Fields of a path (with forward slashes) that matches a pattern, else ``None``."""
     found = _expression(pattern).fullmatch(path)
     return found.groupdict() if found else None
 
 
 def fill(pattern: str, fields: Mapping[str, str]) -> str:
-    """A pattern with its fields put in."""
+    """Fill a pattern with fields."""
     return _FIELD.sub(lambda name: fields[name.group(1)], pattern)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Images that lie by one pattern, and where the mask of each is."""
+    """Images of one pattern, with the patterns of their masks."""
 
     image: str
     masks: tuple[str, ...] = ()
-    """Where an image's mask may be; the first that exists. Empty: this part has no masks for us."""
+    """Patterns of the mask; the first that exists is used. Empty: no usable masks."""
     other_masks: tuple[str, ...] = ()
-    """Official masks of the same image that store something else than this variant reads."""
+    """Official masks of the same image with another encoding than this variant reads."""
     only: tuple[str, frozenset[str]] | None = None
-    """A field of the image's pattern, and the values of it that belong here; ``None``: all images."""
+    """A field of the image's pattern and its accepted values; ``None``: all images."""
     lists: tuple[str, ...] = ()
-    """Official files that list the images of this part; the first that exists. Empty: all images."""
+    """Official list files of these images; the first that exists is used. Empty: all images."""
     without: str | None = None
-    """Where no such list exists: all images that have a mask, except those in this list."""
+    """If no such list exists: all images that have a mask, except those in this list."""
     needs: str | None = None
-    """A folder without which this part is not there at all."""
-    hint: str = "unpack the archive that holds it"
-    """What to do where files are missing."""
+    """A required folder."""
+    hint: str = "unpack the archive that contains it"
+    """Remedy if files are missing."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ class Layout:
     classes: str
     label_map: str
     group: str | None = None
-    """Expression whose first group, in an image's name, is its sequence, tile or city."""
+    """Regular expression with one group, searched in the image's name: its sequence, tile or city."""
     folders: tuple[str, ...] = ("",)
-    """Where under `root` the layout may begin."""
+    """Possible base folders of the layout, relative to `root`."""
     resize_labels: bool = False
 
 
@@ -83,7 +83,7 @@ def _cityscapes(labels: str, label_map: str) -> Layout:
         masks = f"{truth}/{split}/<city>/<id>_{truth}_"
         return Source(
             f"leftImg8bit/{split}/<city>/<id>_leftImg8bit.png",
-            () if split == "test" else (f"{masks}{labels}.png",),  # the test masks are dummies
+            () if split == "test" else (f"{masks}{labels}.png",),  # the test masks are placeholders
             tuple(f"{masks}{other}.png" for other in ("labelIds", "labelTrainIds", "color") if other != labels),
             hint="variant ids reads *_labelIds.png (as shipped), variant train_ids reads *_labelTrainIds.png",
         )
@@ -119,16 +119,16 @@ def _synthia() -> Layout:
 def _voc(own_first: bool) -> Layout:
     image, own, augmented = "JPEGImages/<id>.jpg", "SegmentationClass/<id>.png", "SegmentationClassAug/<id>.png"
     lists = "ImageSets/Segmentation"
-    # The masks of SegmentationClassAug are SBD's, coarser than VOC's own; the published codes differ in which they
-    # read for the 1,464 images that have both.
+    # The masks of SegmentationClassAug are SBD's, coarser than VOC's own; published implementations differ in which
+    # they read for the 1,464 images that have both.
     train_aug = Source(
         image,
         (own, augmented) if own_first else (augmented, own),
         lists=(f"{lists}/train_aug.txt", f"{lists}/trainaug.txt"),
         without=f"{lists}/val.txt",
         needs="SegmentationClassAug",
-        hint="SBD's dataset/cls/*.mat are not read: put its masks as PNG (the usual SegmentationClassAug archive) "
-        "into VOC2012/SegmentationClassAug",
+        hint="put SBD's masks as PNG (the SegmentationClassAug archive) into VOC2012/SegmentationClassAug; "
+        "dataset/cls/*.mat are not read",
     )
     return Layout(
         {
@@ -155,7 +155,7 @@ def _camvid_original() -> Layout:
             "701_StillsRaw_full/<id>.png",
             ("LabeledApproved_full/<id>_L.png",),
             lists=lists,
-            hint="the archives bring no lists: put SegNet's train.txt, val.txt and test.txt beside the two folders",
+            hint="put SegNet's train.txt, val.txt and test.txt beside the two folders; the archives contain no lists",
         )
 
     return Layout(
@@ -208,7 +208,7 @@ def _isprs_clips(folder: str, group: str) -> Layout:
 
 
 def _tiles(kind: str, image: str, masks: tuple[str, ...], parts: Mapping[str, tuple[str, ...]], group: str) -> Layout:
-    """Raw tiles, each split made of the tiles that one or two of the catalogue's lists name."""
+    """Raw tiles; each split consists of the tiles in one or two lists of the catalogue."""
 
     def source(lists: tuple[str, ...]) -> Source:
         names = frozenset(tile for part in lists for tile in fact(kind, "tiles")[part])
@@ -220,7 +220,7 @@ def _tiles(kind: str, image: str, masks: tuple[str, ...], parts: Mapping[str, tu
 def _potsdam_tiles(folder: str, bands: str) -> tuple[Layout, ...]:
     parts = {"train": ("train",), "val": ("val",), "all": ("train", "val")}
     masks = ("5_Labels_all_noBoundary/top_potsdam_<tile>_label_noBoundary.tif",)
-    # The archives hold a folder of their own name; some unpackers put it into another one.
+    # The archives contain a folder of their own name, which some tools unpack into another folder of that name.
     return tuple(
         _tiles("potsdam", f"{place}/top_potsdam_<tile>_{bands}.tif", masks, parts, r"top_potsdam_(\d+_\d+)_")
         for place in (folder, f"{folder}/{folder}")
@@ -264,7 +264,7 @@ def _loveda(domain: str) -> tuple[Layout, ...]:
     def merged(split: str) -> Source:
         masks = () if split == "test" else (f"ann_dir/{split}/<id>.png",)
         only = None
-        if domain != "all":  # the areas lie in one folder here, and their ids do not overlap
+        if domain != "all":  # both areas are in one folder, and their ids do not overlap
             first, last = fact("loveda", "ranges")[f"{split}_{domain}"]
             only = ("id", frozenset(map(str, range(first, last + 1))))
         return Source(f"img_dir/{split}/<id>.png", masks, only=only)
@@ -319,7 +319,7 @@ def _any(name: str) -> str:
     return "<condition>" if name == "all" else name
 
 
-# Data set → variant (the default first) → its packagings, tried in this order.
+# Data set → variant (default first) → its packagings, tried in this order.
 KINDS: dict[str, dict[str, tuple[Layout, ...]]] = {
     "cityscapes": {
         "ids": (_cityscapes("labelIds", "cityscapes_ids"),),

@@ -1,7 +1,6 @@
-"""Opening a public data set where its user unpacked it.
+"""Opening a public data set in the folder where the user unpacked it.
 
-A split's files are looked for when the split is first asked for; opening a data set only looks which splits are
-there.
+Opening a data set only determines which splits exist; the files of a split are found when it is first accessed.
 """
 
 from __future__ import annotations
@@ -42,37 +41,39 @@ class CatalogueSettings(Settings):
     """A public data set in the layout of its official archives."""
 
     kind: Kind
-    """Which data set."""
+    """Name of the data set."""
     root: Annotated[str, Ref("file")]
-    """Folder into which its archives were unpacked; relative to the recipe."""
+    """Folder with the unpacked archives, relative to the recipe."""
     variant: str | None = None
-    """Which packaging, label files, bands or condition; null: the usual one. cityscapes: ids, train_ids; voc_aug: aug
-    (all masks of train_aug from SegmentationClassAug), voc (VOC's own where there is one); camvid: segnet, original,
+    """Packaging, label files, bands or condition; null: the first of the list. cityscapes: ids, train_ids; voc_aug: aug
+    (all masks of train_aug from SegmentationClassAug), voc (VOC's own masks if available); camvid: segnet, original,
     tsic; coco_stuff: 171, 182; potsdam: irrg, rgb, irrg_tiles, rgb_tiles; vaihingen: irrg, irrg_tiles,
     irrg_tiles_official; city_osm_*: clips, images; loveda: all, urban, rural; dark_zurich (of train): night, twilight,
     day, all; acdc: all, fog, night, rain, snow."""
     splits: dict[str, str] = {}
-    """More splits, or others in place of the official ones: split name → list file, relative to `root`."""
+    """Additional splits, or replacements of official ones: split name → list file, relative to `root`."""
     group: str | None = None
-    """Regular expression whose first group, found in the image's name, is its sequence or tile; null: the usual."""
+    """Regular expression with one group, searched in the image's name: its sequence or tile. Null: that of the data
+    set."""
     bridge: dict[str, str | None] = {}
-    """Class of this data → class of the task (several may merge), or null to ignore it."""
+    """Class of this data → class of the task (several may merge), or null to ignore the class."""
 
     @model_validator(mode="after")
     def _known_variant(self) -> CatalogueSettings:
         if self.variant is not None and self.variant not in variants(self.kind):
-            raise ValueError(f"{self.kind} has no variant {self.variant!r}; it has {', '.join(variants(self.kind))}")
+            known = ", ".join(variants(self.kind))
+            raise ValueError(f"unknown variant {self.variant!r} of {self.kind}; use one of: {known}")
         return self
 
 
 class MissingSplitError(DataError, KeyError):
-    """A split is asked for that the data set does not have, or whose files are not there."""
+    """A split does not exist (``unknown-split``), or its files are missing (``split-missing``)."""
 
 
 class Splits(Mapping[str, Dataset]):
-    """The splits of a data set that are there; each is opened when it is first asked for.
+    """The available splits of a data set; each is opened on first access.
 
-    Asking for another one raises :class:`MissingSplitError`, which says what of it was not found.
+    Access to another split raises :class:`MissingSplitError`.
     """
 
     def __init__(
@@ -89,8 +90,9 @@ class Splits(Mapping[str, Dataset]):
     def __getitem__(self, name: str) -> Dataset:
         if name not in self._makers:
             raise self._absent.get(name) or MissingSplitError(
+                "unknown-split",
                 f"{fact(self.kind, 'title')} has no split {name!r}",
-                f"there are {', '.join(self)}; add your own list under data.<name>.splits",
+                f"use one of: {', '.join(self)}; or add your own list under data.<name>.splits",
             )
         if name not in self._opened:
             self._opened[name] = self._makers[name]()
@@ -107,14 +109,19 @@ class Splits(Mapping[str, Dataset]):
 
 
 def open_catalogue(settings: CatalogueSettings, base: Path) -> Splits:
-    """The splits of a public data set; ``base`` is the recipe's folder.
+    """Open a public data set; ``base`` is the recipe's folder.
 
-    Raises :class:`DataError` when nothing of the data set is under its root, or an own list is not there; opening a
-    split raises it for the first missing image. A missing mask is noted, and raised where it is read.
+    Raises :class:`DataError`: ``missing-folder``; ``dataset-layout`` if no split is found under the root;
+    ``missing-list`` for a user's list. Opening a split raises ``missing-file`` for the first missing image. A missing
+    mask is recorded, and raised when it is read.
     """
     root = (base / settings.root).resolve()
     if not root.is_dir():
-        raise DataError(f"data folder not found: {root}", "mend data.<name>.root (relative to the recipe's folder)")
+        raise DataError(
+            "folder-missing",
+            f"data folder not found: {root}",
+            "fix data.<name>.root (relative to the recipe's folder)",
+        )
     variant = settings.variant or variants(settings.kind)[0]
     found = _find_layout(root, KINDS[settings.kind][variant])
     if found is None and not settings.splits:
@@ -129,21 +136,24 @@ def open_catalogue(settings: CatalogueSettings, base: Path) -> Splits:
             makers[name] = partial(files.dataset, name, sources)
         else:
             absent[name] = MissingSplitError(
-                f"{fact(settings.kind, 'title')}: split {name!r} is not there: not found: {home / lacking}",
+                "split-missing",
+                f"{fact(settings.kind, 'title')}: files of split {name!r} not found: {home / lacking}",
                 sources[0].hint,
             )
     for name, list_name in settings.splits.items():
         list_file = next((folder / list_name for folder in (root, home) if (folder / list_name).is_file()), None)
         if list_file is None:
-            raise DataError(f"list file not found: {root / list_name}", f"mend data.<name>.splits.{name}")
+            raise DataError(
+                "file-missing", f"list file not found: {root / list_name}", f"fix data.<name>.splits.{name}"
+            )
         makers[name] = partial(files.listed_dataset, name, list_file)
     return Splits(settings.kind, variant, makers, absent)
 
 
 def report_counts(kind: str, splits: Mapping[str, Dataset], variant: str | None = None) -> list[str]:
-    """A line for each split: how many images it has, how many it should have, and whether it has masks.
+    """One line for each split: its number of images, the expected number, and the number without mask.
 
-    ``variant`` is taken from ``splits`` where it comes from :func:`open_catalogue`, else it is the default.
+    ``variant`` is that of ``splits`` if it comes from :func:`open_catalogue`; ``None`` is the default variant.
     """
     expected = expected_counts(kind, splits.variant if isinstance(splits, Splits) else variant)
     lines = []
@@ -154,7 +164,7 @@ def report_counts(kind: str, splits: Mapping[str, Dataset], variant: str | None 
 
 
 def _find_layout(root: Path, layouts: Iterable[Layout]) -> tuple[Layout, Path] | None:
-    """The first packaging of which any split is there, and the folder where it begins."""
+    """The first packaging with any complete split, and its base folder."""
     for layout in layouts:
         for folder in layout.folders:
             home = root / folder
@@ -181,9 +191,8 @@ def _nothing_found(kind: str, variant: str, root: Path) -> DataError:
     first = missing(home, next(iter(layout.splits.values())))
     others = ", ".join(name for name in variants(kind) if name != variant)
     return DataError(
-        f"{fact(kind, 'title')} (variant {variant}) not found; the first thing looked for: {home / str(first)}",
-        f"data.<name>.root must be the folder into which the official archives were unpacked "
-        f"({fact(kind, 'licence')}; nothing is downloaded for you):\n"
-        + "\n".join(lines)
-        + (f"\n  other variants: {others}" if others else ""),
+        "dataset-layout",
+        f"{fact(kind, 'title')} (variant {variant}) not found; first missing: {home / str(first)}",
+        f"set data.<name>.root to the folder with the unpacked official archives ({fact(kind, 'licence')}; nothing is "
+        "downloaded automatically):\n" + "\n".join(lines) + (f"\n  other variants: {others}" if others else ""),
     )

@@ -1,4 +1,4 @@
-"""Checks of data: every file read once, every finding with the files it is about and with what mends it."""
+"""Data checks: every file is read once; every finding names its files and a remedy."""
 
 from tutelage.data.checks.all_checks import CheckSettings, check_datasets, poisons
 from tutelage.data.checks.findings import Finding, format_findings, summary, worst

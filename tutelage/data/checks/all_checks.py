@@ -1,4 +1,4 @@
-"""All checks of a recipe's data in one go, and the few that training itself insists on."""
+"""All checks of a recipe's data, and the subset that blocks training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tutelage.data.checks.balance import BalanceLimits, contents, deficits, lost
 from tutelage.data.checks.findings import SEVERITIES, Finding
 from tutelage.data.checks.images import SizeLimits, below_crop, image_faults, image_forms, stray_masks
 from tutelage.data.checks.leaks import LikenessLimits, across, inside, overlapping, published
-from tutelage.data.checks.masks import binary_trap, poisonous
+from tutelage.data.checks.masks import binary_trap, mask_findings
 from tutelage.data.checks.orientation import orientation
 from tutelage.data.checks.shifts import ShiftLimits, shifts
 from tutelage.data.checks.subject import TEACHING, Subject, named_roles
@@ -20,11 +20,11 @@ from tutelage.data.statistics import read_statistics
 from tutelage.settings import Settings
 
 MASKED = TEACHING | {"val", "test"}
-"""Roles in which masks are opened at all."""
+"""Roles whose masks are read."""
 
 
 class CheckSettings(Settings):
-    """From where on something is reported."""
+    """Thresholds of the checks."""
 
     rare: BalanceLimits = BalanceLimits()
     sizes: SizeLimits = SizeLimits()
@@ -43,13 +43,13 @@ def check_datasets(
     workers: int = 2,
     cache: Path | None = None,
 ) -> list[Finding]:
-    """Everything that is found in data sets of one task (``data/split`` → data set), the gravest first.
+    """Check the data sets of one task (``data/split`` → data set); return the findings, most severe first.
 
-    ``roles`` says what a data set is for (`train`, `val`, `test`, `source`, `target`, `unlabeled`, or several of them);
-    names speak for those that are left out; ``crops`` gives the height and width that training cuts out of its images.
-    Masks of data that are only unlabelled or only target are not opened.
-    Every file is read once, and not again while the data are unchanged; ``progress`` is told of files. Nothing
-    is raised for a single file.
+    ``roles``: what each data set is used for (`train`, `val`, `test`, `source`, `target`, `unlabeled`, or several);
+    by default guessed from its name. ``crops``: height and width of the training crops of a data set. ``say`` prints a
+    line per data set; ``progress`` counts files. Masks of data that are only unlabelled or only target are not read.
+    Every file is read once, and again only if the data change. Unreadable files are findings and raise nothing;
+    ``ValueError`` for an unknown role.
     """
     limits = settings or CheckSettings()
     subjects = _subjects(datasets, roles, progress, say, workers, cache)
@@ -58,10 +58,10 @@ def check_datasets(
 
 
 def poisons(dataset: Dataset, *, workers: int = 2, cache: Path | None = None) -> list[Finding]:
-    """What training on a labelled data set must refuse; quick once the masks' statistics are kept."""
+    """Findings that block training on a labelled data set; fast once the mask statistics are cached."""
     return [
         finding
-        for finding in poisonous(dataset.name, dataset, read_statistics(dataset, workers=workers, cache=cache))
+        for finding in mask_findings(dataset.name, dataset, read_statistics(dataset, workers=workers, cache=cache))
         if finding.severity == "error"
     ]
 
@@ -82,7 +82,7 @@ def _subjects(
     total = sum(len(dataset) * (1 + masked[name]) for name, dataset in datasets.items())
     before = 0
 
-    def told(done: int, of: int) -> None:
+    def report(done: int, of: int) -> None:
         if progress is not None:
             progress(before + done, total)
 
@@ -91,11 +91,11 @@ def _subjects(
         say(f"{name}: {len(dataset)} images{' with masks' if masked[name] else ''}")
         masks = None
         if masked[name]:
-            masks = read_statistics(dataset, workers=workers, progress=told, cache=cache)
+            masks = read_statistics(dataset, workers=workers, progress=report, cache=cache)
             before += len(dataset)
-        pictures = read_pictures(dataset, workers=workers, progress=told, cache=cache)
+        pictures = read_pictures(dataset, workers=workers, progress=report, cache=cache)
         before += len(dataset)
-        told(0, 0)
+        report(0, 0)
         subjects.append(Subject(name, dataset, chosen[name], masks, pictures))
     return subjects
 
@@ -114,8 +114,8 @@ def _findings(
             for finding in binary_trap(subject.name, subject.dataset, subject.masks, siblings):
                 trapped.add(subject.name)
                 yield finding
-            for finding in poisonous(subject.name, subject.dataset, subject.masks):
-                if not finding.code.startswith("binary-"):  # said above, with the other splits in view
+            for finding in mask_findings(subject.name, subject.dataset, subject.masks):
+                if not finding.code.startswith("binary-"):  # reported above, in view of the other splits
                     yield finding
             yield from contents(subject, subject.masks)
         if subject.roles & MASKED:
@@ -126,7 +126,7 @@ def _findings(
         if subject.name in crops:
             yield from below_crop(subject, crops[subject.name])
         yield from inside(subject)
-    # A class that is read as ignored is missing everywhere: that was said.
+    # A class that is read as ignored is missing everywhere; binary_trap has reported it.
     yield from deficits([subject for subject in subjects if subject.name not in trapped], limits.rare)
     yield from across(subjects, limits.likeness)
     yield from overlapping(subjects)

@@ -1,4 +1,4 @@
-"""Checks of what the masks hold together: empty masks, classes that are missing, rare or never used."""
+"""Checks of class balance: values, empty masks, and missing, rare or unused classes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tutelage.settings import Settings
 
 
 class BalanceLimits(Settings):
-    """From where on a class is rare."""
+    """Thresholds below which a class is rare."""
 
     share: float = 0.001
-    """Share of the labelled pixels."""
+    """Fraction of the labelled pixels."""
     images: int = 5
     """Number of images."""
 
 
 def contents(subject: Subject, masks: DatasetStatistics) -> Iterator[Finding]:
-    """What values there are, and masks without any or with only the first class."""
+    """Values of the masks, and masks without labelled pixels or with the first class alone."""
     dataset = subject.dataset
     histogram = masks.histogram()
     total = sum(histogram.values())
@@ -34,7 +34,7 @@ def contents(subject: Subject, masks: DatasetStatistics) -> Iterator[Finding]:
             "values",
             subject.name,
             f"{plural(int(masks.read.sum()), 'mask')}; values: {several(listed, 40)}",
-            "compare with what you expect; data.<name>.ids, .colours and .ignore say what a value means",
+            "compare with the expected values; data.<name>.ids, .colours and .ignore map values to classes",
         )
     unlabelled = [index for index, sample in enumerate(dataset.samples) if sample.label is None and not sample.lost]
     if unlabelled and len(unlabelled) < len(dataset):
@@ -55,8 +55,8 @@ def contents(subject: Subject, masks: DatasetStatistics) -> Iterator[Finding]:
             "warning",
             "mask-empty",
             subject.name,
-            f"{len(files)} of {plural(len(dataset), 'mask')} with nothing but ignored pixels: {some(files)}",
-            "nothing is learnt from them: take them out of the list, or mend data.<name>.ignore",
+            f"{len(files)} of {plural(len(dataset), 'mask')} with ignored pixels only: {some(files)}",
+            "remove them from the list, or fix data.<name>.ignore; they do not contribute to training",
             tuple(files),
         )
     first = np.flatnonzero(masks.read & (labeled > 0) & (labeled == masks.classes[:, 0]))
@@ -66,22 +66,22 @@ def contents(subject: Subject, masks: DatasetStatistics) -> Iterator[Finding]:
             "note",
             "mask-one-class",
             subject.name,
-            f"{len(files)} of {plural(len(dataset), 'mask')} with {dataset.classes.names[0]} alone: {some(files)}",
-            "fine when nothing else is in the picture; if these were never annotated, take them out of the list",
+            f"{len(files)} of {plural(len(dataset), 'mask')} with {dataset.classes.names[0]} only: {some(files)}",
+            "no change needed if the images show nothing else; if they were never annotated, remove them from the list",
             tuple(files),
         )
 
 
 def lost_masks(subject: Subject) -> Iterator[Finding]:
-    """Masks that are not where they should be, of images that are used with labels."""
+    """Missing mask files of images that are used with labels."""
     lost = [sample for sample in subject.dataset.samples if sample.lost]
     if lost:
         yield Finding(
             "error",
             "mask-lost",
             subject.name,
-            f"{len(lost)} of {plural(len(subject.dataset), 'mask')} not there: {lost[0].lost}",
-            "check the list and the root folder of the data; only images that are used without labels need no masks",
+            f"{len(lost)} of {plural(len(subject.dataset), 'mask')} not found: {lost[0].lost}",
+            "check the list and data.<name>.root; only images that are used as unlabelled data need no masks",
             tuple(sample.image for sample in lost),
         )
 
@@ -95,9 +95,9 @@ def _value(subject: Subject, value: int, share: float) -> str:
 
 
 def deficits(subjects: Sequence[Subject], limits: BalanceLimits) -> Iterator[Finding]:
-    """Classes that no data set has, that training or scoring lacks, and that are rare in training.
+    """Classes that no data set contains, that training or evaluation data lack, or that are rare in training.
 
-    Class lists are compared by name, so that only data of one task should be given.
+    Class lists are compared by name, so all data sets must belong to one task.
     """
     labeled = [subject for subject in subjects if subject.masks is not None and subject.duty != "unlabeled"]
     seen: set[str] = set()
@@ -119,7 +119,7 @@ def deficits(subjects: Sequence[Subject], limits: BalanceLimits) -> Iterator[Fin
             "class-unused",
             several(names, 3),
             f"in the class list, but in no mask: {several(list(unused), 12)}",
-            "take them out of the class list, or say in data.<name>.ids or .colours which value they are",
+            "remove them from the class list, or map their values in data.<name>.ids or .colours",
         )
     for subject in labeled:
         assert subject.masks is not None
@@ -144,8 +144,8 @@ def _absent(subject: Subject, seen: set[str], taught: set[str]) -> Iterator[Find
             "warning",
             "class-absent",
             subject.name,
-            f"no pixel of {several(lacking, 12)}: no score can be given for it here",
-            "move images that show it into this split (`tutelage split` balances classes), or score elsewhere",
+            f"no pixel of {several(lacking, 12)}; the class cannot be scored on this split",
+            "move images of the class into this split (`tutelage split` balances classes), or score on another split",
         )
         return
     never = [name for name in lacking if name not in taught]
@@ -154,8 +154,8 @@ def _absent(subject: Subject, seen: set[str], taught: set[str]) -> Iterator[Find
             "error",
             "class-absent",
             subject.name,
-            f"no training mask shows {several(never, 12)}: it cannot be learnt, and lowers every mean score",
-            "move images that show it into training (`tutelage split` balances classes), or drop it from the list",
+            f"no training mask contains {several(never, 12)}; the class cannot be learnt and lowers every mean score",
+            "move images of the class into training (`tutelage split` balances classes), or remove it from the list",
         )
     elsewhere = [name for name in lacking if name in taught]
     if elsewhere:
@@ -163,15 +163,15 @@ def _absent(subject: Subject, seen: set[str], taught: set[str]) -> Iterator[Find
             "warning",
             "class-absent",
             subject.name,
-            f"no pixel of {several(elsewhere, 12)} in this training set; another one shows it",
-            "fine when both are pooled; else draw a partition that shows every class (`tutelage split --few`)",
+            f"no pixel of {several(elsewhere, 12)} in this training set; another one contains it",
+            "no change needed if both are pooled; else draw a partition with every class (`tutelage split --few`)",
         )
 
 
 def _rare(subject: Subject, masks: DatasetStatistics, limits: BalanceLimits) -> Iterator[Finding]:
     pixels, images = masks.class_pixels(), masks.images_with_class()
     total = max(int(pixels.sum()), 1)
-    few = min(limits.images, len(masks) // 2)  # in a handful of images, every class is in few of them
+    few = min(limits.images, len(masks) // 2)  # in a very small set, every class is in few images
     listed = [
         f"{name} ({int(pixels[i]) / total:.3%} of the pixels, {plural(int(images[i]), 'image')})"
         for i, name in enumerate(subject.dataset.classes.names)
@@ -183,5 +183,5 @@ def _rare(subject: Subject, masks: DatasetStatistics, limits: BalanceLimits) -> 
             "class-rare",
             subject.name,
             f"rare in training: {several(listed, 12)}",
-            "label more of it, merge it with a neighbour class, or weigh it (method.class_weights: balanced)",
+            "label more of it, merge it with a similar class, or weight it (method.class_weights: balanced)",
         )

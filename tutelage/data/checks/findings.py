@@ -1,4 +1,4 @@
-"""A finding: what is wrong with the data, where, how bad it is, and what mends it."""
+"""Findings of the data checks: severity, code, data set, message, remedy and files."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a check found."""
+    """One finding of a data check."""
 
     severity: Severity
-    """`error`: results would be wrong; `warning`: they may mislead; `note`: worth knowing."""
+    """`error`: results would be wrong; `warning`: they may be misleading; `note`: information."""
     code: str
-    """Stable short name of the kind of finding."""
+    """Stable name of the kind of finding."""
     dataset: str
     message: str
     remedy: str
     files: tuple[Path, ...] = ()
-    """Every file concerned, the first of which the message names."""
+    """All affected files; the message names the first."""
 
 
 def worst(findings: Iterable[Finding]) -> Severity | None:
-    """The gravest severity among the findings; ``None`` without any. A command fails on ``"error"`` alone."""
+    """Most severe severity among the findings, ``None`` without any. A command fails on ``"error"`` alone."""
     found = {finding.severity for finding in findings}
     return next((severity for severity in SEVERITIES if severity in found), None)
 
 
 def format_findings(findings: Sequence[Finding], width: int = 110) -> str:
-    """The findings as plain text, the gravest first, with a last line that counts them."""
+    """Format findings as plain text, most severe first, with a last line that counts them."""
     ordered = sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
     codes = max((len(finding.code) for finding in ordered), default=0)
     lines = []
     for finding in ordered:
         lines.append(f"{finding.severity:<8} {finding.code:<{codes}}  {finding.dataset}".rstrip())
         for text in (finding.message, f"remedy: {finding.remedy}"):
-            # A path is copied by the reader: it stays in one piece.
+            # Paths are not broken, so that they can be copied.
             lines += textwrap.wrap(
                 text,
                 width,
@@ -54,10 +54,10 @@ def format_findings(findings: Sequence[Finding], width: int = 110) -> str:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """How many findings of each severity there are, as one line."""
+    """Number of findings of each severity, as one line."""
     counts = {severity: sum(f.severity == severity for f in findings) for severity in SEVERITIES}
     parts = [plural(number, severity) for severity, number in counts.items() if number]
-    return ", ".join(parts) if parts else "nothing found"
+    return ", ".join(parts) if parts else "no findings"
 
 
 def plural(number: int, noun: str) -> str:
@@ -66,11 +66,11 @@ def plural(number: int, noun: str) -> str:
 
 
 def some(files: Sequence[Path], limit: int = 3) -> str:
-    """The first file with its whole path, the next by their names, and how many more there are."""
+    """The first file with its full path, the next ones by name, and the number of further files."""
     named = [str(files[0]), *(path.name for path in files[1:limit])]
     return ", ".join(named) + (f" and {len(files) - limit} more" if len(files) > limit else "")
 
 
 def several(items: Sequence[str], limit: int = 6) -> str:
-    """The first items and how many more there are."""
+    """The first items and the number of further items."""
     return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")

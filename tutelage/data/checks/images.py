@@ -1,4 +1,4 @@
-"""Checks of single images: damage, unusual pixel formats, sizes; and masks that belong to no image."""
+"""Checks of single images: damage, unusual pixel formats, sizes; and masks without an image."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _MODES = {
 
 
 class SizeLimits(Settings):
-    """From where on an image is small or large."""
+    """Thresholds for small and large images."""
 
     side: int = 64
     """Shorter side in pixels below which an image is small."""
     megapixels: float = 25.0
-    """Area above which it is large."""
+    """Area in megapixels above which an image is large."""
 
 
 def image_faults(subject: Subject) -> Iterator[Finding]:
@@ -45,38 +45,38 @@ def image_faults(subject: Subject) -> Iterator[Finding]:
             subject.name,
             f"{len(files)} of {plural(len(subject.dataset), 'image')} cannot be read: "
             + several(list(faults.values()), 3),
-            "replace the files, or take their lines out of the list (run.on_unreadable: skip passes over them)",
+            "replace the files, or remove their lines from the list (run.on_unreadable: skip skips them)",
             tuple(files),
         )
 
 
 def image_forms(subject: Subject, limits: SizeLimits) -> Iterator[Finding]:
-    """Images that are no plain 8-bit RGB, and very small or very large ones."""
+    """Images that are not 8-bit RGB, and very small or very large ones."""
     dataset, pictures = subject.dataset, subject.pictures
     by_form: dict[str, list[Path]] = defaultdict(list)
     for sample, mode in zip(dataset.samples, pictures.modes, strict=True):
         if mode not in ("RGB", ""):
             by_form["16-bit grey" if mode.startswith("I") else _MODES.get(mode, mode)].append(sample.image)
     for form, files in sorted(by_form.items()):
-        mixed = "" if len(files) == int(pictures.read.sum()) else "; the others differ from them"
+        mixed = "" if len(files) == int(pictures.read.sum()) else "; the other images differ"
         yield Finding(
             "note",
             "image-form",
             subject.name,
             f"{len(files)} of {plural(len(dataset), 'image')} {form}: {some(files)}; read as 8-bit RGB{mixed}",
-            "fine if that is what the net will see later, too; else convert them yourself, all in one way",
+            "no change needed if images have this format at prediction, too; else convert all images to one format",
             tuple(files),
         )
     sizes = pictures.sizes
     small = np.flatnonzero(pictures.read & (sizes.min(1) < limits.side))
     large = np.flatnonzero(sizes.prod(1) > limits.megapixels * 1e6)
     for code, indices, what, remedy in (
-        ("image-small", small, f"less than {limits.side} pixels high or wide", "enlarge them, or leave them out"),
+        ("image-small", small, f"less than {limits.side} pixels high or wide", "enlarge or remove them"),
         (
             "image-large",
             large,
             f"larger than {limits.megapixels:g} megapixels",
-            "every crop decodes the whole image: cut them into tiles first, or set run.cache: disk",
+            "cut them into tiles, or set run.cache: disk; every crop decodes the whole image",
         ),
     ):
         if len(indices):
@@ -93,7 +93,7 @@ def image_forms(subject: Subject, limits: SizeLimits) -> Iterator[Finding]:
 
 
 def below_crop(subject: Subject, crop: tuple[int, int]) -> Iterator[Finding]:
-    """Images that are smaller than the crops that are cut out of them."""
+    """Images that are smaller than the training crop."""
     pictures = subject.pictures
     small = np.flatnonzero(pictures.read & (pictures.sizes < np.array(crop)).any(1))
     if len(small):
@@ -105,16 +105,16 @@ def below_crop(subject: Subject, crop: tuple[int, int]) -> Iterator[Finding]:
             subject.name,
             f"{len(files)} of {plural(len(subject.dataset), 'image')} smaller than the crop of {crop[1]}x{crop[0]}, "
             f"before any random scale: {some(files)} (first: {width}x{height}); the rest of the crop is padding, which "
-            "no loss counts",
-            "a smaller augment.crop computes less for nothing",
+            "losses ignore",
+            "reduce augment.crop to avoid computing on padding",
             tuple(files),
         )
 
 
 def stray_masks(subjects: Sequence[Subject]) -> Iterator[Finding]:
-    """Files in mask folders that have no image, where masks are named after their images."""
+    """Files in mask folders without an image, if masks are named after their images."""
     used = {sample.label for subject in subjects for sample in subject.dataset.samples}
-    told: set[Path] = set()
+    visited: set[Path] = set()
     for subject in subjects:
         pairs = [(s.image, s.label) for s in subject.dataset.samples if s.label is not None]
         stems: dict[Path, set[str]] = {}
@@ -125,9 +125,9 @@ def stray_masks(subjects: Sequence[Subject]) -> Iterator[Finding]:
             endings[label.parent].add(label.stem[len(image.stem) :] if named_after else "\x1f")
             homes[label.parent].add(image.parent)
         strays: list[Path] = []
-        for folder in sorted(endings.keys() - told):
-            told.add(folder)
-            # Masks and images in one folder, or named in several ways: nothing can be said.
+        for folder in sorted(endings.keys() - visited):
+            visited.add(folder)
+            # Undecidable if masks and images share a folder, or if masks are named in several ways.
             if len(endings[folder]) > 1 or "\x1f" in endings[folder] or folder in homes[folder]:
                 continue
             ending = next(iter(endings[folder]))
@@ -143,7 +143,7 @@ def stray_masks(subjects: Sequence[Subject]) -> Iterator[Finding]:
                 "mask-stray",
                 subject.name,
                 f"{plural(len(strays), 'mask')} without image: {some(strays)}",
-                "add the images, or remove the masks: they are not used",
+                "add the images, or remove the masks, which are not used",
                 tuple(strays),
             )
 

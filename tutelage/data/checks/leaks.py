@@ -1,8 +1,8 @@
-"""Checks across splits: images that occur on both sides, look-alikes, and groups that straddle a border.
+"""Checks across splits: images in two splits, near-duplicates, and groups in two splits.
 
-Two images are look-alikes when their perceptual hashes differ in at most ten of 64 bits and their thumbnails by at
-most eight grey levels on average; the second test keeps scenes of one camera apart. Within one split look-alikes are
-no fault: video frames are like that.
+Two images are near-duplicates if their perceptual hashes differ in at most 10 of 64 bits and their thumbnails by at
+most 8 grey levels on average; the second condition separates different scenes of one camera. Near-duplicates within one
+split are not reported: video frames are near-duplicates.
 """
 
 # Legend: A and B numbers of images of two data sets.
@@ -23,21 +23,21 @@ from tutelage.data.published_splits import recognise
 from tutelage.settings import Settings
 
 _TEACHES = ("train", "unlabeled")
-_PLAIN = 4.0  # standard deviation of a thumbnail below which an image has nothing that could be recognised
-_AT_ONCE = 1 << 22  # pairs of hashes compared at once: 32 MiB
+_PLAIN = 4.0  # standard deviation of a thumbnail below which an image is too uniform to compare
+_AT_ONCE = 1 << 22  # pairs of hashes per comparison: 32 MiB
 
 
 class LikenessLimits(Settings):
-    """How alike two images must be to be called near-duplicates."""
+    """Thresholds for near-duplicates."""
 
     bits: int = 10
-    """Largest number of differing bits of 64."""
+    """Largest number of differing bits, of 64."""
     levels: float = 8.0
-    """Largest mean difference of their thumbnails, in grey levels of 255."""
+    """Largest mean difference of the thumbnails, in grey levels, of 255."""
 
 
 def inside(subject: Subject) -> Iterator[Finding]:
-    """The same picture twice in one data set."""
+    """Duplicate images in one data set."""
     by_digest: dict[bytes, list[int]] = defaultdict(list)
     for index in np.flatnonzero(subject.pictures.read):
         by_digest[bytes(subject.pictures.digests[index])].append(int(index))
@@ -48,22 +48,22 @@ def inside(subject: Subject) -> Iterator[Finding]:
             "note",
             "duplicate",
             subject.name,
-            f"{plural(len(twice), 'picture')} more than once: {' = '.join(map(str, files[: len(twice[0])][:3]))}",
-            "keep one of each; the others only add weight to the picture",
+            f"{plural(len(twice), 'image')} more than once: {' = '.join(map(str, files[: len(twice[0])][:3]))}",
+            "keep one copy of each; further copies only increase its weight",
             files,
         )
 
 
 def across(subjects: Sequence[Subject], limits: LikenessLimits) -> Iterator[Finding]:
-    """Pictures, look-alikes and groups shared by training and scoring data, or by validation and test."""
+    """Images, near-duplicates and groups shared by training and evaluation data, or by validation and test."""
     for subject in subjects:
         if subject.duty in ("val", "test") and subject.roles & TEACHING:
             yield Finding(
                 "error",
                 "leak-same",
                 subject.name,
-                f"the recipe trains on {subject.name} and scores on it, too",
-                "score on a split of its own: `tutelage split` makes one",
+                f"{subject.name} is used for both training and evaluation",
+                "evaluate on a separate split; create one with `tutelage split`",
                 tuple(_images(subject)),
             )
     for first, second in combinations(_widest(subjects), 2):
@@ -76,7 +76,7 @@ def across(subjects: Sequence[Subject], limits: LikenessLimits) -> Iterator[Find
 
 
 def overlapping(subjects: Sequence[Subject]) -> Iterator[Finding]:
-    """Images that are both labelled and unlabelled training data: methods work, but learn from fewer new images."""
+    """Images in both labelled and unlabelled training data: valid, but the unlabelled data add fewer new images."""
     labeled = [subject for subject in subjects if subject.duty == "train"]
     for unlabeled in (subject for subject in subjects if subject.duty == "unlabeled"):
         for other in labeled:
@@ -95,14 +95,14 @@ def overlapping(subjects: Sequence[Subject]) -> Iterator[Finding]:
                     if whole
                     else f"{len(shared)} of {len(mine)} unlabelled images are"
                 )
-                + f" labelled in {other.name}, too: {some(shared, 5)}",
-                "fine where the one is an upper bound for the other; in one stage, the lists should not overlap",
+                + f" also labelled in {other.name}: {some(shared, 5)}",
+                "no change needed if one data set is the upper bound of an experiment; else remove them from one list",
                 tuple(shared),
             )
 
 
 def published(subjects: Sequence[Subject]) -> Iterator[Finding]:
-    """Labelled lists that are published ones, so that scores on them can be compared with published scores."""
+    """Labelled lists that equal published lists, so that scores on them can be compared with published scores."""
     for subject in subjects:
         known = recognise(subject.dataset.samples) if subject.duty == "train" else None
         if known is not None:
@@ -117,7 +117,7 @@ def published(subjects: Sequence[Subject]) -> Iterator[Finding]:
 
 
 def _widest(subjects: Sequence[Subject]) -> list[Subject]:
-    """Without those whose images all belong to another one of the same duty: partitions of one training set."""
+    """Subjects without those whose images are all in another subject with the same duty (partitions of one set)."""
     sets = [(subject, set(_images(subject))) for subject in subjects]
     return [
         subject
@@ -135,14 +135,14 @@ def _images(subject: Subject) -> list[Path]:
 
 
 def _ordered(first: Subject, second: Subject) -> tuple[Subject, Subject] | None:
-    """The pair with the training side, else validation, first; ``None`` where both may share images."""
+    """The pair with training data, else validation data, first; ``None`` if both may share images."""
     rank: dict[Duty, int] = {"train": 0, "unlabeled": 0, "val": 1, "test": 2}
     a, b = sorted((first, second), key=lambda subject: rank[subject.duty])
     return None if rank[a.duty] == rank[b.duty] else (a, b)
 
 
 def _same(first: Subject, second: Subject) -> Iterator[Finding]:
-    """Equal pictures on both sides, whatever their files are called."""
+    """Images with equal pixels in both data sets, whatever their file names."""
     known = {bytes(digest): i for i, digest in enumerate(first.pictures.digests) if digest}
     pairs = [(known[bytes(d)], i) for i, d in enumerate(second.pictures.digests) if d and bytes(d) in known]
     if pairs:
@@ -154,7 +154,7 @@ def _same(first: Subject, second: Subject) -> Iterator[Finding]:
             f"{first.name}, {second.name}",
             f"{len(files)} of {plural(len(second.dataset), 'image')} of {second.name} also in {first.name}: "
             f"{some(files)}; the first is {example}",
-            "take them out of one of the two lists; scores on them say nothing about new images",
+            "remove them from one of the two lists; scores on them do not measure performance on new images",
             files,
         )
 
@@ -169,16 +169,16 @@ def _alike(first: Subject, second: Subject, limits: LikenessLimits) -> Iterator[
             "warning",
             "leak-near",
             f"{first.name}, {second.name}",
-            f"{len(files)} of {plural(len(second.dataset), 'image')} of {second.name} almost like one of {first.name}; "
-            f"the closest pair: {first.dataset.samples[closest[0]].image} and "
+            f"{len(files)} of {plural(len(second.dataset), 'image')} of {second.name} near-duplicates of images in "
+            f"{first.name}; closest pair: {first.dataset.samples[closest[0]].image} and "
             f"{second.dataset.samples[closest[1]].image.name}",
-            "keep sequences, tiles or patients together: set data.<name>.group and `tutelage split --by-group`",
+            "keep sequences, tiles or patients together: set data.<name>.group and use `tutelage split --by-group`",
             files,
         )
 
 
 def look_alikes(first: Pictures, second: Pictures, limits: LikenessLimits) -> dict[tuple[int, int], float]:
-    """Pairs (A, B) of images that look alike but are not equal, with the mean difference of their thumbnails."""
+    """Near-duplicates that are not equal: index pair (A, B) → mean difference of their thumbnails, in grey levels."""
     mine, theirs = (np.flatnonzero(p.read & (_contrast(p) > _PLAIN)) for p in (first, second))
     pairs: dict[tuple[int, int], float] = {}
     rows = max(_AT_ONCE // max(len(mine), 1), 1)
@@ -196,7 +196,7 @@ def look_alikes(first: Pictures, second: Pictures, limits: LikenessLimits) -> di
 
 
 def _contrast(pictures: Pictures) -> np.ndarray:
-    """(N,) standard deviation of each thumbnail's grey levels."""
+    """(N,) standard deviation of the grey levels of each thumbnail."""
     grey = pictures.thumbnails.mean(3).reshape(len(pictures.thumbnails), -1)
     return np.asarray(grey.std(1))
 
@@ -213,6 +213,6 @@ def _groups(first: Subject, second: Subject) -> Iterator[Finding]:
             "group-straddles",
             f"{first.name}, {second.name}",
             f"{plural(len(shared), 'group')} in both: {several(shared)} ({len(files)} images of {second.name})",
-            "scores are of known sequences, tiles or patients; `tutelage split --by-group` keeps them together",
+            "split with `tutelage split --by-group`, else scores are measured on known sequences, tiles or patients",
             files,
         )

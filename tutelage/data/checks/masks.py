@@ -1,4 +1,4 @@
-"""Checks of single masks: what cannot be read, what no class has, what was stored in a way that changes values."""
+"""Checks of single masks: unreadable files, values without a class, lossy storage, sizes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tutelage.data.statistics import DatasetStatistics, FaultKind, MaskFault, Ma
 from tutelage.errors import DataError
 
 _LOSSY = ("JPEG", "MPO", "JPEG2000")
-_MAIN = 0.01  # share of a mask's pixels from which a value is no smear
+_MAIN = 0.01  # smallest share of a mask's pixels at which a value is not an artefact
 _FEWEST_SMEARS = 6
 _NEAR = {"rgb": 24, "index": 12, "first16": 12}
 
 
-def poisonous(name: str, dataset: Dataset, masks: DatasetStatistics) -> Iterator[Finding]:
-    """What training must refuse: unreadable masks, values of no class, other sizes, binary masks read as ignored."""
+def mask_findings(name: str, dataset: Dataset, masks: DatasetStatistics) -> Iterator[Finding]:
+    """Masks that are unreadable, have values without a class, another size, or a foreground that is read as ignored."""
     lossy = smeared(dataset, masks)
     yield from unreadable(name, dataset, masks)
     yield from _colours(name, dataset, masks)
@@ -32,18 +32,18 @@ def poisonous(name: str, dataset: Dataset, masks: DatasetStatistics) -> Iterator
 
 
 def files_of(dataset: Dataset, masks: DatasetStatistics, kind: FaultKind) -> list[Path]:
-    """The mask files with one kind of fault."""
+    """Mask files with one kind of fault."""
     return labels_at(dataset, [fault.index for fault in masks.of(kind)])
 
 
 def labels_at(dataset: Dataset, indices: Sequence[int]) -> list[Path]:
-    """The mask files of samples."""
+    """Mask files of the samples at ``indices``."""
     paths = (dataset.samples[index].label for index in indices)
     return [path for path in paths if path is not None]
 
 
 def unreadable(name: str, dataset: Dataset, masks: DatasetStatistics) -> Iterator[Finding]:
-    """Masks that are missing, empty, cut short or no images."""
+    """Masks that are missing, empty, truncated or not images."""
     faults = masks.of("unreadable")
     if faults:
         yield Finding(
@@ -52,13 +52,13 @@ def unreadable(name: str, dataset: Dataset, masks: DatasetStatistics) -> Iterato
             name,
             f"{len(faults)} of {plural(len(dataset), 'mask')} cannot be read: "
             + several([fault.message for fault in faults], 3),
-            "replace the files, or take their lines out of the list",
+            "replace the files, or remove their lines from the list",
             tuple(files_of(dataset, masks, "unreadable")),
         )
 
 
 def _colours(name: str, dataset: Dataset, masks: DatasetStatistics) -> Iterator[Finding]:
-    """Masks that were painted in colours and are read by index, or are no class indices for another reason."""
+    """Masks that store colours but are read by index, or have no class indices for another reason."""
     painted: list[MaskFault] = []
     others: list[MaskFault] = []
     for fault in masks.of("form"):
@@ -73,9 +73,9 @@ def _colours(name: str, dataset: Dataset, masks: DatasetStatistics) -> Iterator[
             "error",
             "mask-colours",
             name,
-            f"{len(files)} of {plural(len(dataset), 'mask')} painted in colours but read by index: {some(files)}; "
+            f"{len(files)} of {plural(len(dataset), 'mask')} stored as colours but read by index: {some(files)}; "
             f"colours of the first: {several(colours)}",
-            f"say which colour is which class: data.<name>.colours: {{{example}, ...}} (the pairing here is a guess)",
+            f"map colours to classes: data.<name>.colours: {{{example}, ...}} (the pairing here is a guess)",
             tuple(files),
         )
     if others:
@@ -85,19 +85,19 @@ def _colours(name: str, dataset: Dataset, masks: DatasetStatistics) -> Iterator[
             "mask-form",
             name,
             f"{len(files)} of {plural(len(dataset), 'mask')} without class indices: {others[0].message}",
-            "write them as grey PNG files (8 or 16 bits) that hold class indices",
+            "write them as greyscale PNG files (8 or 16 bits) with class indices",
             tuple(files),
         )
 
 
 def _palette(path: Path | None) -> list[int]:
-    """The packed colours of a mask, most frequent first; empty where it is not painted in colours."""
+    """Packed colours of a mask, most frequent first; empty if it does not store colours."""
     if path is None:
         return []
     try:
         read_raw_mask(path)
     except DataError as error:
-        if not error.message.startswith("mask holds colours"):
+        if error.code != "mask-colours":
             return []
     try:
         values, lengths = row_runs(read_raw_mask(path, "rgb"))
@@ -110,12 +110,12 @@ def _palette(path: Path | None) -> list[int]:
 
 
 def smeared(dataset: Dataset, masks: DatasetStatistics) -> list[int]:
-    """The masks in which many rare values lie close to frequent ones: JPEG, or a resize that mixed values."""
+    """Masks in which many rare values are close to frequent ones: JPEG, or a resize with interpolation."""
     return [index for index in range(len(masks)) if _smears(masks[index], dataset.label_map) >= _FEWEST_SMEARS]
 
 
 def _smears(mask: MaskStatistics, label_map: LabelMap) -> int:
-    """How many rare values that no class has lie next to frequent ones (counted up to what is enough)."""
+    """Number of rare values without a class that are close to frequent values, counted up to ``_FEWEST_SMEARS``."""
     if len(mask.values) <= _FEWEST_SMEARS:
         return 0
     least = _MAIN * mask.height * mask.width
@@ -138,17 +138,17 @@ def _lossy(name: str, dataset: Dataset, masks: DatasetStatistics, smears: Sequen
     if not concerned:
         return
     files = labels_at(dataset, concerned)
-    what = "stored as JPEG" if by_format else "smeared: many rare values lie next to frequent ones"
+    what = "stored as JPEG" if by_format else "with many rare values close to frequent ones"
     example = "" if not smears else f"; {labels_at(dataset, smears)[0].name} holds {_listed(masks[smears[0]], dataset)}"
     yield Finding(
-        # Where other values are ignored on purpose, smears cost border pixels and nothing else.
+        # If other values are ignored on purpose, only border pixels are lost.
         "error" if smears and dataset.label_map.others is None else "warning",
         "mask-lossy",
         name,
-        f"{len(files)} of {plural(len(dataset), 'mask')} {what}: {some(files)}{example}. Compression and smooth "
-        "resizing make up class values along every border",
-        "export the masks again as PNG, resized by nearest neighbour; or, to lose only the borders, set "
-        "data.<name>.others: ignore",
+        f"{len(files)} of {plural(len(dataset), 'mask')} {what}: {some(files)}{example}. Compression and "
+        "interpolation create wrong class values along every border",
+        "export the masks again as PNG, resized by nearest neighbour; or set data.<name>.others: ignore, which loses "
+        "the border pixels",
         tuple(files),
     )
 
@@ -179,10 +179,9 @@ def _unexpected(name: str, dataset: Dataset, masks: DatasetStatistics, lossy: Se
         "error",
         "mask-values",
         name,
-        f"{len(faults)} of {plural(len(dataset), 'mask')} with values that no class has: {several(listed)}; expected "
+        f"{len(faults)} of {plural(len(dataset), 'mask')} with values without a class: {several(listed)}; expected "
         f"{several(known, 12)}. First: {faults[0].message}",
-        "say under data.<name>.ids (or .colours) which class such a value is, or list it under .ignore, or set "
-        "data.<name>.others: ignore",
+        "add the values to data.<name>.ids (or .colours) or data.<name>.ignore, or set data.<name>.others: ignore",
         tuple(labels_at(dataset, [fault.index for fault in faults])),
     )
 
@@ -197,32 +196,32 @@ def _sizes(name: str, dataset: Dataset, masks: DatasetStatistics) -> Iterator[Fi
         "error",
         "size-mismatch",
         name,
-        f"{len(faults)} of {plural(len(dataset), 'mask')} not of their image's size. First: {faults[0].message}"
+        f"{len(faults)} of {plural(len(dataset), 'mask')} of another size than the image. First: {faults[0].message}"
         + (f". {listed}" if listed else ""),
-        "export images and masks at one size; for turned photographs write the image upright or take its orientation "
-        "tag away, whichever fits the mask",
+        "export images and masks at one size; for rotated photographs, save the image upright or remove its "
+        "orientation tag, whichever fits the mask",
         tuple(files_of(dataset, masks, "size")),
     )
 
 
 def _hint(mask: MaskStatistics) -> str:
-    """Why a mask may have another size than its image."""
+    """Likely reason for a mask of another size than its image; empty if unknown."""
     height, width = mask.image_size
     if (mask.width, mask.height) == (height, width):
-        return "the mask is the image turned by 90°: EXIF"
+        return "the mask is rotated by 90°: EXIF"
     if abs(mask.height * width - mask.width * height) < max(width, height):
-        return f"the mask is the image at {mask.width / width:.3g} of its size"
+        return f"the mask has {mask.width / width:.3g} times the size of the image"
     if abs(mask.height * height - mask.width * width) < max(width, height):
-        return "the mask is the image turned by 90° and resized: EXIF"
+        return "the mask is rotated by 90° and resized: EXIF"
     return ""
 
 
 def binary_trap(
     name: str, dataset: Dataset, masks: DatasetStatistics, siblings: Sequence[DatasetStatistics] = ()
 ) -> Iterator[Finding]:
-    """Masks of 0 and 255 for one or two classes, with 255 read as ignored: there, it is the foreground.
+    """Masks of 0 and 255 for one or two classes with 255 read as ignored, although it is the foreground.
 
-    ``siblings`` are other splits of the same data: where they use 1, 255 may well mean ignored here.
+    ``siblings`` are other splits of the same data: if they use 1, 255 may mean ignored here.
     """
     table = dataset.label_map.table
     if dataset.label_map.encoding == "rgb" or len(dataset.classes) > 2 or table.get(0) != 0:
@@ -248,8 +247,8 @@ def binary_trap(
             "error",
             "binary-255",
             name,
-            f"masks hold only 0 and 255, and 255 ({share:.1%} of the pixels) is read as ignored: in masks of two "
-            f"values it is the foreground. First: {some(files)}",
+            f"masks hold only 0 and 255, and 255 ({share:.1%} of the pixels) is read as ignored, although it is the "
+            f"foreground in masks of two values. First: {some(files)}",
             remedy,
             tuple(files),
         )
@@ -258,8 +257,8 @@ def binary_trap(
             "warning",
             "binary-mixed",
             name,
-            f"foreground is 1 in {plural(ones, 'mask')}, and {len(files)} others hold 0 and 255 alone; there, 255 is "
-            f"read as ignored, but may be their foreground. First: {some(files)}",
-            f"if so, {remedy.replace('255:', f'1: {names[1]}, 255:')}",
+            f"foreground is 1 in {plural(ones, 'mask')}, and {len(files)} others hold only 0 and 255; 255 is read as "
+            f"ignored there, but may be the foreground. First: {some(files)}",
+            f"if 255 is the foreground, {remedy.replace('255:', f'1: {names[1]}, 255:')}",
             tuple(files),
         )

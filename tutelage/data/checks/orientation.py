@@ -1,7 +1,7 @@
-"""Checks of orientation tags: a camera's note "turn me" that one program heeds and the next one does not.
+"""Checks of EXIF orientation tags, which some programs apply and others ignore.
 
-Images and masks are read upright here. A mask that was drawn on the pixels as they are stored then lies wrong: seen by
-its size when the turn is a quarter, and by where its borders lie when it is a half.
+Images and masks are read upright here. A mask that was drawn on the stored pixels is then misaligned: detected by its
+size for rotations by 90°, and by the position of its borders for rotations by 180°.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from tutelage.data.checks.subject import Subject
 from tutelage.data.images import opened, read_image, read_raw_mask
 from tutelage.errors import DataError
 
-_LOOKED_AT = 60  # pairs whose edges are compared
-_CLEARLY = 1.1  # how much stronger the edges under a mask's borders must be
+_MOST_PAIRS = 60  # pairs whose edges are compared
+_CLEARLY = 1.1  # ratio of edge strengths under a mask's borders above which a mask counts as misaligned
 
 
 def orientation(subject: Subject) -> Iterator[Finding]:
-    """Orientation tags: that there are some, and masks that were drawn on the pixels as they are stored."""
+    """Images with orientation tags, and masks that were drawn on the stored pixels."""
     dataset, pictures = subject.dataset, subject.pictures
     tagged = [int(index) for index in np.flatnonzero(pictures.orientations > 1)]
     if not tagged:
@@ -32,8 +32,8 @@ def orientation(subject: Subject) -> Iterator[Finding]:
         "exif-orientation",
         subject.name,
         f"{len(files)} of {plural(len(dataset), 'image')} with an orientation tag: {some(files)}; image and mask are "
-        "read upright, as viewers show them",
-        "see with `tutelage show` that the masks lie right; writing all images upright, without a tag, ends the doubt",
+        "read upright, as in a viewer",
+        "check with `tutelage show` that the masks are aligned; to be safe, save all images upright without a tag",
         files,
     )
     if subject.masks is None:
@@ -51,35 +51,34 @@ def orientation(subject: Subject) -> Iterator[Finding]:
             "error",
             "exif-mismatch",
             subject.name,
-            f"{plural(len(files), 'mask')} of the size of the image as stored, not as its orientation tag turns it: "
-            f"{some(files)}",
-            "the masks were drawn on the stored pixels: take the tags away (exiftool -Orientation= FILES), or turn the "
-            "masks",
+            f"{plural(len(files), 'mask')} with the size of the stored image, not of the upright one: {some(files)}",
+            "remove the orientation tags (exiftool -Orientation= FILES), or rotate the masks; they were drawn on the "
+            "stored pixels",
             files,
         )
     yield from _suspect(subject, level)
 
 
 def _suspect(subject: Subject, level: Sequence[int]) -> Iterator[Finding]:
-    places = np.linspace(0, len(level) - 1, min(_LOOKED_AT, len(level))).astype(int)
-    looked_at = [level[place] for place in places]
-    better = [index for index in looked_at if _fits_stored(subject, index)]
-    if len(better) * 2 > len(looked_at):
+    places = np.linspace(0, len(level) - 1, min(_MOST_PAIRS, len(level))).astype(int)
+    compared = [level[place] for place in places]
+    better = [index for index in compared if _fits_stored(subject, index)]
+    if len(better) * 2 > len(compared):
         files = tuple(subject.dataset.samples[index].image for index in better)
         yield Finding(
             "warning",
             "exif-suspect",
             subject.name,
-            f"the borders of {len(better)} of {plural(len(looked_at), 'mask')} follow the edges of the image better as "
-            f"it is stored than as its orientation tag turns it: {some(files)}",
-            "look at them with `tutelage show`; if the masks are turned, take the tags away (exiftool -Orientation= "
-            "FILES)",
+            f"the borders of {len(better)} of {plural(len(compared), 'mask')} follow the edges of the stored image "
+            f"better than those of the upright one: {some(files)}",
+            "view them with `tutelage show`; if the masks are rotated, remove the orientation tags (exiftool "
+            "-Orientation= FILES)",
             files,
         )
 
 
 def _fits_stored(subject: Subject, index: int) -> bool:
-    """Whether a mask's borders lie on stronger edges when the orientation tag is not applied to the image."""
+    """Whether a mask's borders are on stronger edges of the stored image than of the upright one."""
     sample = subject.dataset.samples[index]
     assert sample.label is not None
     try:

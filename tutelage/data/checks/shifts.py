@@ -1,4 +1,4 @@
-"""Checks of how far two data sets lie apart: brightness, colours, image sizes, and the size of objects."""
+"""Checks of the shift between two data sets: brightness, colours, image sizes and object sizes."""
 
 # Legend: C classes.
 
@@ -16,7 +16,7 @@ from tutelage.settings import Settings
 
 
 class ShiftLimits(Settings):
-    """From where on a difference is worth a note."""
+    """Thresholds above which a difference between two data sets is reported."""
 
     luma: float = 25.0
     """Difference of the mean brightness, of 255."""
@@ -29,8 +29,8 @@ class ShiftLimits(Settings):
 
 
 def shifts(subjects: Sequence[Subject], limits: ShiftLimits) -> Iterator[Finding]:
-    """Notes on source against target data, and on training against test data of one data set."""
-    # A target's test set is known by its company: a split of the same data is trained on as target.
+    """Notes on shifts between source and target data, and between training and test data of one data set."""
+    # A test split belongs to the target if another split of the same data has the target role.
     foreign = {subject.source for subject in subjects if "target" in subject.roles}
     for first, second in combinations(subjects, 2):
         pair = _compared(first, second, foreign)
@@ -59,9 +59,9 @@ def _colour(first: Subject, second: Subject, limits: ShiftLimits) -> Iterator[Fi
             "note",
             "shift-colour",
             f"{first.name}, {second.name}",
-            f"mean brightness {float(mine):.0f} against {float(theirs):.0f} of 255; colour histograms lie "
-            f"{distance:.2f} apart (0 equal, 1 nothing in common)",
-            "colour jitter in training (views: {weak: {colour: ...}}) narrows such a gap; adaptation goes further",
+            f"mean brightness {float(mine):.0f} and {float(theirs):.0f} of 255; distance of the colour histograms "
+            f"{distance:.2f} (0 equal, 1 disjoint)",
+            "use colour jitter in training (views: {weak: {colour: ...}}), or a domain-adaptation method",
         )
 
 
@@ -70,7 +70,7 @@ def _mean(pictures: Pictures, values: np.ndarray) -> np.ndarray:
 
 
 def colour_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """The root of the Jensen-Shannon divergence of two histograms, to base 2: 0 equal, 1 disjoint."""
+    """Square root of the Jensen-Shannon divergence of two histograms, base 2: 0 equal, 1 disjoint."""
     middle = (first + second) / 2
 
     def divergence(histogram: np.ndarray) -> float:
@@ -88,8 +88,8 @@ def _size(first: Subject, second: Subject, limits: ShiftLimits) -> Iterator[Find
             "note",
             "shift-size",
             f"{first.name}, {second.name}",
-            f"median image {mine[1]:.0f}x{mine[0]:.0f} against {theirs[1]:.0f}x{theirs[0]:.0f}",
-            "if the same things have other sizes in pixels there, widen augment.scale or set augment.resize",
+            f"median image sizes {mine[1]:.0f}x{mine[0]:.0f} and {theirs[1]:.0f}x{theirs[0]:.0f}",
+            "if objects differ in size in pixels, widen augment.scale or set augment.resize",
         )
 
 
@@ -103,7 +103,7 @@ def _scale(first: Subject, second: Subject, limits: ShiftLimits) -> Iterator[Fin
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = mine / theirs
     changed = [
-        f"{name} {mine[i]:.0f} against {theirs[i]:.0f}"
+        f"{name} {mine[i]:.0f} and {theirs[i]:.0f}"
         for i, name in enumerate(names)
         if np.isfinite(ratio[i]) and ratio[i] > 0 and max(ratio[i], 1 / ratio[i]) > limits.scale
     ]
@@ -112,11 +112,11 @@ def _scale(first: Subject, second: Subject, limits: ShiftLimits) -> Iterator[Fin
             "note",
             "shift-scale",
             f"{first.name}, {second.name}",
-            f"objects differ in size; mean width in pixels: {several(changed)}",
-            "widen augment.scale so that training shows both sizes",
+            f"object sizes differ; mean width in pixels: {several(changed)}",
+            "widen augment.scale so that training covers both sizes",
         )
 
 
 def object_widths(pixels_C: np.ndarray, runs_C: np.ndarray) -> np.ndarray:
-    """(C,) mean length of a horizontal run of each class: how wide its objects are, without finding them."""
+    """(C,) mean length of a horizontal run of each class: an estimate of its object width without object detection."""
     return np.asarray(pixels_C / np.maximum(runs_C, 1))

@@ -1,4 +1,4 @@
-"""What is checked: a data set with the part it plays, and what its files were found to hold."""
+"""Subjects of the checks: a data set with its roles and the statistics of its files."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ _WORDS: dict[str, Role] = {
 
 
 TEACHING: frozenset[Role] = frozenset({"train", "source"})
-"""Roles in which masks teach; other training data are looked at without."""
+"""Roles whose masks are used in training."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One data set under its name, with its roles and what was found in its files."""
+    """One data set with its name, roles and statistics."""
 
     name: str
     dataset: Dataset
     roles: frozenset[Role]
     masks: DatasetStatistics | None
-    """``None`` where no mask is read: unlabelled data."""
+    """``None`` for data whose masks are not read."""
     pictures: Pictures
 
     @property
     def duty(self) -> Duty:
-        """What the data are used for, for questions of leaks and missing classes."""
+        """Use of the data, for the checks of leaks and missing classes."""
         if "test" in self.roles:
             return "test"
         if "val" in self.roles:
@@ -62,37 +62,37 @@ class Subject:
 
 
 def guess_roles(names: Iterable[str]) -> dict[str, frozenset[Role]]:
-    """The roles that names of the form ``data/split`` speak of: `city/target_test` is the target's test set.
+    """Guess roles from names of the form ``data/split``: `city/target_test` is the test split of the target.
 
-    What says nothing is taken for training data.
+    Names without a known word are training data.
     """
     result: dict[str, frozenset[Role]] = {}
     for name in names:
         head, _, split = name.partition("/")
-        roles = _spoken(split or head)
-        # The data set's own name may say which domain it is from; its split says what it is for.
-        roles |= {role for role in _spoken(head) if role in ("source", "target", "unlabeled")}
+        roles = _roles_in(split or head)
+        # The name of the data set may give its domain; the name of the split gives its use.
+        roles |= {role for role in _roles_in(head) if role in ("source", "target", "unlabeled")}
         if roles & {"val", "test"}:
-            roles -= {"train", "source"}  # `source_val` is no training data
+            roles -= {"train", "source"}  # `source_val` is not training data
         elif roles & {"target", "unlabeled"}:
             roles -= {"train"}
         result[name] = frozenset(roles or {"train"})
     return result
 
 
-def _spoken(text: str) -> set[Role]:
+def _roles_in(text: str) -> set[Role]:
     return {_WORDS[word] for word in re.split(r"[^a-z]+", text.lower()) if word in _WORDS}
 
 
 def named_roles(names: Iterable[str], roles: Mapping[str, str | Collection[str]] | None) -> dict[str, frozenset[Role]]:
-    """The roles that were given, and guesses for the rest. Raises ``ValueError`` for a word that is no role."""
+    """The given roles, and guesses for the other names. Raises ``ValueError`` for an unknown role."""
     result = guess_roles(names)
     for name, given in (roles or {}).items():
         words = {given} if isinstance(given, str) else set(given)
         unknown = words - set(_WORDS)
         if unknown:
             raise ValueError(
-                f"{name}: no role {sorted(unknown)[0]!r}; roles are {', '.join(sorted(set(_WORDS.values())))}"
+                f"{name}: unknown role {sorted(unknown)[0]!r}; use one of: {', '.join(sorted(set(_WORDS.values())))}"
             )
         result[name] = frozenset(_WORDS[word] for word in words)
     return result

@@ -1,7 +1,7 @@
-"""Mixing images of a batch with one another, and everything that belongs to their pixels.
+"""Mixing of images within a batch, together with their per-pixel maps.
 
-A mask says where the partner shows. Whatever lies over an image (its pseudo label, its confidence, where it is padding)
-is pasted by the same mask. Draws are functions of a seed and a position; each file holds one paper's masks.
+A mask is true where the partner's pixels are pasted. The maps of an image (pseudo label, confidence, validity) are
+pasted by the same mask. Draws are functions of a seed and a position; each module has the masks of one paper.
 """
 
 from tutelage.data.mixing.paste import partners, paste

@@ -1,6 +1,6 @@
-"""CPS with CutMix: boxes that toggle a mask, so that where two of them lie on one another nothing is exchanged.
+"""CutMix masks of CPS: boxes that toggle the mask, so that nothing is exchanged where two boxes overlap.
 
-Legend: B masks, n boxes of each, H W pixels; a box is (top, left, bottom, right) in pixels, the last two exclusive.
+Legend: B masks, n boxes per mask, H W pixels; a box is (top, left, bottom, right) in pixels, the last two exclusive.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tutelage.data.settings import BoxSettings
 def box_masks(
     draw: np.random.Generator, images: int, size: tuple[int, int], settings: BoxSettings, device: torch.device
 ) -> Tensor:
-    """Random masks (B, H, W), bool: where the partner shows."""
+    """Draw random masks (B, H, W), bool: true where the partner's pixels are pasted."""
     shape = (images, settings.count)
     boxes_Bn4 = boxes_of(draw.random(shape), draw.random(shape), draw.random((*shape, 2)), size, settings.area)
     return toggled(torch.from_numpy(boxes_Bn4).to(device), size)
@@ -26,10 +26,10 @@ def boxes_of(
     area_Bn: NDArray, aspect_Bn: NDArray, position_Bn2: NDArray, size: tuple[int, int], areas: tuple[float, float]
 ) -> NDArray:
     """Boxes (B, n, 4), int64, from uniform numbers in [0, 1): one for the area, one for the shape, two (y, x) for the
-    place.
+    position.
 
-    A box of area a has the height a^u, all in shares of the image; both sides are divided by the root of n.
-    Source: the code of CPS (CVPR 2021), which takes it from CutMix-Seg (BMVC 2020).
+    A box of area a has height a^u and width a / a^u, as fractions of the image; both are divided by sqrt(n).
+    Source: code of CPS (CVPR 2021), from CutMix-Seg (BMVC 2020).
     """
     share_Bn = areas[0] + (areas[1] - areas[0]) * area_Bn.astype(np.float64)
     height_Bn = share_Bn ** aspect_Bn.astype(np.float64)
@@ -41,7 +41,7 @@ def boxes_of(
 
 
 def toggled(boxes_Bn4: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks (B, H, W), bool: set where an even number of boxes lies."""
+    """Masks (B, H, W), bool: true where an even number of boxes overlap, including none."""
     row_H1 = torch.arange(size[0], device=boxes_Bn4.device)[:, None]
     column_W = torch.arange(size[1], device=boxes_Bn4.device)
     top, left, bottom, right = boxes_Bn4[..., None, None].unbind(2)

@@ -1,11 +1,11 @@
-"""CutMix: one box per image, in which its partner shows (UniMatch V1 and V2, and their FixMatch).
+"""CutMix: one box per image in which its partner is pasted (UniMatch V1 and V2, and their FixMatch).
 
     with probability p:  area A ~ U(0.02, 0.4) H W, once;  then until the box lies inside the image:
                          aspect r ~ U(0.3, 1 / 0.3),  h = floor(sqrt(A r)),  w = floor(sqrt(A / r)),
                          x in 0 .. W - 1,  y in 0 .. H - 1
 
-A box is a function of a seed, a view's name and an image's position in its stream, drawn on the host: nothing waits for
-the device, and neither micro-batches nor processes change it.
+A box is a function of a seed, a view's name and an image's position in its stream, drawn on the host: the draw does not
+synchronise with the device and does not depend on micro-batches or processes.
 
 Legend: B batch, H W pixels.
 """
@@ -23,7 +23,7 @@ from torch import Tensor
 from tutelage.data.draws import generator
 
 AREA = (0.02, 0.4)
-"""Range of a box's area as a share of the image's."""
+"""Range of a box's area as a fraction of the image's."""
 ASPECT = (0.3, 1 / 0.3)
 """Range of a box's height over its width."""
 
@@ -41,17 +41,17 @@ NOWHERE = Box(0, 0, 0, 0)
 
 
 def box_size(area: float, aspect: float, size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width in pixels of a box with this share of the image's (H, W) area and this height over width."""
+    """Height and width in pixels of a box; ``area`` is its fraction of the image (H, W), ``aspect`` height / width."""
     pixels = area * (size[0] * size[1])
     return math.floor(math.sqrt(pixels * aspect)), math.floor(math.sqrt(pixels / aspect))
 
 
 def draw_box(draw: np.random.Generator, size: tuple[int, int]) -> Box:
-    """A box inside an image (H, W) by the rule of the header.
+    """Draw a box inside an image (H, W) by the rule of the module's header.
 
-    Aspects with which a box of its area cannot lie inside are left out beforehand: they would be drawn again. Where
-    none is left (a crop that is a narrow band) the box is as high, or as wide, as the image. In images of a few pixels
-    a side may be 0: then nothing is pasted.
+    Aspects with which a box of its area cannot fit are excluded beforehand; they would be drawn again. If none is left
+    (a narrow crop), the box is as high, or as wide, as the image. In images of a few pixels a side may be 0: then
+    nothing is pasted.
     """
     height, width = size
     area = draw.uniform(*AREA)
@@ -68,7 +68,7 @@ def draw_box(draw: np.random.Generator, size: tuple[int, int]) -> Box:
 def draw_boxes(
     seed: int, view: str, positions: Iterable[int], size: tuple[int, int], probability: float = 0.5
 ) -> list[Box]:
-    """A box for each position of a stream, or with probability ``1 - probability`` none (:data:`NOWHERE`)."""
+    """Draw a box for each position of a stream, or :data:`NOWHERE` with probability ``1 - probability``."""
     boxes = []
     for position in positions:
         draw = generator(seed, f"cutmix/{view}", "box", position)
@@ -77,7 +77,7 @@ def draw_boxes(
 
 
 def box_masks(boxes: Sequence[Box], size: tuple[int, int], device: torch.device | None = None) -> Tensor:
-    """Masks (B, H, W), bool: true inside of each box."""
+    """Masks (B, H, W), bool: true inside each box."""
     top_B1, left_B1, height_B1, width_B1 = torch.tensor(boxes).view(-1, 4, 1).to(device, non_blocking=True).unbind(1)
     row_H, column_W = (torch.arange(side, device=device) for side in size)
     rows_BH = (row_H >= top_B1) & (row_H < top_B1 + height_B1)

@@ -1,6 +1,6 @@
-"""U2PL's strong mixing: a half of each image is erased, or taken from the next image of the batch.
+"""Strong mixing of U2PL: half of each image is erased, or replaced by the next image of the batch.
 
-A keep mask says where an image stays as it is. Everything that lies over it is treated by the same mask.
+A keep mask is true where an image is unchanged. The maps of the image use the same mask.
 
 Legend: B images, K classes, H W pixels, L = K + 1 labels (the last is the ignored one).
 """
@@ -16,18 +16,18 @@ from torch import Tensor
 def half_holes(
     draw: np.random.Generator, images: int, size: tuple[int, int], device: torch.device, ratio: int = 2
 ) -> Tensor:
-    """Keep masks (B, H, W), bool: unset in one random rectangle each, of 1 / ``ratio`` of the image's area."""
+    """Draw keep masks (B, H, W), bool: false in one random rectangle of 1 / ``ratio`` of the image's area."""
     holes_B4 = np.array([_hole(draw, size, ratio) for _ in range(images)], dtype=np.int64)
     return around(torch.from_numpy(holes_B4).to(device), size)
 
 
 def hole_height(size: tuple[int, int], width: int, ratio: int = 2) -> int:
-    """Height of a hole of this width whose area is, but for rounding, the 1 / ``ratio``-th part of an image (H, W)."""
+    """Height of a hole of this width that covers 1 / ``ratio`` of an image (H, W), rounded."""
     return round(size[0] * size[1] / ratio / width)
 
 
 def around(holes_B4: Tensor, size: tuple[int, int]) -> Tensor:
-    """Keep masks (B, H, W), bool, of holes (left, top, width, height)."""
+    """Keep masks (B, H, W), bool: false inside the holes (left, top, width, height)."""
     row_H1 = torch.arange(size[0], device=holes_B4.device)[:, None]
     column_W = torch.arange(size[1], device=holes_B4.device)
     left, top, width, height = holes_B4[..., None, None].unbind(1)
@@ -35,10 +35,10 @@ def around(holes_B4: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def class_halves(label_BHW: Tensor, score_BL: Tensor) -> Tensor:
-    """Keep masks (B, H, W), bool: set on half (rounded down) of the labels that an image shows.
+    """Keep masks (B, H, W), bool: true on half (rounded down) of the labels of an image.
 
-    The labels with the smallest ``score`` (one for each class, the last for the ignored label) are kept: random scores
-    choose a random half. Source: ClassMix (WACV 2021), as the code of U2PL has it.
+    The labels with the smallest ``score`` (one per class, the last for the ignored label) are kept: random scores
+    choose a random half. Source: ClassMix (WACV 2021), as in the code of U2PL.
     """
     labels = score_BL.shape[1]
     index_BP = label_BHW.clamp(max=labels - 1).flatten(1)

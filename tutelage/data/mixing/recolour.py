@@ -1,7 +1,7 @@
-"""Strong colours for images that are on their device already: after mixing, so that both parts change alike.
+"""Strong colour augmentation on the device, after mixing, so that both parts of a mixed image change alike.
 
-Whether colours are jittered, and whether images are blurred, is decided once for a step; how strongly, image by image.
-Source: the codes of DACS (WACV 2021) and of the DAFormer family.
+Whether to jitter colours and whether to blur is drawn once per step; the strength is drawn per image.
+Source: code of DACS (WACV 2021) and of the DAFormer family.
 
 Legend: B images, H W pixels, 3 channels RGB.
 """
@@ -21,7 +21,7 @@ from tutelage.data.settings import ColourSettings
 
 
 def draw_colours(settings: ColourSettings, seed: int, stream: str, step: int, positions: Iterable[int]) -> NDArray:
-    """Colour numbers (B, 6), as :func:`tutelage.data.colour.draw_colour` has them, of the images of one step."""
+    """Draw the colour parameters (B, 6) of the images of one step, as :func:`tutelage.data.colour.draw_colour`."""
     jitter, blur = generator(seed, stream, "coins", step).random(2)
     chances = {"probability": float(jitter < settings.probability), "blur": float(blur < settings.blur)}
     decided = settings.model_copy(update=chances)
@@ -29,9 +29,9 @@ def draw_colours(settings: ColourSettings, seed: int, stream: str, step: int, po
 
 
 def recoloured(image_B3HW: Tensor, colour_B6: NDArray) -> Tensor:
-    """Images (B, 3, H, W) in 0..1, each with its own colour numbers; clipped to 0..1, in channels-last layout.
+    """Apply colour parameters per image to images (B, 3, H, W) in 0..1; the result is clipped to 0..1, channels last.
 
-    Where nothing changes the images come back as they are.
+    If no image changes, the input is returned.
     """
     if (colour_B6 == PLAIN).all():
         return image_B3HW

@@ -1,4 +1,4 @@
-"""Looking at a user's folders, so that a first recipe can be written: pairs, encodings, classes, splits, groups."""
+"""Scan of a user's folders for a first recipe: image and mask pairs, mask encodings, classes, splits, groups."""
 
 from tutelage.data.proposal.folder_scan import FolderScan, look
 

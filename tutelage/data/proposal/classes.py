@@ -1,4 +1,4 @@
-"""From the values seen in masks and the names found near them to what a recipe says: classes, ids, colours, ignore."""
+"""Proposal of class settings (classes, ids, colours, ignore) from the values in masks and class names near the data."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from tutelage.data.proposal.names import Names
 from tutelage.errors import DataError
 
 _BACKGROUND = {"background", "bg", "other", "others", "backgroundclutter", "rest", "none"}
-_WORTH_A_NAME = 0.001  # share of the pixels from which a colour without a name is mentioned
+_WORTH_A_NAME = 0.001  # smallest share of the pixels at which a colour without a name is reported
 _CERTAIN_IGNORE = (IGNORE, 65535)
 
 
 @dataclass
 class Reading:
-    """What a recipe says of the masks: keys of a folder data set, and what should be looked at."""
+    """Proposed class settings of a folder data set, and doubts for the user to check."""
 
     classes: list[str]
     ids: dict[int, str] = field(default_factory=dict)
-    """Mask value → class; empty where value i is class i."""
+    """Mask value → class; empty if value i is class i."""
     colours: dict[str, str | None] = field(default_factory=dict)
     ignore: list[int] | None = None
     others: bool = False
@@ -47,10 +47,12 @@ class Reading:
 
 
 def decide(encoding: Encoding, names: Names | None) -> Reading:
-    """How the masks are read. Raises :class:`DataError` when they hold more values than there can be classes."""
+    """Propose class settings for masks. Raises :class:`DataError`: ``unreadable-image``, ``class-count``."""
     values = encoding.main()
     if not values:
-        raise DataError(f"no mask could be read: {'; '.join(encoding.faults[:3])}", "mend the mask files")
+        raise DataError(
+            "image-unreadable", f"cannot read any mask: {'; '.join(encoding.faults[:3])}", "replace the mask files"
+        )
     if encoding.kind == "rgb":
         reading = _colours(encoding, names)
     elif encoding.binary:
@@ -59,16 +61,18 @@ def decide(encoding: Encoding, names: Names | None) -> Reading:
         reading = _indices(encoding, names)
     if len(reading.classes) > 254:
         raise DataError(
-            f"masks hold {len(reading.classes)} values, more than there can be classes",
-            "give classes as indices up to 253, or name the classes that count with --classes",
+            "class-count",
+            f"masks hold {len(reading.classes)} values, expected at most 254 classes",
+            "write the masks with class indices up to 253, or name the classes to use with --classes",
         )
     if encoding.lossy:
         reading.others = True
         reading.doubts.append(
-            "masks are smeared (JPEG, or resized smoothly): values between the classes are ignored; export them as PNG"
+            "masks are lossy (JPEG, or resized with interpolation): values between the classes are ignored; export "
+            "them as PNG"
         )
     if names is None and not encoding.binary:
-        reading.doubts.append("no class names were found: rename class_0, class_1, ... below")
+        reading.doubts.append("no class names found: rename class_0, class_1, ... below")
     return reading
 
 
@@ -78,12 +82,12 @@ def _binary(encoding: Encoding, names: Names | None) -> Reading:
         given = ["background", given[0]]
     classes = given if len(given) == 2 else ["background", "foreground"]
     doubts = [
-        f"masks hold only 0 and 255, and 255 ({encoding.share(255):.1%} of the pixels) is taken for {classes[1]}; "
-        "if it means 'not known', say so under ids and ignore"
+        f"masks hold only 0 and 255, and 255 ({encoding.share(255):.1%} of the pixels) is read as {classes[1]}; "
+        "if 255 means ignored, change ids and ignore"
     ]
     if len(given) > 2:
         doubts.append(
-            f"{names.source if names else ''} names {len(given)} classes; with two values they cannot be told"
+            f"{names.source if names else ''} names {len(given)} classes, but the masks have two values: names not used"
         )
     return Reading(classes, {0: classes[0], 255: classes[1]}, ignore=[], doubts=doubts)
 
@@ -97,27 +101,27 @@ def _indices(encoding: Encoding, names: Names | None) -> Reading:
     values = [value for value in seen if value not in ignore]
     if names is None:
         reading = Reading([f"class_{value}" for value in values])
-        wanted = dict(zip(values, reading.classes, strict=True))
+        by_value = dict(zip(values, reading.classes, strict=True))
     else:
-        reading, wanted = _named(values, names, ignore)
-    identity = list(wanted) == list(range(len(wanted))) and list(wanted.values()) == reading.classes
+        reading, by_value = _named(values, names, ignore)
+    identity = list(by_value) == list(range(len(by_value))) and list(by_value.values()) == reading.classes
     if not identity:
-        reading.ids = wanted
+        reading.ids = by_value
         reading.ignore = ignore
     elif ignore not in ([], [IGNORE]):
         reading.ignore = ignore
-    reading.palette = _palette(reading.classes, wanted, encoding, names)
+    reading.palette = _palette(reading.classes, by_value, encoding, names)
     return reading
 
 
 def _named(values: list[int], names: Names, ignore: list[int]) -> tuple[Reading, dict[int, str]]:
-    """The classes of a list of names and the value of each; values that mean nothing are added to ``ignore``."""
+    """Classes of a list of names, and class by mask value; values of void classes are added to ``ignore``."""
     void = names.void()
     doubts = []
     ids = dict(names.ids) or {name: place for place, name in enumerate(names.names)}
     beyond = [value for value in values if value not in ids.values()]
     if not names.ids and beyond == [len(names.names)]:
-        # One value more than names: either 0 is "unlabelled" and the names begin at 1, or the last value is.
+        # One value more than names: either 0 means unlabelled and the names begin at 1, or the last value does.
         if values[0] == 0 and plain(names.names[0]) in _BACKGROUND:
             ignore.append(beyond[0])
             doubts.append(f"value {beyond[0]} has no name and is ignored")
@@ -126,31 +130,31 @@ def _named(values: list[int], names: Names, ignore: list[int]) -> tuple[Reading,
             if values[0] == 0:
                 ignore.append(0)
             doubts.append(
-                f"values run to {beyond[0]} for {len(names.names)} names: value 1 is taken for {names.names[0]!r}"
+                f"values run to {beyond[0]} for {len(names.names)} names: value 1 is read as {names.names[0]!r}"
                 + (", and 0 is ignored" if values[0] == 0 else "")
             )
         beyond = []
     ignore += [ids[name] for name in void if ids[name] not in ignore]
-    wanted = {ids[name]: name for name in names.names if name not in void and ids[name] not in ignore}
+    by_value = {ids[name]: name for name in names.names if name not in void and ids[name] not in ignore}
     beyond = [value for value in beyond if value not in ignore]
     if beyond:
-        wanted.update({value: f"class_{value}" for value in beyond})
+        by_value.update({value: f"class_{value}" for value in beyond})
         doubts.append(f"values without a name in {names.source}: {', '.join(map(str, beyond[:12]))}")
-    absent = [name for value, name in wanted.items() if value not in values]
+    absent = [name for value, name in by_value.items() if value not in values]
     if absent:
-        doubts.append(f"no pixel of {', '.join(absent[:12])} was seen")
-    wanted = dict(sorted(wanted.items())) if list(wanted) == sorted(wanted) else wanted
-    return Reading(list(wanted.values()), doubts=doubts), wanted
+        doubts.append(f"no pixels of {', '.join(absent[:12])}")
+    by_value = dict(sorted(by_value.items())) if list(by_value) == sorted(by_value) else by_value
+    return Reading(list(by_value.values()), doubts=doubts), by_value
 
 
 def _palette(
-    classes: list[str], wanted: dict[int, str], encoding: Encoding, names: Names | None
+    classes: list[str], by_value: dict[int, str], encoding: Encoding, names: Names | None
 ) -> list[tuple[int, int, int]]:
-    """A colour for every class, from the class file or the palette of the masks; empty where one is unknown."""
+    """A colour for every class, from the class file or the palette of the masks; empty if one is unknown."""
     if names is not None and all(name in names.colours for name in classes):
         return [names.colours[name] for name in classes]
-    if encoding.palette and all(value in encoding.palette for value in wanted):
-        return [encoding.palette[value] for value in wanted]
+    if encoding.palette and all(value in encoding.palette for value in by_value):
+        return [encoding.palette[value] for value in by_value]
     return []
 
 
@@ -160,7 +164,7 @@ def _colours(encoding: Encoding, names: Names | None) -> Reading:
         named = {pack(colour): name for name, colour in names.colours.items()}
         if sum(encoding.share(value) for value in named) >= 0.5:
             return _by_table(encoding, names, named)
-        doubts = [f"the colours in {names.source} are not those of the masks; they are left out"]
+        doubts = [f"colours in {names.source} differ from those of the masks and are not used"]
     else:
         doubts = []
     values = list(seen)
@@ -168,7 +172,7 @@ def _colours(encoding: Encoding, names: Names | None) -> Reading:
         classes = [f"class_{place}" for place in range(len(values))]
     else:
         classes = [name for name in names.names if name not in names.void()]
-        doubts.append("which colour is which class is a guess: mend colours below")
+        doubts.append("the class of each colour is a guess: check colours below")
     rest = values[len(classes) :]
     colours: dict[str, str | None] = {
         colour_text(value): name for value, name in zip(values, classes, strict=False)
@@ -176,14 +180,14 @@ def _colours(encoding: Encoding, names: Names | None) -> Reading:
     if rest:
         doubts.append(f"{len(rest)} colours have no class and are ignored (null)")
     if names is None and 0 in seen:
-        doubts.append('black is a class of its own; if it means "not labelled", set "0,0,0": null and drop its class')
+        doubts.append('black is read as a class; if it means "not labelled", set "0,0,0": null and remove its class')
     complete = len(values) >= len(classes)
     palette = [_rgb(value) for value in values[: len(classes)]] if complete else []
     return Reading(classes, colours=colours, palette=palette, doubts=doubts)
 
 
 def _by_table(encoding: Encoding, names: Names, named: dict[int, str]) -> Reading:
-    """Colours that a class file explains; others are ignored, and mentioned when they are many pixels."""
+    """Settings for the colours of a class file; other colours are ignored, and reported if they are frequent."""
     void = names.void()
     classes = [name for name in names.names if name not in void and name in names.colours]
     colours: dict[str, str | None] = {
@@ -194,11 +198,11 @@ def _by_table(encoding: Encoding, names: Names, named: dict[int, str]) -> Readin
     doubts = []
     absent = [name for value, name in named.items() if name not in void and value not in encoding.values]
     if absent:
-        doubts.append(f"no pixel of {', '.join(absent[:12])} was seen")
+        doubts.append(f"no pixels of {', '.join(absent[:12])}")
     strange = [value for value in encoding.values if value not in named]
     frequent = [value for value in strange if encoding.share(value) >= _WORTH_A_NAME]
     doubts += [
-        f"colour {colour_text(value)} ({encoding.share(value):.1%} of the pixels) has no name: ignored"
+        f"colour {colour_text(value)} ({encoding.share(value):.1%} of the pixels) has no name and is ignored"
         for value in frequent[:12]
     ]
     palette = [names.colours[name] for name in classes]

@@ -1,4 +1,4 @@
-"""How masks say which class a pixel is: by index, by a palette, by colours, by 0 and 255; and in which values."""
+"""Encoding of masks (index, palette, colours, 0 and 255) and the values that occur in them."""
 
 from __future__ import annotations
 
@@ -17,50 +17,51 @@ from tutelage.data.statistics import row_runs
 from tutelage.errors import DataError
 
 Colour = tuple[int, int, int]
-_LOOKED_AT = 1000
-_MOST = 4096  # distinct values remembered of one mask
-_SMEARED = 0.001  # share of all pixels below which a value of a lossy mask is taken for a smear
+_MOST_FILES = 1000
+_MOST = 4096  # distinct values stored per mask
+_SMEARED = 0.001  # share of all pixels below which a value of a lossy mask counts as an artefact
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What was seen in the masks."""
+    """Encoding and values of a set of masks."""
 
     kind: Literal["index", "rgb"]
     values: dict[int, int]
     """Raw value (or packed colour) → pixels, most frequent first."""
     palette: dict[int, Colour]
-    """Colours of the values, where the masks are palette files."""
+    """Colours of the values, for palette files."""
     deep: bool
-    """Whether the files hold 16 bits."""
+    """Whether the files store 16 bits."""
     lossy: bool
-    """Whether a file is a JPEG, or there are more values than classes can explain."""
+    """Whether a file is a JPEG, or most of many values are rare."""
     looked_at: int
+    """Number of masks read."""
     faults: tuple[str, ...]
-    """What could not be read."""
+    """Messages of masks that could not be read."""
 
     @property
     def binary(self) -> bool:
-        """Whether 0 and 255 are all there is, but for smears."""
+        """Whether 0 and 255 are the only values, apart from compression artefacts."""
         return self.kind == "index" and set(self.main()) == {0, 255}
 
     def main(self) -> dict[int, int]:
-        """The values without smears, in ascending order."""
+        """Values without compression artefacts, in ascending order."""
         total = sum(self.values.values())
         kept = {v: n for v, n in self.values.items() if not self.lossy or n >= _SMEARED * total}
         if self.lossy and self.kind == "index" and kept:
-            # Smears of a large area can be frequent: a value is one when a far more frequent one is close by.
+            # Artefacts of a large area can be frequent: drop a value that is close to a far more frequent one.
             kept = {v: n for v, n in kept.items() if not any(abs(v - w) <= 8 and m > 4 * n for w, m in kept.items())}
         return dict(sorted(kept.items()))
 
     def share(self, value: int) -> float:
-        """The share of all pixels that have a value."""
+        """Share of a value among all pixels."""
         return self.values.get(value, 0) / max(sum(self.values.values()), 1)
 
 
-def look_at_masks(paths: Sequence[Path], workers: int = 2) -> Encoding:
-    """Read masks (evenly chosen, where there are more than a thousand) and say how they are written."""
-    places = np.linspace(0, len(paths) - 1, min(_LOOKED_AT, len(paths))).astype(int)
+def scan_masks(paths: Sequence[Path], workers: int = 2) -> Encoding:
+    """Read masks (1000 evenly spaced ones if there are more) and determine their encoding."""
+    places = np.linspace(0, len(paths) - 1, min(_MOST_FILES, len(paths))).astype(int)
     chosen = [paths[place] for place in places]
     seen = gather(_by_index, chosen, workers)
     painted = any(one.painted for one in seen)
@@ -104,7 +105,7 @@ def _by_index(path: Path) -> _MaskValues:
             colours = image.getpalette() if mode == "P" else None
         raw = read_raw_mask(path)
     except DataError as error:
-        painted = error.message.startswith("mask holds colours")
+        painted = error.code == "mask-colours"
         return _MaskValues({}, painted=painted, fault="" if painted else error.message)
     counts = _counted(raw)
     palette = None

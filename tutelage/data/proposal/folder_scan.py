@@ -1,4 +1,4 @@
-"""One look at a user's folders: everything that a first recipe needs to know of them, and what is not certain."""
+"""Scan of a user's folders: the facts for a first recipe, and the doubts for the user to check."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tutelage.data.fact_cache import gather
 from tutelage.data.images import image_size
 from tutelage.data.lists import read_list
 from tutelage.data.proposal.classes import Reading, decide
-from tutelage.data.proposal.encodings import Encoding, look_at_masks
+from tutelage.data.proposal.encodings import Encoding, scan_masks
 from tutelage.data.proposal.names import find_names, given_names
 from tutelage.data.proposal.pairs import FolderContents, Pair, find, group_pattern, split_of
 from tutelage.errors import DataError
 
-_MEASURED = 2000  # images whose size is read
-_FEWEST_UNLABELED = 10  # images without mask that are worth a stream of their own
+_MEASURED = 2000  # most images whose size is read
+_FEWEST_UNLABELED = 10  # fewest images without mask for an unlabelled stream
 _LISTS = {
     "train": ("train.txt", "training.txt", "train_list.txt"),
     "val": ("val.txt", "valid.txt", "validation.txt", "val_list.txt"),
@@ -37,21 +37,22 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Part:
-    """Images and masks of one domain, with the splits that are there."""
+    """Images and masks of one domain, with existing splits."""
 
     found: FolderContents
     lists: dict[str, Path]
-    """Split → a list file that can be used as it is."""
+    """Split → existing list file."""
     splits: dict[str, tuple[Pair, ...]]
-    """Split → the pairs in folders that are called so."""
+    """Split → pairs in folders of that name."""
     group: str | None
     """Regular expression from an image's name to its group."""
     groups: int
+    """Number of groups."""
 
 
 @dataclass(frozen=True)
 class FolderScan:
-    """What was seen."""
+    """Result of a scan."""
 
     data: Part
     encoding: Encoding
@@ -61,7 +62,7 @@ class FolderScan:
     """Images without masks, or ``None``."""
     target: Part | None
     doubts: tuple[str, ...]
-    """What a person should look at, a line each."""
+    """Points for the user to check, one line each."""
 
 
 def look(
@@ -71,27 +72,30 @@ def look(
     target: Path | None = None,
     classes: str | None = None,
 ) -> FolderScan:
-    """Look at folders of images and masks, and at further images without masks or from another domain.
+    """Scan folders of images and masks, and optionally unlabelled images and images of another domain.
 
-    ``classes`` is `a,b,c` or a file. Raises :class:`DataError` for missing folders and where no mask is found.
+    ``classes`` is `a,b,c` or a file. Raises :class:`DataError`: ``unpaired-image`` for fewer than 3 images with masks,
+    and the errors of :func:`find`, :func:`given_names` and :func:`decide`.
     """
     found = find(images, masks)
     if len(found.pairs) < 3:
         raise DataError(
-            f"{len(found.pairs)} images with masks under {images}; nothing can be learnt and scored from so few",
-            "name the folder of masks with --masks; a mask is called like its image, also with an ending such as _mask",
+            "image-unpaired",
+            f"{len(found.pairs)} images with masks in {images}, expected at least 3",
+            "name the folder of masks with --masks, and give each mask its image's name, optionally with a suffix such "
+            "as _mask",
         )
     doubts: list[str] = []
     data = _part(found, doubts)
-    encoding = look_at_masks([mask for _, mask in found.pairs])
+    encoding = scan_masks([mask for _, mask in found.pairs])
     names = given_names(classes) if classes else find_names(_homes(found.root, images, masks))
     reading = decide(encoding, names)
     doubts += reading.doubts
-    doubts += [f"a mask cannot be read: {fault}" for fault in encoding.faults[:5]]
+    doubts += [f"unreadable mask: {fault}" for fault in encoding.faults[:5]]
     sizes = _sizes([image for image, _ in found.pairs])
     if sizes.least != sizes.most:
         low, high = (f"{width}x{height}" for height, width in (sizes.least, sizes.most))
-        doubts.append(f"image sizes vary from {low} to {high}: look whether one scale suits all")
+        doubts.append(f"image sizes range from {low} to {high}: check that one scale suits all")
     return FolderScan(
         data,
         encoding,
@@ -104,7 +108,7 @@ def look(
 
 
 def _homes(root: Path, *folders: Path | None) -> list[Path]:
-    """Where a class file may lie: in the folders that were named and in those above them, up to their common one."""
+    """Folders that may contain a class file: ``folders`` and their parents, up to ``root``."""
     homes = []
     for folder in folders:
         if folder is not None:
@@ -118,12 +122,12 @@ def _part(found: FolderContents, doubts: list[str]) -> Part:
     splits = {} if lists else _folder_splits(found)
     pattern = group_pattern([path.relative_to(found.root).with_suffix("").as_posix() for path, _ in found.pairs])
     if found.strays:
-        doubts.append(f"{len(found.strays)} masks have no image; the first: {found.strays[0]}")
+        doubts.append(f"{len(found.strays)} masks have no image; first: {found.strays[0]}")
     return Part(found, lists, splits, *(pattern or (None, 0)))
 
 
 def _find_lists(found: FolderContents, doubts: list[str]) -> dict[str, Path]:
-    """List files of splits near the data that name its images and masks; all from one folder, with `train` in it."""
+    """List files of splits that name the images and masks found; all from one folder that has a list for `train`."""
     known = {(image.resolve(), mask.resolve()) for image, mask in found.pairs}
     for folder in (found.root, found.root / "splits", found.root / "lists"):
         lists = {}
@@ -140,7 +144,7 @@ def _find_lists(found: FolderContents, doubts: list[str]) -> dict[str, Path]:
             if all(pair in known for pair in pairs):
                 lists[split] = path
             else:
-                doubts.append(f"list {path} is not used: it names other images, or images without masks")
+                doubts.append(f"list {path} is not used: it names pairs that the scan did not find")
         if "train" in lists:
             return lists
     return {}
@@ -168,7 +172,9 @@ def _sizes(images: Sequence[Path]) -> Sizes:
 
     measured = np.array([s for s in gather(size, [images[place] for place in places]) if s != (0, 0)])
     if not len(measured):
-        raise DataError(f"no image can be read; the first: {images[0]}", "are these images?")
+        raise DataError(
+            "image-unreadable", f"cannot read any image; first: {images[0]}", "check that the files are images"
+        )
     least, median, most = measured.min(0), np.median(measured, axis=0).astype(int), measured.max(0)
     return Sizes((int(least[0]), int(least[1])), (int(median[0]), int(median[1])), (int(most[0]), int(most[1])))
 
@@ -180,9 +186,9 @@ def _unlabeled(folder: Path | None, data: FolderContents, doubts: list[str]) -> 
     if not data.unlabeled:
         return None
     if len(data.unlabeled) < _FEWEST_UNLABELED:
-        doubts.append(f"{len(data.unlabeled)} images have no mask and are left out; the first: {data.unlabeled[0]}")
+        doubts.append(f"{len(data.unlabeled)} images have no mask and are not used; first: {data.unlabeled[0]}")
         return None
-    doubts.append(f"{len(data.unlabeled)} images have no mask: they are used as unlabelled images")
+    doubts.append(f"{len(data.unlabeled)} images have no mask and are used as unlabelled images")
     return FolderContents(data.root, (), data.unlabeled, ())
 
 
@@ -190,13 +196,13 @@ def _target(folder: Path, source: Encoding, doubts: list[str]) -> Part:
     found = find(folder)
     part = _part(found, doubts)
     if not found.pairs:
-        doubts.append("the target has no masks: nothing can be scored on it; label a few of its images for a test")
+        doubts.append("target has no masks, so it cannot be evaluated: label a few of its images for a test split")
         return part
-    encoding = look_at_masks([mask for _, mask in found.pairs])
+    encoding = scan_masks([mask for _, mask in found.pairs])
     strange = [value for value in encoding.main() if value not in source.values]
     if encoding.kind != source.kind or strange:
         doubts.append(
-            f"masks of the target are not written like those of the source ({encoding.kind} against {source.kind}, "
-            f"new values: {', '.join(map(str, strange[:8])) or 'none'}): mend data.target"
+            f"masks of target and source are encoded differently ({encoding.kind} and {source.kind}, new values: "
+            f"{', '.join(map(str, strange[:8])) or 'none'}): fix data.target"
         )
     return part

@@ -1,4 +1,4 @@
-"""Class names from whatever file lies near the data: JSON, plain lists, colour tables, CVAT's label map."""
+"""Class names from class files near the data: JSON, plain lists, colour tables, CVAT label maps."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ _INTEGER = re.compile(r"^\d{1,5}$")
 
 @dataclass(frozen=True)
 class Names:
-    """Class names as a file or the user gives them, in its order."""
+    """Class names of a class file or of the command line, in its order."""
 
     source: str
-    """Where they come from, for the reader."""
+    """File or option that they come from, for messages."""
     names: tuple[str, ...]
     colours: dict[str, Colour] = field(default_factory=dict)
     """Name → RGB."""
     ids: dict[str, int] = field(default_factory=dict)
-    """Name → mask value, where the file says so."""
+    """Name → mask value; empty if the file has none."""
     ignore: int | None = None
-    """The ignored mask value, where the file says so."""
+    """Ignored mask value; ``None`` if the file has none."""
 
     def void(self) -> tuple[str, ...]:
-        """The names that mean "nothing is known here"."""
+        """Names that mean ignored, such as `void` or `unlabelled`."""
         return tuple(name for name in self.names if plain(name.replace("'", "")) in _VOID or plain(name) in _VOID)
 
 
 def find_names(folders: Iterable[Path]) -> Names | None:
-    """The names in the first class file that is found in one of the folders and can be read."""
+    """Names of the first readable class file in the folders, or ``None``."""
     for folder in dict.fromkeys(folders):
         for name in _FILES:
             if (folder / name).is_file():
@@ -62,26 +62,30 @@ def find_names(folders: Iterable[Path]) -> Names | None:
 
 
 def given_names(text: str) -> Names:
-    """The names that a user gave: a file, or `a,b,c`. Raises :class:`DataError` for a file without names."""
+    """Names from the command line: a file, or `a,b,c`. Raises :class:`DataError` (``class-file``)."""
     path = Path(text)
     if path.is_file():
         return read_names(path)
     if "," not in text and path.suffix.lower() in (".json", ".txt", ".csv"):
-        raise DataError(f"class file not found: {path}", "give a file, or the names: --classes road,car,sky")
+        raise DataError(
+            "class-file", f"class file not found: {path}", "give a file, or the names: --classes road,car,sky"
+        )
     return Names("--classes", tuple(name.strip() for name in text.split(",") if name.strip()))
 
 
 def read_names(path: Path) -> Names:
-    """Read a class file. Raises :class:`DataError` when no names are found in it."""
+    """Read a class file. Raises :class:`DataError` (``class-file``) if it has no names."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         names = _from_json(path, json.loads(text)) if path.suffix.lower() == ".json" else _from_lines(path, text)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
-            f"class file cannot be read: {path} ({error})", "one name per line, or JSON with names"
+            "class-file", f"cannot read class file: {path} ({error})", "write one name per line, or JSON with names"
         ) from None
     if not names.names:
-        raise DataError(f"class file holds no names: {path}", "one name per line, or JSON with names")
+        raise DataError(
+            "class-file", f"class file holds no names: {path}", "write one name per line, or JSON with names"
+        )
     return names
 
 
@@ -119,7 +123,7 @@ def _from_json(path: Path, content: Any) -> Names:
 
 
 def _colour(value: Any) -> Colour | None:
-    """An RGB colour from `[r, g, b]`, `"#rrggbb"` or `"r,g,b"`."""
+    """Parse an RGB colour: `[r, g, b]`, `"#rrggbb"` or `"r,g,b"`."""
     if isinstance(value, str) and re.match(r"^#[0-9a-fA-F]{6}$", value):
         return int(value[1:3], 16), int(value[3:5], 16), int(value[5:7], 16)
     if isinstance(value, str):
@@ -135,7 +139,7 @@ def _known(colours: dict[str, Colour | None]) -> dict[str, Colour]:
 
 
 def _from_lines(path: Path, text: str) -> Names:
-    """Lines such as `road`, `3 road`, `road 128 64 128`, `128,64,128 road` or CVAT's `road:128,64,128::`."""
+    """Parse lines such as `road`, `3 road`, `road 128 64 128`, `128,64,128 road` or CVAT's `road:128,64,128::`."""
     names: list[str] = []
     colours: dict[str, Colour] = {}
     ids: dict[str, int] = {}

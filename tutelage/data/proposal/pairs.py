@@ -1,8 +1,7 @@
-"""Finding images and their masks in folders of any of the usual shapes.
+"""Pairing of images and masks in common folder layouts.
 
-Masks lie in a folder of their own (`images/`, `masks/`, with or without the splits inside them or around them), or
-beside their images under another ending. A pair is known by what is left of both paths without the words that say
-"image" or "mask".
+Masks are in a separate folder (`images/`, `masks/`, with splits inside or above them, or without splits), or beside
+their images under another suffix. A pair has equal paths after removing the words for "image" and "mask".
 """
 
 from __future__ import annotations
@@ -41,12 +40,12 @@ _SPLITS = {
 
 @dataclass(frozen=True)
 class FolderContents:
-    """The files under one or two folders."""
+    """Image and mask files of one or two folders."""
 
     root: Path
-    """The folder that holds all of them."""
+    """Common parent folder."""
     pairs: tuple[Pair, ...]
-    """Images with their masks, in the order of names."""
+    """Images with their masks, sorted by name."""
     unlabeled: tuple[Path, ...]
     """Images without a mask."""
     strays: tuple[Path, ...]
@@ -59,9 +58,9 @@ class FolderContents:
 
 
 def find(images: Path, masks: Path | None = None) -> FolderContents:
-    """Images under a folder and their masks: under another one, inside the same one, or in one beside it.
+    """Find the images in a folder and their masks: in ``masks``, in the same folder, or in a folder beside it.
 
-    Raises :class:`DataError` for a folder that is missing, holds no image, or whose masks fit no image.
+    Raises :class:`DataError`: ``missing-folder``, ``empty-folder``, ``unpaired-image``.
     """
     root = images.resolve()
     files = picture_files(root)
@@ -70,15 +69,18 @@ def find(images: Path, masks: Path | None = None) -> FolderContents:
         others = picture_files(home)
         files = [path for path in files if not path.is_relative_to(home)]
         if not files:
-            raise DataError(f"folder holds no images beside the masks: {root}", "give --images and --masks")
+            raise DataError(
+                "folder-empty", f"folder holds only masks, no images: {root}", "give both --images and --masks"
+            )
         paired = _best(root, files, home, others)
         if not paired:
             raise DataError(
+                "image-unpaired",
                 f"no mask in {home} has the name of an image in {root} (first: {files[0].name} and {others[0].name})",
-                "a mask is called like its image, also with an ending such as _mask; rename them",
+                "give each mask its image's name, optionally with a suffix such as _mask",
             )
         return _found(_common(root, home), files, others, paired)
-    inside = [path for path in files if _says_mask(path.relative_to(root).parent)]
+    inside = [path for path in files if _in_mask_folder(path.relative_to(root).parent)]
     if inside and len(inside) < len(files):
         pictures = [path for path in files if path not in set(inside)]
         return _found(root, pictures, inside, _best(root, pictures, root, inside))
@@ -92,25 +94,29 @@ def find(images: Path, masks: Path | None = None) -> FolderContents:
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """All image files under a folder, sorted. Raises :class:`DataError` when there is no folder, or no image in it."""
+    """All image files under a folder, sorted. Raises :class:`DataError`: ``missing-folder``, ``empty-folder``."""
     if not folder.is_dir():
-        raise DataError(f"folder not found: {folder}", "check the path")
+        raise DataError("folder-missing", f"folder not found: {folder}", "check the path")
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
     if not files:
-        raise DataError(f"folder holds no images: {folder}", f"known endings: {', '.join(IMAGE_SUFFIXES)}")
+        raise DataError(
+            "folder-empty",
+            f"no images in folder: {folder}",
+            f"check the path; supported extensions: {', '.join(IMAGE_SUFFIXES)}",
+        )
     return files
 
 
 def split_of(path: Path, root: Path) -> str | None:
-    """The split that a folder on the way from ``root`` to a file names: `train`, `val` or `test`."""
+    """Split (`train`, `val` or `test`) named by a folder between ``root`` and a file, or ``None``."""
     named = [_SPLITS[part.lower()] for part in path.relative_to(root).parts[:-1] if part.lower() in _SPLITS]
     return named[0] if named else None
 
 
 def group_pattern(names: Sequence[str]) -> tuple[str, int] | None:
-    """A regular expression that finds the sequence, tile or patient in names, and how many there are.
+    """A regular expression for the sequence, tile or patient in names, and the number of groups, or ``None``.
 
-    Proposed only where it is found in every name and makes 2 to n/2 groups.
+    Proposed only if it matches every one of the n names and yields 2 to n/2 groups.
     """
     patterns = (r"([^/]+)[_-][A-Za-z]{0,2}\d+$", r"([^/_-]+)[_-][^/]*$", r"([^/]+)/[^/]+$")
     for pattern in patterns:
@@ -119,7 +125,7 @@ def group_pattern(names: Sequence[str]) -> tuple[str, int] | None:
         if not all(found) or not 2 <= len(groups) <= len(names) / 2:
             continue
         if groups <= {"train", "val", "test", *_IMAGE_FOLDERS, *_SPLITS}:
-            continue  # folders that say which split it is
+            continue  # names of splits or of kinds of files
         return pattern, len(groups)
     return None
 
@@ -139,12 +145,12 @@ def _common(first: Path, second: Path) -> Path:
     return next(path for path in (first, *first.parents) if path in parents)
 
 
-def _says_mask(folder: Path) -> bool:
+def _in_mask_folder(folder: Path) -> bool:
     return any(part.lower() in _MASK_FOLDERS for part in folder.parts)
 
 
 def _beside(root: Path) -> Path | None:
-    """A folder of masks next to a folder of images."""
+    """The first folder of masks beside a folder of images, or ``None``."""
     for folder in sorted(root.parent.iterdir()):
         if folder != root and folder.is_dir() and folder.name.lower() in _MASK_FOLDERS:
             return folder
@@ -152,7 +158,7 @@ def _beside(root: Path) -> Path | None:
 
 
 def _by_ending(files: Sequence[Path]) -> dict[Path, Path]:
-    """Mask → image, for masks that lie beside their images under a longer name."""
+    """Mask → image, for masks beside their images under a longer name."""
     known = {path.with_suffix("").as_posix(): path for path in files}
     for image_ending in _IMAGE_ENDINGS:
         for ending in _MASK_ENDINGS[1:]:
@@ -161,19 +167,19 @@ def _by_ending(files: Sequence[Path]) -> dict[Path, Path]:
                 partner = known.get(name.removesuffix(ending) + image_ending)
                 if name.endswith(ending) and partner is not None:
                     pairs[path] = partner
-            if len(pairs) * 4 >= len(files):  # one odd name is no pattern
+            if len(pairs) * 4 >= len(files):  # a few odd names are not a pattern
                 return pairs
     return {}
 
 
 def _best(images_root: Path, images: Sequence[Path], masks_root: Path, masks: Sequence[Path]) -> dict[Path, Path]:
-    """Image → mask under the pair of affixes that finds most; where folders differ, by unique file names alone."""
+    """Image → mask with the affixes that match most pairs; if no paths match, by unique file names alone."""
     for by_name in (False, True):
         best: dict[Path, Path] = {}
         for image_affix, mask_affix in _affixes():
-            wanted = _keys(images, images_root, image_affix, by_name)
-            given = _keys(masks, masks_root, mask_affix, by_name)
-            pairs = {wanted[name]: given[name] for name in wanted.keys() & given.keys()}
+            image_by_key = _keys(images, images_root, image_affix, by_name)
+            mask_by_key = _keys(masks, masks_root, mask_affix, by_name)
+            pairs = {image_by_key[key]: mask_by_key[key] for key in image_by_key.keys() & mask_by_key.keys()}
             if len(pairs) > len(best):
                 best = pairs
         if best:
@@ -193,7 +199,7 @@ def _affixes() -> Iterable[tuple[Affix, Affix]]:
 
 
 def _keys(files: Sequence[Path], root: Path, affix: Affix, by_name: bool) -> dict[str, Path]:
-    """What identifies each file that has the affix; names that occur twice identify nothing."""
+    """Key → file, for files with the affix; keys that occur twice are dropped."""
     beginning, ending = affix
     keys: dict[str, Path] = {}
     counts: Counter[str] = Counter()
@@ -202,12 +208,12 @@ def _keys(files: Sequence[Path], root: Path, affix: Affix, by_name: bool) -> dic
         if not (stem.startswith(beginning) and stem.endswith(ending) and len(stem) > len(beginning + ending)):
             continue
         core = stem[len(beginning) : len(stem) - len(ending)]
-        folders = [part for part in path.relative_to(root).parts[:-1] if not by_name and not _means_kind(part)]
+        folders = [part for part in path.relative_to(root).parts[:-1] if not by_name and not _is_kind_folder(part)]
         key = PurePosixPath(*folders, core).as_posix()
         keys[key] = path
         counts[key] += 1
     return {key: path for key, path in keys.items() if counts[key] == 1}
 
 
-def _means_kind(folder: str) -> bool:
+def _is_kind_folder(folder: str) -> bool:
     return folder.lower() in _IMAGE_FOLDERS or folder.lower() in _MASK_FOLDERS

@@ -1,8 +1,8 @@
-"""A toy city: street scenes with labels, painted by rule, so that everything can be tried without a download.
+"""A toy city: procedural street scenes with labels, for examples and tests without a download.
 
-A scene is drawn in metres (:mod:`~tutelage.data.toycity.layout`), given the look of one of two domains
-(:mod:`~tutelage.data.toycity.appearance`), painted far to near (``canvas``, ``street``, ``actors``), recorded
-(:mod:`~tutelage.data.toycity.picture`) and written as a data set (:mod:`~tutelage.data.toycity.folder`).
+A scene is laid out in metres (:mod:`~tutelage.data.toycity.layout`), gets the appearance of one of two domains
+(:mod:`~tutelage.data.toycity.appearance`), is painted from far to near (``canvas``, ``street``, ``actors``), rendered
+as an image (:mod:`~tutelage.data.toycity.picture`) and written as a data set (:mod:`~tutelage.data.toycity.folder`).
 """
 
 from tutelage.data.toycity.appearance import Domain

@@ -1,7 +1,7 @@
-"""What stands on the ground, cars apart: trees, poles and pedestrians, and what every small thing's shadow is.
+"""Painters of trees, poles and pedestrians, and of the shadows of all small objects. Cars are in ``cars``.
 
-Every painter draws the same numbers from its generator whether or not its object is in sight, so that a scene
-looks alike at any size.
+Every painter draws the same numbers from its generator whether or not its object is visible, so that a scene looks the
+same at any size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _disc(canvas: Canvas, x: float, z: float, radius: float) -> Array:
 
 
 def cast_tree_shadow(canvas: Canvas, tree: Tree) -> None:
-    """The crown's shadow, where the sun throws it."""
+    """Cast the shadow of a tree's crown."""
     if canvas.look.shadow < 0.3:
         return
     across, up, along = canvas.look.towards_sun
@@ -38,7 +38,7 @@ def cast_tree_shadow(canvas: Canvas, tree: Tree) -> None:
 
 
 def cast_small_shadows(canvas: Canvas) -> None:
-    """What cars and people keep of the light: contact with the ground, and a shadow where there is sun."""
+    """Cast the shadows of cars, people and poles: contact shadows, and cast shadows if there is sun."""
     across, up, along = canvas.look.towards_sun
     sunny = canvas.look.shadow > 0.3
     for car in canvas.scene.cars:
@@ -64,7 +64,7 @@ def cast_small_shadows(canvas: Canvas) -> None:
 
 
 def paint_tree(canvas: Canvas, tree: Tree, rng: np.random.Generator) -> None:
-    """A trunk with two boughs and a crown whose lit side follows the sun."""
+    """Paint a trunk with two boughs and a crown lit from the side of the sun."""
     look = canvas.look
     leaf = look.leaves[int(rng.integers(len(look.leaves)))] * rng.uniform(0.8, 1.2) + rng.normal(0, 5, 3)
     bark = look.bark[int(rng.integers(len(look.bark)))] * rng.uniform(0.8, 1.2)
@@ -110,7 +110,7 @@ def paint_tree(canvas: Canvas, tree: Tree, rng: np.random.Generator) -> None:
 
 
 def _crown(canvas: Canvas, tree: Tree) -> tuple[Image.Image, Image.Image]:
-    """How light a crown is and where it is solid (above 127), both 8-bit; made once a scene."""
+    """Brightness of a crown and its opacity (solid above 127), both 8-bit; computed once per scene."""
     key = (tree.field, tree.mirrored)
     if key not in canvas.crowns:
         field = canvas.scene.crowns[tree.field]
@@ -129,7 +129,7 @@ _ABOVE_HALF = [0] * 128 + [255] * 128
 
 
 def paint_pole(canvas: Canvas, pole: Pole, rng: np.random.Generator) -> None:
-    """A lamp post, a traffic sign, a traffic light or a bollard."""
+    """Paint a lamp post, a traffic sign, a traffic light or a bollard."""
     look = canvas.look
     metal = look.posts[int(rng.integers(len(look.posts)))] * rng.uniform(0.85, 1.15)
     tone = int(rng.integers(3))
@@ -186,7 +186,7 @@ def _paint_sign(canvas: Canvas, shape: Callable[..., Array], pole: Pole, shade: 
     def lit(*rgb: float) -> Colour:
         return look.lit_colour(np.array(rgb), _TO_CAMERA, pole.z, shade)
 
-    if pole.face == 0:  # a triangle that warns
+    if pole.face == 0:  # warning triangle
         canvas.fill(shape((-0.42, tall - 0.4), (0, tall + 0.33), (0.42, tall - 0.4)), lit(190, 40, 35), matter)
         canvas.fill(shape((-0.26, tall - 0.31), (0, tall + 0.14), (0.26, tall - 0.31)), lit(225, 222, 210))
     elif pole.face == 1:  # a board
@@ -194,7 +194,7 @@ def _paint_sign(canvas: Canvas, shape: Callable[..., Array], pole: Pole, shade: 
                     lit(35, 80, 160), matter)  # fmt: skip
         canvas.fill(shape((-0.12, tall - 0.2), (-0.12, tall + 0.3), (0.14, tall + 0.3), (0.14, tall - 0.2)),
                     lit(225, 225, 225))  # fmt: skip
-    else:  # a disc that forbids
+    else:  # prohibitory disc
         circle = [(0.36 * float(np.cos(a)), tall + 0.36 * float(np.sin(a))) for a in _ROUND]
         inner = [(0.7 * x, tall + 0.7 * (y - tall)) for x, y in circle]
         canvas.fill(shape(*circle), lit(185, 35, 35), matter)
@@ -202,7 +202,7 @@ def _paint_sign(canvas: Canvas, shape: Callable[..., Array], pole: Pole, shade: 
 
 
 def paint_pedestrian(canvas: Canvas, person: Pedestrian, rng: np.random.Generator) -> None:
-    """A standing or walking figure: legs, trunk, arms, head."""
+    """Paint a standing or walking figure: legs, trunk, arms, head."""
     look = canvas.look
     top, trousers, coat = (look.clothes[int(i)] * rng.uniform(0.8, 1.2) for i in rng.integers(0, len(look.clothes), 3))
     skin = look.skins[int(rng.integers(len(look.skins)))]

@@ -1,9 +1,9 @@
-"""How the two domains look: light, air, colours and the camera's flaws. No shape is decided here.
+"""Appearance of the two domains: light, haze, colours and camera defects. Shapes do not depend on it.
 
-``day`` has sun, shadows and sober colours. ``dusk`` stands for another renderer: little bluish light, lamps and
-lit windows, haze, other facades and car paints, a noisier camera with another tone curve. Colours of different
-classes overlap on purpose (grey walls and pavements, green cars and crowns, glass and sky): a net must look at
-shape and context, which is what tells a large one from a small one.
+``day`` has sun, shadows and muted colours. ``dusk`` has little bluish light, lamps and lit windows, haze, other facades
+and car colours, and a noisier camera with another tone curve. Colours of different classes overlap on purpose (grey
+walls and pavements, green cars and crowns, glass and sky): a net needs shape and context, which separates large nets
+from small ones.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Appearance:
-    """One scene's appearance; colours are RGB in 0..255, lights are factors on them."""
+    """Appearance of one scene; colours are RGB in 0..255, lights are factors on them."""
 
     ambient: Array
     sun: Array
@@ -60,13 +60,13 @@ class Appearance:
     vignette: float
 
     def lit_colours(self, albedo: Array, normal: tuple[float, float, float], z: Array | float, shade: float) -> Array:
-        """Colours (..., 3) of surfaces at ``z`` metres; ``shade`` 1 lies in full shadow."""
+        """Colours (..., 3) of surfaces at ``z`` metres; ``shade`` 1 is full shadow."""
         direct = max(0.0, float(np.dot(self.towards_sun, normal))) * (1 - self.shadow * shade)
         light = self.ambient * (0.85 + 0.15 * normal[1]) + self.sun * direct
         return self.hazed(np.asarray(albedo) * light, z)
 
     def hazed(self, colour: Array, z: Array | float) -> Array:
-        """Colours (..., 3) as seen through ``z`` metres of air."""
+        """Colours (..., 3) seen through ``z`` metres of haze."""
         thin = np.exp(-np.asarray(z, dtype=np.float64) / self.clear)[..., None]
         return np.asarray(colour * thin + self.haze * (1 - thin))
 
@@ -191,7 +191,7 @@ def _day(rng: np.random.Generator) -> Appearance:
         gamma=rng.uniform(0.9, 1.2),
         vignette=0.12,
     )
-    if rng.random() < 0.35:  # an overcast day: no shadows, a sky as pale as a wall
+    if rng.random() < 0.35:  # an overcast day: no shadows, pale sky
         look = replace(
             look,
             ambient=np.array([0.80, 0.82, 0.85]),

@@ -1,4 +1,4 @@
-"""How a car is painted: an outline drawn out to the car's width, of which the panels facing the camera are seen."""
+"""Painter of cars: a side outline extruded to the car's width; panels that face the camera are visible."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tutelage.data.toycity.scene import Array, Car
 _TO_CAMERA = (0.0, 0.0, -1.0)
 _ROUND = np.linspace(0, 2 * np.pi, 14, endpoint=False)
 
-# A car's outline from the rear bumper over the roof to the front: share of length, share of height, and what the
-# panel from this point to the next is.
+# A car's outline from the rear bumper over the roof to the front: fraction of length, fraction of height, and kind of
+# the panel from this point to the next.
 _BODIES: dict[str, tuple[tuple[float, float, str], ...]] = {
     "hatch": (
         (-0.5, 0.16, "tail"), (-0.5, 0.6, "glass"), (-0.4, 0.96, "body"), (-0.15, 1.0, "body"), (0.06, 0.97, "glass"),
@@ -38,14 +38,14 @@ _BODIES: dict[str, tuple[tuple[float, float, str], ...]] = {
 
 
 def on_ground(car: Car, along: Array, right: Array) -> Array:
-    """Points (n, 2) as (x, z) of a car's own coordinates in metres: ``along`` to its front, ``right`` of it."""
+    """World points (n, 2) as (x, z) from a car's own coordinates in metres: ``along`` to its front, ``right`` of it."""
     sine, cosine = np.sin(car.heading), np.cos(car.heading)
     points: Array = np.stack([car.x + along * sine + right * cosine, car.z + along * cosine - right * sine], axis=-1)
     return points
 
 
 def paint_car(canvas: Canvas, car: Car, rng: np.random.Generator) -> None:
-    """A car as an outline drawn out to its width: the panels that face the camera, far ones first."""
+    """Paint a car: the panels that face the camera, far ones first."""
     look, camera = canvas.look, canvas.scene.camera
     paint = look.cars[int(rng.integers(len(look.cars)))] * rng.uniform(0.85, 1.15) + rng.normal(0, 4, 3)
     pane = look.panes[int(rng.integers(len(look.panes)))] * 0.8
@@ -131,7 +131,7 @@ def paint_car(canvas: Canvas, car: Car, rng: np.random.Generator) -> None:
 
 
 def _treads(canvas: Canvas, car: Car) -> Array:
-    """What the camera sees of the tyres under the body (4, 4, 2), far ones first."""
+    """Visible parts of the tyres under the body (4, 4, 2), far ones first."""
     length, width, _ = car.size
     axles, sides = np.array([0.31, 0.31, -0.31, -0.31]) * length, np.array([-1.0, 1, -1, 1]) * width
     inner, outer = on_ground(car, axles, 0.36 * sides), on_ground(car, axles, 0.5 * sides)
@@ -142,18 +142,18 @@ def _treads(canvas: Canvas, car: Car) -> Array:
 
 
 def _inset(points: Array, share: float) -> Array:
-    """A polygon drawn in towards its middle."""
+    """A polygon shrunk towards its centre."""
     middle = points.mean(axis=0)
     drawn_in: Array = middle + (1 - 2 * share) * (points - middle)
     return drawn_in
 
 
 def _paint_end(canvas: Canvas, car: Car, quad: Array, kind: str, plate: Array, plain: bool) -> None:
-    """Lights and number plate on a tail or nose, given as (left bottom, left top, right top, right bottom)."""
+    """Paint lights and number plate on a tail or nose, given as (left bottom, left top, right top, right bottom)."""
     look = canvas.look
     bottom_left, top_left, top_right, bottom_right = quad if kind == "tail" else quad[[1, 0, 3, 2]]
 
-    # Lamps are as high as a hand on any body.
+    # Lamps have the same height on any body.
     tall = 0.42 if car.body == "van" and kind == "tail" else 1.0
 
     def patch(left: float, right: float, bottom: float, top: float) -> Array:

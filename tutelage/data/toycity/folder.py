@@ -1,4 +1,4 @@
-"""A toy city on the disk: images, labels, lists and the class file, in the layout every folder data set has."""
+"""A toy city on disk: images, labels, lists and the class file, in the layout of a folder data set."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from tutelage.data.toycity.picture import CLASSES, IGNORE_INDEX, PALETTE, render
 from tutelage.errors import DataError
 from tutelage.runs.atomic import write_json, write_text, writing
 
-VERSION = 1  # raised when equal parameters give other images
+VERSION = 1  # increase it when equal parameters give other images
 _RECORD = "toycity.json"
 
 
 def first_index(split: str) -> int:
-    """The scene index at which a split begins: far from every other split's, whatever their counts."""
+    """First scene index of a split: far from those of all other splits, whatever their counts."""
     return int.from_bytes(hashlib.sha256(split.encode()).digest()[:6], "big") << 32
 
 
 def is_complete(root: Path, counts: Mapping[str, int], size: tuple[int, int], domain: Domain, seed: int) -> bool:
-    """Whether ``root`` holds the whole data set of these parameters."""
+    """Whether ``root`` holds the complete data set of these parameters."""
     return _recorded(Path(root)) == {**_parameters(counts, size, domain, seed), "complete": True}
 
 
@@ -44,16 +44,17 @@ def generate(
 ) -> None:
     """Write ``counts[split]`` scenes of ``size`` (height, width) for each split into ``root``.
 
-    ``workers`` processes share the work (0: this one); the files are the same whatever their number.
-    ``progress`` is called with (scenes done, scenes in all). A complete folder of the same parameters is left
-    alone, a half-made one is finished. Raises :class:`DataError` when ``root`` holds something else.
+    ``workers``: number of processes (0: this process); it does not change the files. ``progress`` is called with
+    (scenes done, scenes in total). A complete folder of the same parameters is unchanged, an incomplete one is
+    completed. Raises :class:`DataError`: ``toycity-settings``, ``toycity-folder``.
     """
     root = Path(root)
     for split, count in counts.items():
         if not split or split != Path(split).name or count < 0:
             raise DataError(
-                f"toycity cannot write a split {split!r} of {count} scenes",
-                "a split's name is a plain folder name and its count is 0 or more",
+                "invalid-value",
+                f"invalid toycity split {split!r} of {count} scenes",
+                "give a plain folder name and a count of 0 or more",
             )
     parameters = _parameters(counts, size, domain, seed)
     recorded = _recorded(root)
@@ -62,13 +63,16 @@ def generate(
     if recorded is not None and {**recorded, "complete": False} != {**parameters, "complete": False}:
         changed = [key for key in parameters if recorded.get(key) != parameters[key]]
         raise DataError(
-            f"{root} holds a toy city of other parameters ({', '.join(changed) or 'another file format'})",
-            "choose another folder, or delete this one to make it anew",
+            "output-exists",
+            f"{root} holds a toy city with other parameters ({', '.join(changed) or 'another file format'})",
+            "choose another folder, or delete this one to generate it again",
         )
     if recorded is None and root.is_dir() and any(root.iterdir()):
-        raise DataError(f"{root} is not empty and holds no toy city", "choose an empty or a new folder")
+        raise DataError(
+            "output-exists", f"{root} is not empty and holds no toy city", "choose an empty or a new folder"
+        )
 
-    # The record is the first file and says that the rest is still missing; it is also the last.
+    # The record is written first, marked incomplete, and again at the end, marked complete.
     write_json(root / _RECORD, {**parameters, "complete": False})
     tasks = [(split, number) for split in sorted(counts) for number in range(counts[split])]
     work = partial(_write_scene, root, size, domain, seed)
@@ -96,7 +100,7 @@ def _parameters(counts: Mapping[str, int], size: tuple[int, int], domain: Domain
 
 
 def _recorded(root: Path) -> dict[str, Any] | None:
-    """What the folder says of itself; ``None`` without a record, an empty dictionary when it cannot be read."""
+    """The record of the folder; ``None`` if there is none, an empty dictionary if it cannot be read."""
     try:
         content = json.loads((root / _RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -128,7 +132,7 @@ def _results(
 def _write_scene(root: Path, size: tuple[int, int], domain: Domain, seed: int, task: tuple[str, int]) -> None:
     split, number = task
     targets = [root / _name(kind, split, domain, number) for kind in ("images", "labels")]
-    if all(target.is_file() for target in targets):  # left by an interrupted run: whole, since writes are atomic
+    if all(target.is_file() for target in targets):  # from an interrupted run; complete, since writes are atomic
         return
     for target, array in zip(targets, render(seed, first_index(split) + number, size, domain), strict=True):
         with writing(target) as path:

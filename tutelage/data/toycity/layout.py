@@ -1,4 +1,4 @@
-"""What stands where in a toy street: a pure function of one random generator."""
+"""Layout of a toy street: a pure function of one random generator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tutelage.data.toycity.scene import FAR, KERB, Array, Building, Camera, Car,
 
 
 def smooth_noise(rng: np.random.Generator, cells: tuple[int, int], size: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """Noise (rows, columns) of ``cells`` random values resized smoothly to ``size``, roughly in 0..1."""
+    """Smooth noise: ``cells`` (rows, columns) random values, interpolated to ``size``, roughly in 0..1."""
     coarse = Image.fromarray(rng.random(cells, dtype=np.float32))
     return np.array(coarse.resize((size[1], size[0]), Image.Resampling.BICUBIC), dtype=np.float32)
 
@@ -27,7 +27,7 @@ def _chance(rng: np.random.Generator, share: float) -> bool:
 
 @dataclass
 class _Ground:
-    """The street's plan, and which rectangles of it are taken, so that nothing stands inside anything else."""
+    """Plan of the street with its occupied rectangles, so that objects do not overlap."""
 
     kerbs: tuple[float, float]
     widths: tuple[float, float]  # of the two pavements
@@ -40,11 +40,11 @@ class _Ground:
         return self.kerbs[0] - self.widths[0], self.kerbs[1] + self.widths[1]
 
     def clear(self, z: float, margin: float = 1.5) -> bool:
-        """Whether ``z`` keeps ``margin`` metres from the side street."""
+        """Whether ``z`` is at least ``margin`` metres from the side street."""
         return self.crossing is None or not self.crossing[0] - margin < z < self.crossing[1] + margin
 
     def claim(self, x: float, z: float, half_x: float, half_z: float) -> bool:
-        """Take a rectangle if it is free; returns whether it was."""
+        """Occupy a rectangle if it is free; return whether it was."""
         for other_x, other_z, other_half_x, other_half_z in self.taken:
             if abs(x - other_x) < half_x + other_half_x and abs(z - other_z) < half_z + other_half_z:
                 return False
@@ -84,7 +84,7 @@ def _row(
     lengths: tuple[float, float],
     height: float,
 ) -> list[Building]:
-    """One side's buildings, from behind the camera to the end of the street."""
+    """Buildings of one side, from behind the camera to the end of the street."""
     row = []
     z = -8.0
     while z < FAR - 10:
@@ -163,7 +163,7 @@ def _cars(
         while z < 105:
             add(_car(rng, x + _between(rng, -0.3, 0.3), z, np.pi, False))
             z += _between(rng, 7, 45)
-    for x in lanes[1]:  # ours: the lane of the camera keeps its distance
+    for x in lanes[1]:  # lane of the camera: cars keep a distance
         z = _between(rng, 9, 40) if abs(x - own) < 1 else _between(rng, 4, 30)
         while z < 105:
             add(_car(rng, x + _between(rng, -0.3, 0.3), z, 0.0, False))
@@ -193,7 +193,7 @@ def _pedestrian(rng: np.random.Generator, x: float, z: float, base: float) -> Pe
 
 
 def _built(rng: np.random.Generator, ground: _Ground) -> tuple[list[Building], list[Building], list[Tree]]:
-    """The buildings along the street, those behind them, and the woods where a park takes the buildings' place."""
+    """Buildings along the street, buildings behind them, and trees where a park replaces buildings."""
     buildings: list[Building] = []
     backdrop: list[Building] = []
     woods: list[Tree] = []
@@ -220,7 +220,7 @@ def _built(rng: np.random.Generator, ground: _Ground) -> tuple[list[Building], l
 
 
 def _furniture(rng: np.random.Generator, ground: _Ground) -> tuple[list[Tree], list[Pole]]:
-    """Trees, bushes and everything thin on the two pavements."""
+    """Trees, bushes and poles on the two pavements."""
     trees: list[Tree] = []
     poles: list[Pole] = []
     for side, kerb, width in zip((-1, 1), ground.kerbs, ground.widths, strict=True):
@@ -286,7 +286,7 @@ def _people(rng: np.random.Generator, ground: _Ground, zebra: float | None) -> l
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """Draw a street; the generator is used up in one fixed order."""
+    """Draw a street; the order of draws from the generator is fixed."""
     lane = _between(rng, 2.8, 3.5)
     ours, theirs = int(rng.integers(1, 3)), int(rng.choice([0, 1, 1, 1, 2]))
     parked = (_chance(rng, 0.55), _chance(rng, 0.55))
@@ -317,7 +317,7 @@ def draw_scene(rng: np.random.Generator) -> Scene:
         markings.append((0.0, str(rng.choice(["dashed", "dashed", "solid", "double"]))))
     markings.append((right - 0.4 - 2.2 * parked[1], "solid" if _chance(rng, 0.6) else "dashed"))
     if _chance(rng, 0.15):
-        markings = []  # a small street without paint
+        markings = []  # a small street without markings
     dashes = (_between(rng, 2.5, 4), _between(rng, 3, 6), _between(rng, 0, 6), _between(rng, 0.06, 0.09))
 
     buildings, backdrop, woods = _built(rng, ground)

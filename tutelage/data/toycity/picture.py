@@ -1,8 +1,8 @@
-"""From a scene and a look to an image and its label map: painter's order, textures, glow and the camera's flaws.
+"""Rendering of a scene and an appearance as an image and its label map: painting, textures, glow, camera defects.
 
-Shapes are painted far to near on a :class:`Canvas`; what a material looks like close up is multiplied on
-afterwards. Textures of the ground and of the walls along the street are anchored in metres, so that stones and
-bricks shrink with distance; the rest is noise of the image plane.
+Shapes are painted from far to near on a :class:`Canvas`; material textures are multiplied on afterwards. Textures of
+the ground and of the walls along the street are anchored in metres, so that stones and bricks shrink with distance; all
+others are noise in the image plane.
 """
 
 from __future__ import annotations
@@ -57,14 +57,22 @@ def render(
     """Scene ``index`` of ``seed`` as RGB (H, W, 3) and train ids (H, W), both uint8; 255 is ignored.
 
     A pure function: equal arguments give equal bytes. The two domains show the same scene with the same labels.
-    Raises :class:`DataError` for an unknown domain, a side below 16 pixels or a negative number.
+    Raises :class:`DataError` (``toycity-settings``): unknown domain, a side below 16 pixels, negative seed or index.
     """
     if domain not in DOMAINS:
-        raise DataError(f"toycity has no domain {domain!r}", f"choose one of {', '.join(DOMAINS)}")
+        raise DataError("invalid-value", f"unknown toycity domain {domain!r}", f"use one of: {', '.join(DOMAINS)}")
     if min(size) < SMALLEST:
-        raise DataError(f"toycity cannot paint {size[0]} x {size[1]} pixels", f"both sides need {SMALLEST} at least")
+        raise DataError(
+            "invalid-value",
+            f"toycity height and width must be at least {SMALLEST} pixels, got {size[0]} x {size[1]}",
+            f"set both to {SMALLEST} or more",
+        )
     if seed < 0 or index < 0:
-        raise DataError(f"toycity got seed {seed} and index {index}", "both must be 0 or more")
+        raise DataError(
+            "invalid-value",
+            f"toycity seed and index must be 0 or more, got {seed} and {index}",
+            "set both to 0 or more",
+        )
     scene = draw_scene(_generator(seed, index, 0))
     rng = _generator(seed, index, 1 + DOMAINS.index(domain))
     canvas = Canvas(scene, draw_look(domain, rng), size)
@@ -78,7 +86,7 @@ def _generator(seed: int, index: int, stream: int) -> np.random.Generator:
 
 
 def _paint(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Everything far to near."""
+    """Paint all objects from far to near."""
     scene = canvas.scene
     street.paint_sky(canvas)
     street.paint_ground(canvas, rng)
@@ -96,7 +104,7 @@ def _paint(canvas: Canvas, rng: np.random.Generator) -> None:
 
     behind = entries(street.paint_building, scene.backdrop, lambda building: building.far)
     behind += entries(actors.paint_tree, scene.woods, at)
-    # A building's walls stand behind everything between its ends, so its far end counts; a car hides whoever is
+    # A building's walls are behind everything between its ends, so its far end counts; a car hides people
     # on the pavement beside it, so its near end counts.
     front = entries(street.paint_building, scene.buildings, lambda building: building.far)
     front += entries(actors.paint_tree, scene.trees, at)
@@ -113,7 +121,7 @@ def _paint(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def _paint_own_lights(canvas: Canvas) -> None:
-    """The camera car's headlights on the road."""
+    """Paint the camera car's headlights on the road."""
     if canvas.look.lamps:
         x = canvas.scene.camera.lateral
         beam = canvas.project([x - 0.9, x - 3.2, x + 3.4, x + 0.9], 0.0, [2.0, 26, 26, 2.0])
@@ -121,7 +129,7 @@ def _paint_own_lights(canvas: Canvas) -> None:
 
 
 def _paint_bonnet(canvas: Canvas, rng: np.random.Generator) -> None:
-    """The camera car's own bonnet, which no class fits."""
+    """Paint the camera car's bonnet, which is ignored in the label."""
     colour = canvas.look.cars[int(rng.integers(len(canvas.look.cars)))] * 0.7
     if canvas.scene.bonnet is None:
         return
@@ -136,7 +144,7 @@ def _paint_bonnet(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def _develop(canvas: Canvas, matter: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """The canvas as the camera records it: RGB (H, W, 3) uint8."""
+    """Apply textures and camera effects: RGB (H, W, 3) uint8."""
     look, (height, width) = canvas.look, canvas.size
     image = np.asarray(canvas.colours.reduce(FINER), dtype=np.float32)
 
@@ -177,15 +185,15 @@ def _develop(canvas: Canvas, matter: npt.NDArray[np.uint8], rng: np.random.Gener
     return _to_bytes(image)
 
 
-# A table of normal deviates makes noise as fast as bytes can be drawn.
+# A table of normal deviates makes noise as fast as drawing bytes.
 _NORMAL = np.array([NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)], dtype=np.float32)
 
 
 def _shadow_share(canvas: Canvas) -> float:
-    """Which share of the light on flat ground comes from the sun and can be kept off."""
+    """Fraction of the light on flat ground that comes from the sun and that a shadow removes."""
     look = canvas.look
     direct = float(look.sun.mean()) * max(float(look.towards_sun[1]), 0.0)
-    return max(direct / (direct + float(look.ambient.mean())), 0.3)  # contact shadows are there without a sun
+    return max(direct / (direct + float(look.ambient.mean())), 0.3)  # contact shadows exist without a sun
 
 
 def _to_bytes(image: Plane) -> npt.NDArray[np.uint8]:
@@ -197,7 +205,7 @@ def _enlarged(image: Image.Image, size: tuple[int, int]) -> Plane:
 
 
 def _anchored(canvas: Canvas, matter: npt.NDArray[np.uint8], rng: np.random.Generator) -> Plane:
-    """Texture (H, W) that keeps its size in metres on the ground and on the walls along the street."""
+    """Texture (H, W) with a fixed size in metres on the ground and on the walls along the street."""
     camera, scene, look = canvas.scene.camera, canvas.scene, canvas.look
     height, width = canvas.size
     table = rng.random((128, 128), dtype=np.float32)
@@ -213,7 +221,7 @@ def _anchored(canvas: Canvas, matter: npt.NDArray[np.uint8], rng: np.random.Gene
     first = min(max(int(horizon) + 1, 0), height)
     if first < height:
         z = camera.height / np.maximum(down[first:], 1e-3)
-        near = 1 / (1 + (z / 14) ** 2)  # what is finer than a pixel must not flicker
+        near = 1 / (1 + (z / 14) ** 2)  # attenuate detail finer than a pixel
         x = np.outer(z, across) + (camera.lateral - 0.5 * camera.bend * z**2)[:, None]
         rows = (z * 17).astype(np.int32)[:, None] & 127
         speckle = table[rows, (x * 22).astype(np.int32) & 127]
@@ -226,7 +234,7 @@ def _anchored(canvas: Canvas, matter: npt.NDArray[np.uint8], rng: np.random.Gene
             ground -= 1.3 * (joint & paved) * near[:, None]
         result[first:] = ground * _GROUND[part]
 
-    # Walls: as if they all stood at the pavement's outer edge, which is nearly so.
+    # Walls: all approximated at the pavement's outer edge.
     v, u = np.nonzero(matter == MATTER["brick"])
     reach = np.where(across < 0, camera.lateral - scene.walls[0], scene.walls[1] - camera.lateral).astype(np.float32)
     z = reach / np.maximum(np.abs(across), 1e-2)

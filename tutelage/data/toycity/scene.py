@@ -1,8 +1,8 @@
-"""The words a toy street is described in: metres and shares, no pixels, no colours and no light.
+"""Data classes that describe a toy street in metres and fractions, without pixels, colours and light.
 
-The street runs along z (metres ahead of the camera), x is metres to the right of the line between the two
-directions of traffic and y is metres above the road. The same description is painted at any size and in either
-domain, which is why a scene has one label map only.
+The street runs along z (metres ahead of the camera), x is metres to the right of the line between the two directions of
+traffic and y is metres above the road. The same description is painted at any size and in either domain, so a scene has
+one label map only.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-FAR = 170.0  # where the street ends and the skyline stands, in metres
-KERB = 0.13  # how far the pavement lies above the road, in metres
+FAR = 170.0  # end of the street and distance of the skyline, in metres
+KERB = 0.13  # height of the pavement above the road, in metres
 
 
 @dataclass(frozen=True)
 class Camera:
-    """Where the camera is: ``focal`` and ``horizon`` are shares of the image, ``bend`` is 1 / radius of the road."""
+    """The camera: ``focal`` and ``horizon`` are fractions of the image, ``bend`` is 1 / radius of the road."""
 
     height: float
     horizon: float
@@ -32,7 +32,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Building:
-    """A box beside the street: its street wall stands at ``x`` from ``near`` to ``far``; ``side`` is -1 or +1."""
+    """A box beside the street: its street wall is at ``x`` from ``near`` to ``far``; ``side`` is -1 or +1."""
 
     side: int
     x: float
@@ -77,7 +77,7 @@ class Pole:
 
 @dataclass(frozen=True)
 class Car:
-    """A vehicle whose centre is at (x, z); ``heading`` 0 drives away, pi towards the camera (radians)."""
+    """A vehicle centred at (x, z); ``heading`` in radians: 0 drives away, pi towards the camera."""
 
     body: str
     x: float
@@ -110,7 +110,7 @@ class Pedestrian:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that can be seen, with the fields of noise that shape crowns and clouds."""
+    """All visible objects, with the noise fields that shape crowns and clouds."""
 
     camera: Camera
     kerbs: tuple[float, float]  # x of the road's two edges

@@ -1,4 +1,4 @@
-"""What does not move: sky, road, pavement and buildings, with the shadows that buildings cast."""
+"""Painters of the static scene: sky, road, pavement and buildings, with the shadows of buildings."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tutelage.data.toycity.scene import FAR, KERB, Array, Building
 
 _UP = (0.0, 1.0, 0.0)
 _TO_CAMERA = (0.0, 0.0, -1.0)
-_SKY_FRAME = (1.5, 1.2)  # how far the sky is painted to each side and up, as tangents of the viewing angle
+_SKY_FRAME = (1.5, 1.2)  # extent of the sky to each side and up, as tangents of the viewing angle
 
 
 def paint_sky(canvas: Canvas) -> None:
-    """A gradient under clouds, down to the horizon."""
+    """Paint a gradient under clouds, down to the horizon."""
     look = canvas.look
     rows, columns = canvas.scene.clouds.shape
     height = np.linspace(1, 0, rows)[:, None, None] * _SKY_FRAME[1]
@@ -33,7 +33,7 @@ def paint_sky(canvas: Canvas) -> None:
 
 
 def _strip(canvas: Canvas, left: float, right: float, near: float, far: float, low: float = 0.0) -> Array:
-    """A band along the road from ``near`` to ``far``: a polygon (n, 2) whose right edge lies at height ``low``."""
+    """A band along the road from ``near`` to ``far``: a polygon (n, 2) whose right edge is at height ``low``."""
     inner = _STATIONS[(near < _STATIONS) & (far > _STATIONS)]
     z = np.concatenate([[near], inner, [far]])
     return np.concatenate([canvas.project(left, 0.0, z), canvas.project(right, low, z)[::-1]])
@@ -43,7 +43,7 @@ _STATIONS = np.geomspace(NEAREST, 4 * FAR, 30)
 
 
 def paint_ground(canvas: Canvas, rng: np.random.Generator) -> None:
-    """The ground: pavement everywhere, the road on it, kerbs, lane markings and flaws of the asphalt."""
+    """Paint the ground: pavement everywhere, the road on it, kerbs, lane markings and patches of the asphalt."""
     scene, look = canvas.scene, canvas.look
     left, right = scene.kerbs
     levels = np.linspace(0, 1, 14)
@@ -54,14 +54,14 @@ def paint_ground(canvas: Canvas, rng: np.random.Generator) -> None:
         band = np.array([(0, top), (canvas.width, top), (canvas.width, bottom), (0, bottom)])
         canvas.fill(band, look.lit_colour(look.pavement, _UP, z), MATTER["pavement"])
 
-    # The road takes three colours with distance for the same reason.
+    # The road has three colours by distance for the same reason.
     for near, far in ((12.0, 4 * FAR), (4.0, 12.3), (NEAREST, 4.05)):
         canvas.fill(
             _strip(canvas, left, right, near, far),
             look.lit_colour(look.road, _UP, 0.5 * (near + min(far, 60))),
             MATTER["road"],
         )
-    for _ in range(9):  # patches where the road was mended
+    for _ in range(9):  # patches of repaired road
         x, z = rng.uniform(left, right), 4 + rng.gamma(1.3, 12)
         half, length, tone = rng.uniform(0.3, 1.2), rng.uniform(0.8, 7), rng.uniform(0.75, 1.15)
         patch = _strip(canvas, max(left, x - half), min(right, x + half), z, z + length)
@@ -113,7 +113,7 @@ def _paint_markings(canvas: Canvas) -> None:
 
 
 def paint_skyline(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Far silhouettes that close the street."""
+    """Paint distant silhouettes at the end of the street."""
     look, camera = canvas.look, canvas.scene.camera
     walls = look.walls[rng.integers(0, len(look.walls), len(canvas.scene.skyline))]
     leaves = look.leaves[rng.integers(0, len(look.leaves), len(canvas.scene.skyline))]
@@ -133,7 +133,7 @@ def paint_skyline(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def cast_building_shadows(canvas: Canvas) -> None:
-    """Darken the ground where a building keeps the sun off."""
+    """Darken the ground in the shadows of buildings."""
     if canvas.look.shadow < 0.3:
         return
     across, up, along = canvas.look.towards_sun
@@ -150,7 +150,7 @@ def cast_building_shadows(canvas: Canvas) -> None:
 
 
 def paint_building(canvas: Canvas, building: Building, rng: np.random.Generator) -> None:
-    """A building's visible faces, roof first; the generator is used alike whether or not it is in sight."""
+    """Paint a building's visible faces, roof first; draws the same numbers whether or not it is visible."""
     look = canvas.look
     colour = look.walls[int(rng.integers(len(look.walls)))] * rng.uniform(0.85, 1.12) + rng.normal(0, 5, 3)
     roof = look.roofs[int(rng.integers(len(look.roofs)))] * rng.uniform(0.85, 1.15)
@@ -185,7 +185,7 @@ def paint_building(canvas: Canvas, building: Building, rng: np.random.Generator)
 
 
 class _Wall:
-    """A wall standing on the line from ``start`` to ``end`` (x, z), with windows counted from the building's end."""
+    """A wall on the line from ``start`` to ``end`` (x, z), with windows counted from the building's end."""
 
     def __init__(
         self,
@@ -198,12 +198,12 @@ class _Wall:
         matter: int,
     ) -> None:
         self.canvas, self.building, self.normal, self.colour, self.matter = canvas, building, normal, colour, matter
-        # Distances along the wall are measured back from its end, which is never cut off by the camera.
+        # Distances along the wall are measured back from its end, which is never clipped by the camera.
         self.end, self.length = end, float(np.hypot(end[0] - start[0], end[1] - start[1]))
         self.step = ((start[0] - end[0]) / self.length, (start[1] - end[1]) / self.length)
 
     def quads(self, low: Array, high: Array, bottom: Array, top: Array, out: float = 0.0) -> tuple[Array, Array]:
-        """Rectangles on the wall (n, 4, 2) in samples and their distances (n,); ``out`` metres before it."""
+        """Rectangles on the wall (n, 4, 2) in samples and their distances (n,); ``out`` metres in front of the wall."""
         low, high = np.minimum(low, self.length), np.minimum(high, self.length)
         along = np.stack([low, low, high, high], axis=-1)
         x = self.end[0] + along * self.step[0] + out * self.normal[0]
@@ -212,7 +212,7 @@ class _Wall:
         return self.canvas.project(x, y, z), z.mean(axis=-1)
 
     def bands(self, levels: list[tuple[float, float]], colours: Array, out: float = 0.0) -> None:
-        """Horizontal bands (bottom, top) over the whole wall, as details; colours (3,) or one a band (n, 3)."""
+        """Paint horizontal bands (bottom, top) over the whole wall, as details; colours (3,) or one per band (n, 3)."""
         bottom, top = np.array(levels).T
         quads, z = self.quads(np.zeros(len(levels)), np.full(len(levels), self.length), bottom, top, out)
         lit = self.canvas.look.lit_colours(colours, self.normal, z, 0.0)
@@ -282,7 +282,7 @@ class _Wall:
             self.canvas.fill_many(frames, look.lit_colours(trim * 1.1, self.normal, z, 0.0))
         sets = np.array([look.panes[int(i)] for i in rng.integers(0, len(look.panes), 2)])
         panes = sets[0] * (1 - tones[:, None]) + sets[1] * tones[:, None]
-        # The higher the window, the more of the sky it mirrors.
+        # Higher windows reflect more of the sky.
         mirrored = np.clip(0.12 + 0.02 * bottom + 0.25 * (building.style == "grid"), 0, 0.55)[:, None]
         colours = look.lit_colours(panes * (1 - mirrored), self.normal, z, 0.0) + look.sky[1] * mirrored
         glowing = (lights < look.lit)[:, None]

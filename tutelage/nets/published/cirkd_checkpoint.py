@@ -55,8 +55,9 @@ def settings_of(name: str) -> NetSettings:
     if name not in NETS:
         near = difflib.get_close_matches(name, NETS, n=3, cutoff=0.5)
         raise TutelageError(
-            f"there is no published net {name!r}",
-            f"did you mean {', '.join(near)}? All: {', '.join(NETS)}" if near else f"take one of {', '.join(NETS)}",
+            "unknown-net",
+            f"unknown published net {name!r}",
+            f"did you mean {', '.join(near)}? All: {', '.join(NETS)}" if near else f"use one of: {', '.join(NETS)}",
         )
     return NETS[name]
 
@@ -79,7 +80,8 @@ def import_checkpoint(file: Path, name: str, classes: int) -> tuple[Segmentor, I
         found = sum(one.numel() for key, one in wanted.items() if _fits(one, tensors.get(key)))
         share = found / sum(one.numel() for one in wanted.values())
         raise TutelageError(
-            f"{file} does not hold {name} with {classes} classes: {share:.1%} of its values were found; "
+            "weights-mismatch",
+            f"weights do not match {name} with {classes} classes: {file}; {share:.1%} of its values found; "
             f"{'; '.join(faults)}",
             _remedy(tensors, classes),
         )

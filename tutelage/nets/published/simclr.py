@@ -207,7 +207,9 @@ def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         own = (block if found else _STEM).get(layer)
         if own is None:
             raise TutelageError(
-                f"a converted SimCLRv2 file has no tensor {name}", "take a file such as r101_1x_sk0.pth as it was made"
+                "weights-mismatch",
+                f"unknown tensor {name} in a converted SimCLRv2 file",
+                "use an unchanged file such as r101_1x_sk0.pth",
             )
         result[(f"layer{found[1]}.{found[2]}." if found else "") + f"{own}.{leaf}"] = tensor
     return result
