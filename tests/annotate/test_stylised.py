@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from tests.annotate.nets import COUNT, write_dataset
+from tests.errors import raises_code
 from tests.processes import Countdown, count_disk_calls, in_child
 from tutelage.annotate.stylised import style_of, stylise_dataset
 from tutelage.data.copies import CopyFolder, with_copies
@@ -126,7 +127,7 @@ def test_killed_anywhere_finished_images_are_not_redone(data: tuple[Dataset, Dat
 
 
 def test_copies_need_a_whole_folder(data: tuple[Dataset, Dataset], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="images cannot be read"):
+    with raises_code("file-damaged"):
         with_copies(data[0], tmp_path / "nowhere")
     run(data, tmp_path / "out")
     path = tmp_path / "out" / "images.json"

@@ -80,29 +80,6 @@ def test_sure_and_certain_pixels_fall_into_the_end_bins() -> None:
     assert metric.table[-1].tolist() == [1, 1, 1]
 
 
-def test_a_bin_includes_its_upper_end() -> None:
-    metric = Calibration(4)
-    confidence = torch.tensor([[0.25, 0.5, 0.75]])
-    metric.update_confidence(confidence, torch.zeros(1, 3), torch.zeros(1, 3))
-    assert metric.table.tolist() == [[0.25, 1, 1], [0.5, 1, 1], [0.75, 1, 1], [0, 0, 0]]
-
-
-def test_stored_confidence_is_in_steps_of_1_255() -> None:
-    metric = Calibration(5)
-    confidence = torch.tensor([[51, 255]], dtype=torch.uint8)
-    metric.update_confidence(confidence, torch.zeros(1, 2), torch.zeros(1, 2))
-    assert metric.table[[0, 4]].tolist() == [[0.2, 1, 1], [1, 1, 1]]
-
-
-def test_the_likelihood_is_a_mean_over_the_pixels_with_logits() -> None:
-    logits, label = pixels(3)
-    metric = Calibration()
-    metric.update(logits, label)
-    expected = metric.scores().negative_log_likelihood
-    metric.update_confidence(logits.softmax(1).amax(1), logits.argmax(1), label)
-    assert metric.scores().negative_log_likelihood == expected
-
-
 def test_nothing_labelled() -> None:
     metric = Calibration()
     logits, label = pixels(0)

@@ -19,7 +19,7 @@ from tests.processes import start
 from tutelage.data.dataset import Classes, Dataset, Sample
 from tutelage.data.labels import identity
 from tutelage.errors import DataError
-from tutelage.evaluation.confusion import confusion_of, counts_of, per_image_counts
+from tutelage.evaluation.confusion import confusion_of, counts_of
 from tutelage.evaluation.evaluate import Evaluation, evaluate, read_counts, summary, write_evaluation
 from tutelage.evaluation.intervals import bootstrap_miou
 from tutelage.evaluation.protocol import Protocol
@@ -68,7 +68,7 @@ def by_hand(classes: list[int] | None = None) -> np.ndarray:
     table = np.array([*(classes or range(len(NAMES))), *[255] * (256 - len(NAMES))])
     pairs = [maps(number) for number in range(len(SIZES))]
     count = int(table[:5].max()) + 1
-    return np.stack([per_image_counts(*map(torch.from_numpy, table[np.stack(pair)]), count) for pair in pairs])
+    return np.stack([counts_of(confusion_of(*map(torch.from_numpy, table[np.stack(pair)]), count)) for pair in pairs])
 
 
 def as_rank(rank: int, folder: Path, dataset: Dataset) -> None:

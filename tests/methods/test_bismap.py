@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.error_codes import raises_code
+from tests.errors import raises_code
 from tests.methods.cases import FACTS, Stream, Stub, batch, changed, context, copied, terms, tiny, train
 from tutelage.data.batch import Batch
 from tutelage.methods import METHODS

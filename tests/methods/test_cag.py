@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.error_codes import raises_code
+from tests.errors import raises_code
 from tests.methods.cases import CLASSES, FACTS, Stub, batch, changed, copied, terms, train
 from tutelage.data.batch import Batch
 from tutelage.methods.cag import CAG

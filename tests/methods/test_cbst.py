@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.error_codes import raises_code
+from tests.errors import raises_code
 from tests.methods.cases import FACTS, Stub, batch, changed, copied, terms, tiny, train
 from tutelage.data.batch import Batch
 from tutelage.methods.cbst import CBST

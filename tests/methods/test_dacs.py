@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.error_codes import raises_code
+from tests.errors import raises_code
 from tests.methods.cases import Stream, batch, context, copied, gradients, train
 from tests.methods.domains import PLAIN, Shown, domains, full, made, passes
 from tutelage.data.augmentation import Geometry

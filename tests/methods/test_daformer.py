@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.error_codes import raises_code
+from tests.errors import raises_code
 from tests.methods.cases import CLASSES, FACTS, context, copied, tiny, train
 from tests.methods.domains import domains, passes
 from tutelage.data.mixing.classmix import class_masks

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.error_codes import raises_code
+from tests.errors import raises_code
 from tests.methods.cases import FACTS, Stream, batch, context, copied, gradients, terms, tiny, train
 from tests.methods.pyramid import Pyramid, few_and_many, full
 from tutelage.data.batch import Batch

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.error_codes import raises_code
+from tests.errors import raises_code
 from tests.methods.cases import CPU, FACTS, context, tiny, train
 from tests.methods.domains import PLAIN, domains
 from tutelage.engine.contract import StepContext

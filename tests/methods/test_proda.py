@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.error_codes import raises_code
+from tests.errors import raises_code
 from tests.methods.cases import CLASSES, FACTS, Stream, Stub, batch, changed, context, copied, terms, train, view
 from tutelage.data.augmentation import Geometry
 from tutelage.data.batch import Batch, Geometries, View

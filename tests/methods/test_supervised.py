@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
-from tests.error_codes import raises_code
+from tests.errors import raises_code
 from tests.methods.cases import CLASSES, FACTS, Stub, batch, copied, part, terms, tiny, train
 from tutelage.engine.contract import TaskInfo
 from tutelage.losses.segmentation import dice_loss, ohem_cross_entropy

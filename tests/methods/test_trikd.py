@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.error_codes import raises_code
+from tests.errors import raises_code
 from tests.methods.cases import FACTS, SGD, Stream, batch, changed, copied, gradients, terms, tiny, train
 from tutelage.data.batch import Batch
 from tutelage.engine.contract import Carry, TaskInfo

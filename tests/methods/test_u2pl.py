@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.error_codes import raises_code
+from tests.errors import raises_code
 from tests.methods.cases import CLASSES, FACTS, Stream, batch, changed, context, copied, gradients, terms, tiny, train
 from tests.processes import start
 from tutelage.data.batch import Batch

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.error_codes import raises_code
+from tests.errors import raises_code
 from tests.prototypes.likelihoods import component_log_density
 from tutelage.prototypes import blocks, gaussians
 from tutelage.prototypes.gaussians import Fit, Mixture, Mixtures, em, fit_mixture, fit_mixtures

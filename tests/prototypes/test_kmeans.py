@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.error_codes import raises_code
+from tests.errors import raises_code
 from tutelage.prototypes import blocks
 from tutelage.prototypes.blocks import summary
 from tutelage.prototypes.kmeans import draw_costs, draw_rows, kmeans, lloyd, nearest_distance

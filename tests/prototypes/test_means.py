@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.error_codes import raises_code
+from tests.errors import raises_code
 from tutelage.losses.segmentation import IGNORE
 from tutelage.prototypes.anchors import anchor_labels, confident_labels
 from tutelage.prototypes.means import ClassMeans, Rule, class_rows, class_vectors, correct_labels

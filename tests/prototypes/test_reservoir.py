@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.error_codes import raises_code
+from tests.errors import raises_code
 from tests.processes import start
 from tutelage.engine import collectives
 from tutelage.prototypes import reservoir as module

@@ -700,12 +700,14 @@ def mixed(method: str, source: str) -> Stages:
         ]
     if large:
         own |= {"detail_weight": 0.1, "multi_resolution.detail": (512, 512)}
+    host = method.removeprefix("mic_")
     if method.startswith("mic"):
-        host = f"method.{method.removeprefix('mic_')}."
-        facts |= told(name="mic", weight=1.0, ratio=0.7, block=64 if large else 32, colours=True)
-    else:
-        facts["method.name"] = method
-    facts |= {host + name: value for name, value in own.items()}
+        own |= {
+            f"masked_consistency.{name}": value for name, value in (("weight", 1.0), ("ratio", 0.7), ("colours", True))
+        }
+        own["masked_consistency.block"] = 64 if large else 32
+        host = "mic" if host == "daformer" else host
+    facts |= {"method.name": host} | {f"method.{name}": value for name, value in own.items()}
     score: Facts = {"data": "val", "protocol.resize": "corners" if old else "centers", "subsets": SUBSETS[source]}
     if large:
         score |= {"protocol.kind": "sliding", "protocol.window": (1024, 1024), "protocol.stride": (512, 512)}

@@ -16,9 +16,10 @@ from tests.recipe.test_published import FILES, FOLDER, published_net, recipe_of,
 from tutelage.nets.published.nets import NETS
 from tutelage.nets.segmentor import Segmentor
 from tutelage.nets.settings import NetSettings
-from tutelage.pipeline.running import run
-from tutelage.recipe.reading import read_recipe
-from tutelage.recipe.schema import AnnotateStage, TrainStage
+from tutelage.pipeline.run import run
+from tutelage.recipe.loading import load_recipe
+from tutelage.recipe.stages.annotate import AnnotateStage
+from tutelage.recipe.stages.train import TrainStage
 
 # The nets
 
@@ -144,7 +145,7 @@ def test_a_training_on_few_labels_runs_on_small_pictures(file: str, tmp_path: Pa
         *(f"stages.{stage}.streams.{stream}.augment.crop=[64, 64]" for stream in ("labeled", "unlabeled")),
         *(f"nets.{name}={net}" for name, net in nets.items()),
     ]
-    outcome = run(read_recipe(FOLDER / f"{file}.yaml", overrides), only=[stage], quiet=True)
+    outcome = run(load_recipe(FOLDER / f"{file}.yaml", overrides), only=[stage], quiet=True)
     assert outcome.artefacts[stage].manifest() is not None
 
 
@@ -198,7 +199,7 @@ def test_stages_of_two_domains_run_on_small_pictures(file: str, tmp_path: Path) 
             overrides += [f"stages.{name}.streams.{s}.augment={{crop: [64, 64]}}" for s in stage.streams]
         elif isinstance(stage, AnnotateStage):
             overrides.append(f"stages.{name}.protocol={{resize: centers}}")
-    outcome = run(read_recipe(FOLDER / f"{file}.yaml", overrides), only=chosen, quiet=True)
+    outcome = run(load_recipe(FOLDER / f"{file}.yaml", overrides), only=chosen, quiet=True)
     for name in chosen:
         assert outcome.artefacts[name].manifest() is not None, name
 
@@ -225,5 +226,5 @@ def test_all_stages_of_pbal_run_on_small_pictures(tmp_path: Path) -> None:
         ),
     ]
     stages = [name for name in recipe_of("pbal/gta5").stages if name != "report"]
-    outcome = run(read_recipe(FOLDER / "pbal/gta5.yaml", overrides), only=stages, quiet=True)
+    outcome = run(load_recipe(FOLDER / "pbal/gta5.yaml", overrides), only=stages, quiet=True)
     assert all(outcome.artefacts[name].manifest() is not None for name in stages)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from tests.error_codes import raises_code
+from tests.errors import raises_code
 from tests.methods.cases import CPU, FACTS, Stream, batch, copied, terms, tiny, train
 from tests.processes import start
 from tutelage.engine.contract import StepContext
