@@ -14,7 +14,7 @@ from tests.methods.domains import domains, passes
 from tutelage.data.mixing.classmix import class_masks
 from tutelage.engine.contract import TaskInfo
 from tutelage.errors import RecipeError
-from tutelage.losses.feature_distance import majority_label
+from tutelage.losses.feature_distance import majority_label, things_mask
 from tutelage.methods.daformer import DAFormer
 from tutelage.methods.ema import decay_at
 
@@ -128,6 +128,12 @@ def test_classes_of_the_whole_batch() -> None:
     assert image.tolist() == [[[False, True, True, True]], [[True, True, True, True]]]
     # Labels 0, 1, 2 and ignored occur: two are drawn for each image, {1, 2} and {ignored, 0}.
     assert class_masks(label, score, "batch").tolist() == [[[False, True, True, False]], [[False] * 4]]
+
+
+def test_cells_without_a_label_are_no_things() -> None:
+    label = torch.tensor([[[0, 1, 255]]])
+    assert things_mask(label, torch.tensor([True, False])).tolist() == [[[True, False, False]]]
+    assert things_mask(label, torch.tensor([False, True])).tolist() == [[[False, True, False]]]
 
 
 def test_cells_belong_to_a_class_that_covers_three_quarters() -> None:
