@@ -155,7 +155,7 @@ MUTANTS = (
            "torch.where(differs_Bhw, square_Bhw, 1.0) * differs_Bhw", "losses/test_feature_distance",
            "the squared distance"),
     Mutant("losses/options", "SMALLEST_TEMPERATURE = 0.03", "SMALLEST_TEMPERATURE = 0.003",
-           "methods/distillation/test_terms methods/distillation/test_cirkd losses/test_relations",
+           "losses/test_relations",
            "temperatures are allowed at which a row of exponentials sums to 0"),
     Mutant("losses/precision", "with torch.autocast(kind, enabled=False):", "with torch.autocast(kind):",
            "losses/test_distillation", "autocast stays on inside losses"),
