@@ -1,6 +1,6 @@
 """Plant faults in a copy of the package, one at a time, and check that the tests notice each.
 
-    python -m tests.mutants [pattern]      all mutants, or those whose file or reason contains the pattern
+    python -m tests.mutants [pattern ...]      all mutants, or those whose file or reason contains one of the patterns
 
 The mutants are listed in tests/mutation/: a file, its old text, the new text, the tests to run, and the fault in a
 line. The repository is copied to a temporary folder, so the working tree never changes. The named tests must pass
@@ -45,9 +45,10 @@ _LIBRARIES = (
 _LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "_build", "runs.local", "*.egg-info")
 
 
-def chosen(pattern: str) -> list[Mutant]:
-    """The mutants whose file or reason contains the pattern."""
-    return [one for one in MUTANTS if pattern.lower() in f"{one.file} {one.why}".lower()]
+def chosen(patterns: Sequence[str]) -> list[Mutant]:
+    """The mutants whose file or reason contains one of the patterns; all without a pattern."""
+    texts = {one: f"{one.file} {one.why}".lower() for one in MUTANTS}
+    return [one for one in MUTANTS if not patterns or any(pattern.lower() in texts[one] for pattern in patterns)]
 
 
 def faults(mutants: Sequence[Mutant]) -> list[str]:
@@ -125,12 +126,12 @@ def _run_tests(root: Path, output: Path, tests: Sequence[str]) -> None:
     os._exit(int(status))
 
 
-def main(pattern: str = "") -> int:
+def main(patterns: Sequence[str] = ()) -> int:
     """Run the chosen mutants; print the result of each, and the rate."""
-    mutants = chosen(pattern)
+    mutants = chosen(patterns)
     wrong = faults(mutants)
     if wrong or not mutants:
-        print("\n".join(wrong) or f"no mutant's file or reason contains {pattern!r}")
+        print("\n".join(wrong) or f"no mutant's file or reason contains {' or '.join(patterns)}")
         return 2
     os.environ["OMP_NUM_THREADS"] = "1"
     for library in _LIBRARIES:
@@ -159,4 +160,4 @@ def main(pattern: str = "") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:2]))
+    sys.exit(main(sys.argv[1:]))

@@ -35,6 +35,8 @@ def facts(rank: int) -> dict[str, Any]:
     result["booleans"] = collectives.gather_rows(torch.tensor([rank == 0])).tolist()
     turned = torch.arange(6.0).view(2, 3).t()[: rank + 1] + rank
     result["rows that lie otherwise"] = collectives.gather_rows(turned).tolist()
+    turned = torch.arange(6.0).view(2, 3).t() + 10 * rank
+    result["equal rows that lie otherwise"] = collectives.gather_equal(turned).tolist()
     result["text"] = collectives.from_first(f"said by {rank}: ü")
 
     held = nets(rank)
@@ -59,8 +61,11 @@ def facts(rank: int) -> dict[str, Any]:
     collectives.average_norm_statistics([held, nn.Linear(1, 1)])
     result["statistics"] = [norm.running_mean.tolist(), norm.running_var.tolist(), int(norm.num_batches_tracked)]
     collectives.average_norm_statistics([nn.Linear(1, 1)])
+    norm.running_mean.fill_(2.0 + rank)
+    norm.num_batches_tracked.fill_(5 + rank)
     collectives.share_first(held)
     result["shared"] = [held[0].weight.sum().item(), held[1].running_mean.tolist(), held[3].weight.sum().item()]
+    result["shared"].append(int(norm.num_batches_tracked))
     collectives.barrier()
     return result
 
@@ -98,6 +103,8 @@ def test_rows_come_in_the_order_of_ranks_however_many_each_has(seen: list[dict[s
         assert facts["no rows on one"] == [[1, 1, 1], [1, 1, 1]]
         assert facts["no rows at all"] == [0, 3]
         assert facts["booleans"] == [True, False]
+        first = [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
+        assert facts["equal rows that lie otherwise"] == [*first, *([a + 10, b + 10] for a, b in first)]
         assert facts["rows that lie otherwise"] == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
 
 
@@ -124,6 +131,8 @@ def test_norm_statistics_are_averaged(seen: list[dict[str, Any]]) -> None:
 def test_everyone_gets_what_the_first_has(seen: list[dict[str, Any]]) -> None:
     first = nets(0)
     assert seen[0]["shared"] == seen[1]["shared"]
+    assert seen[1]["shared"][1] == [2.0, 2.0], "buffers too"
+    assert seen[1]["shared"][3] == 5
     assert seen[1]["shared"][0] == pytest.approx(first[0].weight.sum().item(), rel=1e-5)
 
 

@@ -144,6 +144,21 @@ def test_all_backwards_come_before_all_steps() -> None:
     assert [context.carry["student"].item() for context in line.ticks[:-1]] == [5.0] * 4
 
 
+def test_a_net_whose_pass_is_over_is_left_alone() -> None:
+    """Without a gradient, not with one of 0: weight decay and momentum would go on."""
+
+    class Gated(Line):
+        def passes(self, step: int) -> tuple[Pass, ...]:
+            return super().passes(step)[: 2 if step == 0 else 1]
+
+    optimizer = PLAIN.model_copy(update={"weight_decay": 0.1, "momentum": 0.9})
+    once, gated = Gated(), Gated()
+    run(once, steps=1, optimizer=optimizer)
+    run(gated, steps=4, optimizer=optimizer)
+    assert torch.equal(gated.critic.head[0], once.critic.head[0])
+    assert not torch.equal(gated.student.head[0], once.student.head[0])
+
+
 def test_rates_follow_their_schedules_and_the_encoder_its_ratio() -> None:
     line = Line()
     optimizer = PLAIN.model_copy(update={"encoder_lr_ratio": 0.5})
@@ -357,6 +372,20 @@ def test_a_smoke_run_stops_early_on_the_schedule_of_the_whole(tmp_path: Path) ->
     assert scores.evaluated == []
     assert torch.allclose(line.student.head[0], torch.tensor(1 - 0.1 * (1 + 0.9)))
     assert [record["step"] for record in scores.logged] == [1, 2]
+
+
+def test_a_smoke_run_is_no_longer_than_the_run() -> None:
+    line, stream = Line(), Numbers()
+    progress = fit(line, {"labeled": stream}, settings(steps=2), seed=1, device=CPU, stop_at=5)
+    assert progress.step == 2
+    assert stream.asked == [(0, 2)]
+    assert line.notes[-1] == "after 1 1"
+
+
+def test_a_record_holds_the_rate_of_its_own_step() -> None:
+    scores, poly = Scores(), ScheduleSettings(kind="poly", power=1.0)
+    run(callbacks=Callbacks(log_line=scores.logged.append), steps=4, schedule=poly)
+    assert [record["rate"]["main"] for record in scores.logged] == pytest.approx([1.0, 0.75, 0.5, 0.25])
 
 
 def test_log_records(tmp_path: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from tutelage.losses.options import SMALLEST_TEMPERATURE
 from tutelage.losses.relations import bank_relations, pair_relations, rows_of, unit
 
 
@@ -49,6 +50,8 @@ def vectors(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tenso
     temperature=st.sampled_from([0.03, 0.1, 1.0]),
     seed=st.integers(0, 999),
 )
+@example(images=3, positions=7, channels=(4, 5), group=2, block=4, temperature=0.1, seed=1)
+@example(images=4, positions=5, channels=(3, 3), group=3, block=30, temperature=1.0, seed=2)
 def test_blocks_change_nothing_about_pairs(
     images: int, positions: int, channels: tuple[int, int], group: int, block: int, temperature: float, seed: int
 ) -> None:
@@ -59,6 +62,15 @@ def test_blocks_change_nothing_about_pairs(
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     ours, theirs = (torch.autograd.grad(3 * value, student)[0] for value in (loss, expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * max(1.0, float(theirs.abs().max())))
+
+
+def test_opposite_vectors_at_the_smallest_temperature_are_a_number() -> None:
+    """All cosines of a row are -1: exp(-2 / tau) is what its sum is made of."""
+    apart = torch.stack([torch.ones(3, 4), -torch.ones(3, 4)]) / 2
+    near = unit(apart + 0.3 * vectors(0, 2, 3, 4)).requires_grad_()
+    loss = pair_relations(near, apart, SMALLEST_TEMPERATURE, 2)
+    torch.testing.assert_close(loss, dense_pairs(near, apart, SMALLEST_TEMPERATURE, 2), rtol=1e-4, atol=1e-5)
+    assert torch.autograd.grad(loss, near)[0].isfinite().all()
 
 
 @settings(max_examples=40, deadline=None)

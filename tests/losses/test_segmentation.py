@@ -78,6 +78,22 @@ def test_ohem_keeps_at_least_the_hardest_and_drops_the_easy() -> None:
     torch.testing.assert_close(ohem_cross_entropy(logits, label, threshold=0.1, min_kept=0), each.mean())
 
 
+def test_ohem_takes_no_ignored_pixel_for_a_hard_one() -> None:
+    logits = torch.zeros(1, 2, 1, 5)
+    logits[0, 0, 0] = torch.tensor([-4.0, 0.0, 4.0, -8.0, -8.0])  # the last two are ignored
+    label = torch.tensor([[[0, 0, 0, IGNORE, IGNORE]]])
+    each = F.cross_entropy(logits[..., :3], label[..., :3], reduction="none")[0, 0]
+    torch.testing.assert_close(ohem_cross_entropy(logits, label, threshold=0.1, min_kept=2), each[:2].mean())
+
+
+def test_dice_by_hand_over_the_classes_that_occur() -> None:
+    label = torch.tensor([[[0, 1, IGNORE]]])
+    logits = torch.tensor([[0.6, 0.1, 0.1], [0.3, 0.5, 0.1], [0.1, 0.4, 0.8]]).log().view(1, 3, 1, 3)
+    first = (2 * 0.6 + 1) / (0.6 + 0.1 + 1 + 1)
+    second = (2 * 0.5 + 1) / (0.3 + 0.5 + 1 + 1)
+    assert dice_loss(logits, label).item() == pytest.approx(1 - (first + second) / 2)
+
+
 def test_dice_is_zero_for_certain_right_answers_and_ignores_the_ignored() -> None:
     label = torch.tensor([[[0, 1, 1, IGNORE]]])
     right = F.one_hot(label.clamp(max=1), 2).movedim(-1, 1).float() * 60 - 30

@@ -14,7 +14,6 @@ from tests.methods.cases import CLASSES, FACTS, context, copied, tiny, train
 from tests.methods.domains import domains, passes
 from tutelage.data.mixing.classmix import class_masks
 from tutelage.engine.contract import TaskInfo
-from tutelage.losses.feature_distance import majority_label
 from tutelage.methods.daformer import DAFormer
 from tutelage.methods.ema import decay_at
 
@@ -126,17 +125,3 @@ def test_classes_of_the_whole_batch() -> None:
     assert image.tolist() == [[[False, True, True, True]], [[True, True, True, True]]]
     # Labels 0, 1, 2 and ignored occur: two are drawn for each image, {1, 2} and {ignored, 0}.
     assert class_masks(label, score, "batch").tolist() == [[[False, True, True, False]], [[False] * 4]]
-
-
-def test_cells_belong_to_a_class_that_covers_three_quarters() -> None:
-    label = torch.full((1, 4, 12), 255)
-    label[0, :3, :4] = 1  # exactly three quarters
-    label[0, :2, 4:8] = 2  # a half
-    label[0, 2:, 4:8] = 0
-    assert majority_label(label, 4, 3).tolist() == [[[1, 255, 255]]]
-    assert majority_label(label, 4, 3, share=0.5).tolist()[0][0][0] == 1
-    assert majority_label(torch.zeros(1, 5, 5, dtype=torch.long), 4, 3).tolist() == [[[0, 255], [255, 255]]], "beyond"
-    tie = torch.tensor([2, 2, 0, 0]).repeat(1, 4, 1)
-    assert majority_label(tie, 4, 3, share=0.5).tolist() == [[[0]]], "of equal shares the first label's"
-    tie[tie == 2] = 255
-    assert majority_label(tie, 4, 3, share=0.5).tolist() == [[[255]]], "or none, if the rest is ignored"

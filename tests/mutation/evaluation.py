@@ -222,7 +222,7 @@ MUTANTS = (
     Mutant("evaluation/intervals", "share = (b - a) / (c - a) if c != a", "share = (c - b) / (c - a) if c != a",
            "evaluation/test_intervals", "share of the gap that is left"),
     Mutant("evaluation/intervals", "elif not gap.low > 0:", "elif not gap.gain > 0:", "evaluation/test_intervals",
-           "the share of a gap that may be 0 is told"),
+           "the share of a gap that may be 0 is reported"),
     Mutant("evaluation/intervals", "(pairs_GC2[..., 1] > 0).sum(0)", "(pairs_GC2[..., 0] > 0).sum(0)", "evaluation/test_intervals",
            "groups of a share are those with a right pixel"),
     Mutant("evaluation/protocol", "share = 1 - (1 / 3 if self.overlap is None", "share = 1 - (1 / 2 if self.overlap is None",

@@ -76,7 +76,7 @@ MUTANTS = (
            "calibration before and after swapped"),
     Mutant("report/audit", "not given.interval.reliable else", "given.interval.reliable else", "report/test_audit", "reliable intervals are marked as doubtful"),
     Mutant("report/charts", "{words.significant(points[0][1])} to {words.significant(points[-1][1])}",
-           "{words.significant(points[-1][1])} to {words.significant(points[0][1])}", "report/test_page report/test_audit",
+           "{words.significant(points[-1][1])} to {words.significant(points[0][1])}", "report/test_parts",
            "a curve's text goes from its end to its begin"),
     Mutant("report/plots", "(value - low) / (high - low)\n\n    def up", "(value - low) / (high - low) / 2\n\n    def up", "report/test_parts",
            "a chart fills half of its frame"),

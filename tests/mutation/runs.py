@@ -60,7 +60,7 @@ MUTANTS = (
     Mutant("runs/lock", "            if not file.closed:\n                file.truncate(0)", "            pass", "runs/test_lock",
            "a lock that was let go looks stale"),
     Mutant("runs/lock", "        _held.add(file)\n", "", "runs/test_lock", "a forked child keeps the lock"),
-    Mutant("runs/lock", "    os.register_at_fork(after_in_child=_let_go)", "    pass", "runs/test_lock", "forked children are not told"),
+    Mutant("runs/lock", "    os.register_at_fork(after_in_child=_let_go)", "    pass", "runs/test_lock", "forked children inherit the lock"),
     Mutant("runs/lock", "                raise HeldError(", "                raise RunError(", "runs/test_lock",
            "a held lock cannot be told from other faults"),
     Mutant("runs/lock", "    with file:\n        if fcntl", "    if True:\n        if fcntl", "runs/test_lock",

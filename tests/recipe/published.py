@@ -50,9 +50,9 @@ def poly(power: float = 0.9, horizon: int | None = None, **changes: Any) -> Fact
     return {f"schedule.{name}": value for name, value in found.items()}
 
 
-def told(**settings: Any) -> Facts:
+def settings(**values: Any) -> Facts:
     """Settings of the method; two underscores for a dot."""
-    return {f"method.{name.replace('__', '.')}": value for name, value in settings.items()}
+    return {f"method.{name.replace('__', '.')}": value for name, value in values.items()}
 
 
 def augment(stream: str = "*", **settings: Any) -> Facts:
@@ -96,8 +96,8 @@ SEGFORMER = course(8, (1024, 1024), 160_000, ADAMW)
 SQUARE_40, SQUARE_80 = (course(16, (512, 512), steps, SGD_02) for steps in (40_000, 80_000))
 CAMVID = course(16, (360, 360), 40_000, SGD_02)
 
-SUPERVISED = {"method.name": "supervised", **told(resize="corners", auxiliary=0.4)}
-TAUGHT = told(task__resize="corners", task__auxiliary=0.4, task__loss="cross_entropy") | told(
+SUPERVISED = {"method.name": "supervised", **settings(resize="corners", auxiliary=0.4)}
+TAUGHT = settings(task__resize="corners", task__auxiliary=0.4, task__loss="cross_entropy") | settings(
     student_feature="embedding", teacher_feature="embedding"
 )
 TEACHERS = {"cirkd": "deeplabv3_resnet101_v1", "cirkd_v2": "deeplabv3_resnet101_v2"}
@@ -108,7 +108,7 @@ WHOLE: Facts = {"protocol.kind": "whole", "protocol.resize": "corners", "protoco
 
 def cirkd_method(name: str, group: int, pixel: float = 0.1, segformer: bool = False) -> Facts:
     """Weights, temperatures and queues of the tables; V1 halves SegFormer's map, V2 quarters it."""
-    facts = told(
+    facts = settings(
         pixel_kd={"weight": 1.0, "temperature": 1.0},
         minibatch__weight=1.0,
         minibatch__temperature=0.1,
@@ -132,7 +132,7 @@ def cirkd_method(name: str, group: int, pixel: float = 0.1, segformer: bool = Fa
         channel = {"weight": 1.0, "minibatch": 1.0, "memory": 0.1, "regression": 100.0, "temperature": 0.1}
         channel |= {"softening": 1.0, "group_size": group, "pool": 4, "slots": 10_000, "channels": 2048}
         channel |= {"enqueue": 256, "precision": "fp32", "compat": "published"}
-        facts |= told(context=not segformer, **{f"channel__{key}": value for key, value in channel.items()})
+        facts |= settings(context=not segformer, **{f"channel__{key}": value for key, value in channel.items()})
     return facts
 
 
@@ -310,14 +310,14 @@ def few_labels(
                 **augment(crop=(crop, crop), scale=(0.5, 2.0), flip=0.5),
                 "streams.labeled.views": {},
                 **(poly() | rates),
-                **told(task__resize="corners", task__class_weights=None, task__smoothing=0.0, task__dice=0.0),
+                **settings(task__resize="corners", task__class_weights=None, task__smoothing=0.0, task__dice=0.0),
                 "method.task.loss": "cross_entropy" if min_kept is None else "ohem",
                 **own,
             }
             for stream in ("labeled", "unlabeled"):
                 facts[f"streams.{stream}.data"] = f"{stream}_{name}"
             if min_kept is not None:
-                facts |= told(task__ohem_threshold=0.7, task__ohem_min_kept=min_kept)
+                facts |= settings(task__ohem_threshold=0.7, task__ohem_min_kept=min_kept)
             if warm_up:
                 facts["method.supervised_steps"] = warm_up * steps
             facts["streams.unlabeled.views"] = {view: ViewSettings(colour=STRONG) for view in views}
@@ -327,10 +327,10 @@ def few_labels(
 
 TWO_VIEWS = ("strong", "strong2")
 LAG = poly(lag=1)
-UNIMATCH = told(threshold=0.95, cutmix=0.5, pseudo_labels="student", weight=1.0)
+UNIMATCH = settings(threshold=0.95, cutmix=0.5, pseudo_labels="student", weight=1.0)
 UNIMATCH_RATES = optimizer("sgd", 0.01, 1e-4, 0.001) | LAG
-V2 = told(threshold=0.95, cutmix=0.5, decay=0.996, partner="reversed", weight=1.0)
-V2_OWN = V2 | told(complementary_dropout=True)
+V2 = settings(threshold=0.95, cutmix=0.5, decay=0.996, partner="reversed", weight=1.0)
+V2_OWN = V2 | settings(complementary_dropout=True)
 V2_RATES = optimizer("adamw", 2e-4, 0.01, 5e-6) | LAG
 SHIFTED_512, SHIFTED_800 = (windows(size, stride, "shifted", "logits") for size, stride in ((512, 342), (800, 534)))
 
@@ -366,12 +366,12 @@ def cps_city(method: str, own: Facts) -> Stages:
 
 
 def cps(weight: float, cutmix: bool) -> Facts:
-    """What CPS is told."""
-    return told(weight=weight, cutmix=cutmix, threshold=None)
+    """The settings of CPS."""
+    return settings(weight=weight, cutmix=cutmix, threshold=None)
 
 
-MEAN_TEACHER = told(weight=100.0, ramp_steps=0, decay=0.99, ramp_decay=False)
-U2PL = told(
+MEAN_TEACHER = settings(weight=100.0, ramp_steps=0, decay=0.99, ramp_decay=False)
+U2PL = settings(
     weight=1.0,
     keep_percent=80.0,
     alpha=20.0,
@@ -397,12 +397,12 @@ U2PL = told(
 
 def u2pl_voc(lists: Mapping[str, tuple[int, int]]) -> Stages:
     """U2PL on VOC: an epoch on labels alone first; the contrast's weight is divided by the number of GPUs."""
-    own = U2PL | told(weight_contrast=1 / 4, task__auxiliary=0.4)
+    own = U2PL | settings(weight_contrast=1 / 4, task__auxiliary=0.4)
     rates = optimizer("sgd", 0.01, 1e-4, 0.001)
     return few_labels("u2pl", lists, (R101,), 513, (4, 4), 80, WHOLE, own, rates, warm_up=1)
 
 
-TRIKD = told(
+TRIKD = settings(
     student_weight=1.0,
     cnn_weight=1.0,
     vit_weight=1.0,
@@ -440,7 +440,7 @@ FEW_LABELS: dict[str, Stages] = {
         (4, 2),
         240,
         windows(801, 534, "truncated", "probabilities"),
-        UNIMATCH | told(threshold=0.0),
+        UNIMATCH | settings(threshold=0.0),
         optimizer("sgd", 0.005, 1e-4) | LAG,
         200_000,
         views=TWO_VIEWS,
@@ -490,7 +490,7 @@ FEW_LABELS: dict[str, Stages] = {
         (4, 4),
         60,
         PATCHES,
-        V2 | told(pseudo_labels="ema"),
+        V2 | settings(pseudo_labels="ema"),
         V2_RATES,
         views=("strong",),
     ),
@@ -510,7 +510,7 @@ FEW_LABELS: dict[str, Stages] = {
         (8, 2),
         200,
         windows(769, 513, "shifted", "logits"),
-        U2PL | told(weight_contrast=1 / 8, supervised_steps=0),
+        U2PL | settings(weight_contrast=1 / 8, supervised_steps=0),
         optimizer("sgd", 0.01, 5e-4),
         100_000,
     ),
@@ -543,12 +543,12 @@ def adversarial(source: str, method: str, steps: int, decoder: str, own: Facts) 
     labelled = "labeled" if method == "supervised" else "source"
     facts |= augment(labelled, resize=SOURCE_SIZE[source]) | {f"streams.{labelled}.data": "all"}
     if method == "supervised":
-        return facts | told(resize="corners", auxiliary=0.1)
+        return facts | settings(resize="corners", auxiliary=0.1)
     facts |= augment("target", resize=STREET) | {"streams.target.data": "train"}
-    return facts | told(task__resize="corners", task__auxiliary=0.1)
+    return facts | settings(task__resize="corners", task__auxiliary=0.1)
 
 
-DISCRIMINATOR = told(
+DISCRIMINATOR = settings(
     critic_optimizer__kind="adam",
     critic_optimizer__lr=1e-4,
     critic_optimizer__betas=(0.9, 0.99),
@@ -565,7 +565,7 @@ def at_street(source: str) -> Stages:
 
 def advent(source: str) -> Stages:
     """Vu et al., CVPR 2019."""
-    levels = told(maps="self_information", adversarial=0.001, adversarial_auxiliary=0.0002, entropy=0.0)
+    levels = settings(maps="self_information", adversarial=0.001, adversarial_auxiliary=0.0002, entropy=0.0)
     return {
         "source_only": adversarial(source, "supervised", 120_000, "deeplabv2", {}),
         "advent": adversarial(source, "advent", 120_000, "deeplabv2", levels | DISCRIMINATOR),
@@ -575,7 +575,7 @@ def advent(source: str) -> Stages:
 
 def minent(source: str) -> Stages:
     """Its direct minimisation of entropy."""
-    levels = told(entropy=0.001, entropy_auxiliary=0.0002)
+    levels = settings(entropy=0.001, entropy_auxiliary=0.0002)
     return {
         "source_only": adversarial(source, "supervised", 120_000, "deeplabv2", {}),
         "minent": adversarial(source, "minent", 120_000, "deeplabv2", levels),
@@ -587,9 +587,9 @@ def adaptsegnet(source: str) -> Stages:
     """Tsai et al., CVPR 2018: two levels for both data sets, single levels for GTA5 alone."""
     two, one = {"net.auxiliary": True, **DISCRIMINATOR}, {"net.auxiliary": False, **DISCRIMINATOR}
     rows = {
-        "two_levels": two | told(maps="softmax", loss="bce", adversarial=0.001, adversarial_auxiliary=0.0002),
-        "one_level": one | told(maps="softmax", loss="bce", adversarial=0.001),
-        "least_squares": one | told(loss="least_squares", adversarial=0.01),
+        "two_levels": two | settings(maps="softmax", loss="bce", adversarial=0.001, adversarial_auxiliary=0.0002),
+        "one_level": one | settings(maps="softmax", loss="bce", adversarial=0.001),
+        "least_squares": one | settings(loss="least_squares", adversarial=0.01),
     }
     rows = rows if source == "gta5" else {"two_levels": rows["two_levels"]}
     found = {name: adversarial(source, "adaptsegnet", 150_000, "deeplabv2_reduced", row) for name, row in rows.items()}
@@ -600,13 +600,13 @@ def adaptsegnet(source: str) -> Stages:
 def fda(source: str) -> Stages:
     """Yang and Soatto, CVPR 2020: three bands, then two rounds on what their nets agree on."""
     bands = {"01": 0.01, "05": 0.05, "09": 0.09}
-    entropy = told(entropy=0.005, entropy_eta=2.0, entropy_normaliser=2.9444, entropy_start=0)
+    entropy = settings(entropy=0.005, entropy_eta=2.0, entropy_normaliser=2.9444, entropy_start=0)
     shared = OLD_RATES | poly(horizon=150_000) | OLD_NET | LAST | entropy
     shared |= {"steps": 100_000, "streams.*.batch": 1, "init": {}, "net.decoder": "deeplabv2"}
     shared |= augment("source", resize=SOURCE_SIZE[source], crop=STREET) | augment("target", resize=STREET)
     found: dict[str, Facts] = {}
     for name, beta in bands.items():
-        style = told(style__kind="fda", style__beta=beta, task__resize="corners")
+        style = settings(style__kind="fda", style__beta=beta, task__resize="corners")
         found[f"beta_{name}"] = shared | style | {"method.name": "fda", "streams.target.data": "train"}
         for number in (1, 2):
             pseudo = {"method.name": "fda_self_training", "method.pseudo": 1.0}
@@ -639,7 +639,7 @@ def cbst(source: str) -> Stages:
             }
             found[f"{name}_{number}"] = {
                 **(optimizer("sgd", 5e-4, 5e-4, 5e-5) | net | LAST),
-                **told(name="cbst", regulariser=regulariser, task__resize="corners"),
+                **settings(name="cbst", regulariser=regulariser, task__resize="corners"),
                 **augment(crop=STREET, scale=(0.5, 1.5), scale_steps=11, flip=0.5),
                 "schedule.kind": "constant",
                 "init": {"student": before},
@@ -661,7 +661,7 @@ MIXED_SIZE = {"gta5": (1440, 2560), "synthia": (1520, 2560)}
 
 def mixed(method: str, source: str) -> Stages:
     """Class mixing; HRDA and what builds on it see images at twice the size."""
-    old, large, host = method == "dacs", "hrda" in method, "method."
+    old, large = method == "dacs", "hrda" in method
     side = 1024 if large else 512
     target, small = (None if large else STREET), SOURCE_SIZE[source]
     facts: Facts = LAST | {
@@ -742,15 +742,15 @@ def proda(source: str) -> Stages:
     shared |= {"keep": "best_on_target", "evaluate.data": "val", "evaluate.every": 1000}
 
     def rates(rate: float, head: float) -> Facts:
-        return shared | optimizer("sgd", rate * head, 2e-4, rate) | told(task__resize="corners")
+        return shared | optimizer("sgd", rate * head, 2e-4, rate) | settings(task__resize="corners")
 
-    distilled = told(name="self_distill", form="code", kd=1.0, target_loss="cross_entropy", view="strong", grid=4)
+    distilled = settings(name="self_distill", form="code", kd=1.0, target_loss="cross_entropy", view="strong", grid=4)
     labels = {"policy.kind": "threshold", "policy.threshold": 0.95, "protocol.flip": True, "data": "train"}
-    own = told(alpha=0.1, beta=1.0, regularizer="mrkld", regularizer_weight=0.1 if source == "gta5" else 0.0)
-    own |= told(name="proda", structure=10.0, temperature=1.0, threshold=0.0, rate=1e-4, decay=0.999, grid=4)
-    own |= told(cache__top=8, min_pixels=10, labels_from="weak")
+    own = settings(alpha=0.1, beta=1.0, regularizer="mrkld", regularizer_weight=0.1 if source == "gta5" else 0.0)
+    own |= settings(name="proda", structure=10.0, temperature=1.0, threshold=0.0, rate=1e-4, decay=0.999, grid=4)
+    own |= settings(cache__top=8, min_pixels=10, labels_from="weak")
     return {
-        "warm_up": rates(2.5e-4, 10) | told(name="adaptsegnet", loss="least_squares", adversarial=0.01),
+        "warm_up": rates(2.5e-4, 10) | settings(name="adaptsegnet", loss="least_squares", adversarial=0.01),
         "prototypes": {
             "what.kind": "means",
             "what.epochs": 4,
@@ -786,20 +786,20 @@ def pbal(source: str) -> Stages:
         return facts
 
     def align(weight: float, horizon: int) -> Facts:
-        critic = told(critic_optimizer__kind="adam", critic_optimizer__lr=1e-4, critic_optimizer__betas=(0.9, 0.99))
-        critic |= told(critic_optimizer__weight_decay=0.0, critic_schedule__horizon=horizon)
-        own = told(weight=weight, adversarial=0.01, scope="global", prototype_grad=False)
-        own |= told(pixel_to_prototype=True, prototype_to_pixel=True)
+        critic = settings(critic_optimizer__kind="adam", critic_optimizer__lr=1e-4, critic_optimizer__betas=(0.9, 0.99))
+        critic |= settings(critic_optimizer__weight_decay=0.0, critic_schedule__horizon=horizon)
+        own = settings(weight=weight, adversarial=0.01, scope="global", prototype_grad=False)
+        own |= settings(pixel_to_prototype=True, prototype_to_pixel=True)
         return critic | own | colour("source", "strong", **JITTER) | {"streams.target.views": {}}
 
     simclr: Facts = {"net.encoder": "resnet101_multigrid", "nets": {"student": "simclr"}}
 
     def distil(teacher: str) -> Facts:
         reads = {"streams.target.data": f"labels_of_{teacher}", "inputs": {"teacher": teacher}}
-        return told(kd=1.0, form="log", target_loss="cross_entropy") | reads | simclr
+        return settings(kd=1.0, form="log", target_loss="cross_entropy") | reads | simclr
 
-    contrast = told(contrast_source=1.0, contrast_target=1.0, temperature=0.07, reduction="all")
-    contrast |= told(prototype_grad=True, projection="none", normalise_target=True)
+    contrast = settings(contrast_source=1.0, contrast_target=1.0, temperature=0.07, reduction="all")
+    contrast |= settings(prototype_grad=True, projection="none", normalise_target=True)
     contrast |= colour("*", "strong", **JITTER) | {"streams.target.data": "pseudo_labels"}
     imagenet = {"net.encoder": "resnet101_multigrid.tv_in1k", "nets": {"student": "imagenet"}}
     dense = {"policy.kind": "threshold", "policy.threshold": 0.95, "protocol.flip": True, "data": "train"}
@@ -839,12 +839,12 @@ def bismap(file: str) -> Stages:
     else:
         shared |= {"evaluate.data": "val", "evaluate.every": 1000, "keep": "best_on_target"}
     capped = {f"streams.target.augment.{name}": value for name, value in tried.items()}
-    teach = told(consistency=30.0, ramp_steps=4000, decay=0.999, teacher_norm="batch", source=1.0, resize="corners")
-    symmetric = told(alpha=0.1, beta=1.0)
+    teach = settings(consistency=30.0, ramp_steps=4000, decay=0.999, teacher_norm="batch", source=1.0, resize="corners")
+    symmetric = settings(alpha=0.1, beta=1.0)
     # A mean over pixels and classes, times the number of classes, is one over pixels.
-    kd = told(kd=19.0, form="log") if repaired else told(kd=1.0, form="code")
-    distil = kd | symmetric | told(name="self_distill", target_loss="symmetric", view="weak", grid=1)
-    distil |= told(task__resize="corners") | {"init": {}, "nets": {"student": "simclr_r101"}}
+    kd = settings(kd=19.0, form="log") if repaired else settings(kd=1.0, form="code")
+    distil = kd | symmetric | settings(name="self_distill", target_loss="symmetric", view="weak", grid=1)
+    distil |= settings(task__resize="corners") | {"init": {}, "nets": {"student": "simclr_r101"}}
     imagenet = {"nets": {"student": "imagenet_r101"}, "streams.target.views.masked": MASKED_VIEW}
     averaged = {"protocol.scales": (0.75, 1.0, 1.5), "protocol.flip": True, "protocol.blend": "logits"}
     dense = {"policy.kind": "argmax", "data": "train", **averaged}
