@@ -1,7 +1,7 @@
 """Setting the C library's allocator to keep freed memory.
 
 A training step frees and allocates the same large tensors again and again. glibc returns such blocks to the system
-each time, and the system must clear every page anew; benchmarks/RESULTS.md has the cost of a step on a CPU. Kept
+each time, and the system must clear every page again; benchmarks/RESULTS.md has the cost of a step on a CPU. Kept
 blocks are reused at once.
 """
 

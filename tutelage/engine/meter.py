@@ -63,7 +63,7 @@ class Meter:
         self._elsewhere += time.perf_counter() - start
 
     def record(self, step: int, rates: Mapping[str, float]) -> dict[str, Any]:
-        """The figures since the last record; then start anew."""
+        """The figures since the last record; restart counting."""
         terms = {name: round(float(value) / self._counts[name], 6) for name, value in self._sums.items()}
         now = time.perf_counter()
         spent = max(now - self._since - self._elsewhere, 1e-9)
