@@ -48,7 +48,7 @@ def test_a_least_rate_is_the_same_for_all_parameters() -> None:
     optimizer = build_optimizer([Net()], OptimizerSettings(lr=1.0, encoder_lr_ratio=0.5))
     set_rate(optimizer, schedule, 6, 6)
     assert {group["lr"] for group in optimizer.param_groups} == {0.1}
-    with pytest.raises(ValidationError, match="give one of them"):
+    with pytest.raises(ValidationError, match="least_lr"):
         ScheduleSettings(floor=0.1, least_lr=0.1)
 
 

@@ -98,7 +98,7 @@ def test_a_clear_gain(runs: Runs) -> None:
     text = found.text()
     assert "clear gain: b - a is +" in text
     assert "paired bootstrap over 20 images)" in text
-    assert "One run a side" in text
+    assert "One run per side" in text
     assert all(name in text for name in NAMES)
     assert all(len(line) < 200 for line in text.splitlines())
 
@@ -183,9 +183,9 @@ DIFFERING: dict[str, tuple[dict[str, Any], str]] = {
     "protocol": ({"protocol": Protocol(flip=True)}, "flip (False and True)"),
     "classes": ({"classes": ("road", "car", "sky", "bush")}, "the classes: tree, bush"),
     "order of classes": ({"classes": NAMES[::-1]}, "the classes: their order"),
-    "images": ({"images": tuple(f"{n:02}" for n in range(1, 21))}, "the images: 2 are in one of them only, such as 00"),
+    "images": ({"images": tuple(f"{n:02}" for n in range(1, 21))}, "2 are in only one, such as 00"),
     "order of images": ({"images": tuple(f"{n:02}" for n in range(19, -1, -1))}, "the images: their order"),
-    "number of images": ({"counts": COUNTS[:19]}, "1 are in one of them only, such as 19"),
+    "number of images": ({"counts": COUNTS[:19]}, "1 are in only one, such as 19"),
     "data": ({"content": b"others"}, "fingerprint"),
 }
 

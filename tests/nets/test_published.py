@@ -350,7 +350,7 @@ def _refusal(file: Path, name: str, classes: int = CLASSES, code: str = "weights
 
 def test_other_classes_are_refused_with_their_number(checkpoint: Path) -> None:
     said = _refusal(checkpoint, TINY, 19)
-    assert "of another shape 2: head.classifier.weight ([5, 128, 1, 1] in the file, [19, 128, 1, 1] wanted)" in said
+    assert "of another shape 2: head.classifier.weight ([5, 128, 1, 1] in the file, [19, 128, 1, 1] expected)" in said
     assert "99.9% of its values found" in said
     assert f"it fits --net {TINY} with 5 classes, not 19" in said
 
@@ -361,7 +361,7 @@ def test_another_net_is_refused_and_the_right_one_named(checkpoint: Path, tmp_pa
     assert f"it fits --net {TINY} with 5 classes" in said
     torch.save(_published(build(NETS["deeplabv3_resnet18_v2"], CLASSES, seed=0)), tmp_path / "wide.pth")
     said = _refusal(tmp_path / "wide.pth", "deeplabv3_resnet18_v1")
-    assert "head.aspp.b0.0.weight ([512, 512, 1, 1] in the file, [128, 512, 1, 1] wanted)" in said
+    assert "head.aspp.b0.0.weight ([512, 512, 1, 1] in the file, [128, 512, 1, 1] expected)" in said
     assert "and" in said
     assert "it fits --net deeplabv3_resnet18_v2" in said
 

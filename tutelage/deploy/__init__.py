@@ -1,1 +1,1 @@
-"""Using a trained net: predicting files of any size."""
+"""Prediction with a trained net on files of any size."""

@@ -1,7 +1,7 @@
-"""A decoded image of any size, read window by window.
+"""A decoded image of any size, read by windows.
 
-Pillow holds four bytes a pixel; an array beside it would be three more, and every careless conversion as many again.
-So the decoded image stays where it is, and only the windows that a net looks at become arrays.
+Pillow uses four bytes per pixel; an array would need three more, and each careless conversion as many again. So the
+decoded image stays in Pillow, and only the windows that a net reads become arrays.
 """
 
 # Legend: H W pixels of the picture, h w of a window.
@@ -23,10 +23,10 @@ from tutelage.data.images import opened
 Bytes = NDArray[np.uint8]
 
 MAX_PIXELS = 1 << 30
-"""The largest image that is decoded: 32,768 x 32,768 pixels, 4 GiB."""
+"""Largest image to decode: 32,768 x 32,768 pixels, 4 GiB."""
 
 STRIP_PIXELS = 1 << 22
-"""How much of an image is worked on at once where all of it is."""
+"""Pixels to process at once where the whole image is processed."""
 
 _limit_lock = threading.Lock()
 _allowed: list[int] = []
@@ -35,11 +35,11 @@ _pillows_own: list[int | None] = []
 
 @contextmanager
 def allowing(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
-    """Within the block Pillow decodes images of up to ``max_pixels``.
+    """Allow Pillow to decode images of up to ``max_pixels`` within the block.
 
-    Pillow guards against bombs by one number for the whole process, which stops at 178 megapixels; an aerial image has
-    more. Of blocks that are open at once, in several threads, the largest number counts; the last one to end puts
-    Pillow's own back.
+    Pillow's limit against decompression bombs is one number per process, 178 megapixels; aerial images are larger. If
+    several blocks are open at once, in several threads, the largest number applies; the last one to end restores
+    Pillow's limit.
     """
     with _limit_lock:
         if not _allowed:
@@ -55,14 +55,14 @@ def allowing(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
 
 
 def _set_limit() -> None:
-    # Pillow refuses what is beyond twice its number.
+    # Pillow raises an error above twice this number.
     Image.MAX_IMAGE_PIXELS = (max(_allowed) + 1) // 2 if _allowed else _pillows_own[0]
 
 
 class DecodedImage:
     """A decoded image that is indexed like an array (H, W, 3) of RGB bytes, by two slices.
 
-    It has as much of an array's face as :func:`tutelage.evaluation.inference.predict_labels` looks at.
+    It has only the part of an array's interface that :func:`tutelage.evaluation.inference.predict_labels` uses.
     """
 
     ndim = 3
@@ -73,9 +73,9 @@ class DecodedImage:
 
     @staticmethod
     def read(path: Path, admit: Callable[[int], None] = lambda pixels: None) -> DecodedImage:
-        """Decode a file, upright; ``admit`` is told its pixels before, and may wait.
+        """Decode a file and apply its EXIF orientation; ``admit`` gets its number of pixels before and may block.
 
-        Raises :class:`~tutelage.errors.DataError` for a file that is missing, unreadable, cut short or too large.
+        Raises :class:`~tutelage.errors.DataError` for a file that is missing, unreadable, truncated or too large.
         """
         with opened(path) as image:
             admit(image.width * image.height)
@@ -99,12 +99,12 @@ class DecodedImage:
         return np.asarray(self.image.crop((left, top, right, bottom)).convert("RGB"))
 
     def columns(self, left: int, right: int) -> Columns:
-        """The picture between two columns, without a copy."""
+        """The image between two columns, without a copy."""
         return Columns(self, left, right)
 
 
 class Columns:
-    """Some columns of a picture, with as much of an array's face as the picture has."""
+    """A range of columns of an image, with the same interface as the image."""
 
     ndim = 3
     dtype = np.dtype(np.uint8)
@@ -128,14 +128,14 @@ class Columns:
 
 
 def strips(height: int, width: int) -> Iterator[slice]:
-    """Rows from the top to the bottom, a few megapixels at a time."""
+    """Row slices from top to bottom, a few megapixels each."""
     step = max(1, STRIP_PIXELS // width)
     for start in range(0, height, step):
         yield slice(start, min(start + step, height))
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Deep grey values as :func:`tutelage.data.images.read_image` reads them: of 16 bits the upper eight."""
+    """Convert deep grey values like :func:`tutelage.data.images.read_image`: the upper eight of 16 bits."""
 
     def part(rows: slice) -> NDArray[Any]:
         return np.asarray(image.crop((0, rows.start, image.width, rows.stop)))

@@ -1,8 +1,8 @@
-"""Decoding ahead of a net: several threads, images in order, and never more pixels at once than agreed.
+"""Decoding ahead of a net: several threads, images in order, and a limit on the pixels in memory.
 
-An image takes room from before it is decoded until its results are written. Room is given in the order of the images,
-so that what the net needs next never waits for what it needs later; one that is larger than all the room is let in
-when the room is empty.
+An image counts against the limit from before it is decoded until its results are written. Images are admitted in
+order, so that the next image never waits for a later one; an image above the limit is admitted when no other is in
+memory.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from tutelage.deploy.outputs import Job
 from tutelage.errors import DataError
 
 ROOM_PIXELS = 1 << 25
-_LEAST_PIXELS = 1 << 18  # what a small image counts: it is an object, too
+_LEAST_PIXELS = 1 << 18  # minimal count of an image, for its other memory
 TOGETHER_PIXELS = 1 << 20
 
 
 def threads() -> int:
-    """How many threads decode, and how many write."""
+    """Number of threads that decode, and of those that write."""
     return max(1, min(4, (os.cpu_count() or 1) // 2))
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image that is ready, or why it is not."""
+    """A decoded image, or the reason of failure."""
 
     job: Job
     picture: DecodedImage | None
     reason: str
     room: int
-    """What it takes until it is written."""
+    """Pixels counted against the limit until it is written."""
 
 
 class Room:
-    """Admits images one after the other as long as their pixels fit."""
+    """Admits images in order as long as their pixels fit into the limit."""
 
     def __init__(self, pixels: int = ROOM_PIXELS) -> None:
         self._limit = pixels
@@ -50,7 +50,7 @@ class Room:
         self._changed = threading.Condition()
 
     def enter(self, number: int, pixels: int) -> None:
-        """Wait until all images before ``number`` are in and there is room. Raises ``CancelledError`` when closed."""
+        """Wait until all images before ``number`` are in and there is room. Raises ``CancelledError`` if closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._fits(number, pixels))
             if self._closed:
@@ -63,13 +63,13 @@ class Room:
         return number == self._next and (self._used == 0 or self._used + pixels <= self._limit)
 
     def leave(self, pixels: int) -> None:
-        """Give room back."""
+        """Release pixels."""
         with self._changed:
             self._used -= pixels
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let nobody in any more, and end all waiting."""
+        """Admit no more images, and end all waiting."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -78,14 +78,14 @@ class Room:
 @dataclass(frozen=True)
 class _Pending:
     header: Future[int]
-    """Its pixels, known before it is let in; 0 for what cannot be read."""
+    """Its pixels, known before admission; 0 for unreadable files."""
     result: Future[Decoded]
 
 
 def decoded(jobs: Sequence[Job], room: Room, batch: int = 1) -> Generator[list[Decoded], None, None]:
-    """All images in order, in lists of up to ``batch`` small ones of one size; what cannot be read comes alone.
+    """All images in order, in lists of up to ``batch`` small ones of one size; an unreadable one is alone in its list.
 
-    Whoever takes an image gives its room back.
+    The caller releases the image's pixels.
     """
     ahead = 2 * threads() + batch
     pool = ThreadPoolExecutor(threads(), thread_name_prefix="decode")
@@ -101,7 +101,7 @@ def decoded(jobs: Sequence[Job], room: Room, batch: int = 1) -> Generator[list[D
         top_up()
         group: list[Decoded] = []
         while pending:
-            # Only headers are waited for with a group in hand: an image to come may need the group's room.
+            # While a group is open, wait for headers only: a later image may need the group's room.
             if group and not _joins(pending[0].header.result(), group, batch):
                 yield group
                 group = []
@@ -130,7 +130,7 @@ def _decode(number: int, job: Job, room: Room, header: Future[int]) -> Decoded:
         return Decoded(job, DecodedImage.read(job.image, admit), "", sum(taken))
     except CancelledError:
         raise
-    except Exception as error:  # a decoder that meets damage may raise anything; the other images go on
+    except Exception as error:  # a decoder may raise any error for a damaged file; other images continue
         reason = _reason(job, error)
         if taken:
             room.leave(sum(taken))
@@ -144,8 +144,8 @@ def _reason(job: Job, error: Exception) -> str:
     if isinstance(error, DataError):
         return error.message
     if isinstance(error, MemoryError):
-        return f"too large for this machine's memory: {job.image}"
-    return f"image cannot be read: {job.image} ({type(error).__name__}: {error})"
+        return f"image is too large for this machine's memory: {job.image}"
+    return f"cannot read image: {job.image} ({type(error).__name__}: {error})"
 
 
 def _joins(pixels: int, group: list[Decoded], batch: int) -> bool:

@@ -1,8 +1,8 @@
-"""Class maps of images of any size, with no more floats than a few windows have.
+"""Class maps of images of any size, with the memory of a few windows of floats.
 
-:func:`~tutelage.evaluation.inference.predict_labels` keeps the scores of one row of windows, as wide as the image. Here
-that row is cut into blocks of columns as well. A block is made of the very windows that the whole row has, and gives
-only the columns that no other window covers, so that the result is the same; the windows that two blocks share are run
+:func:`~tutelage.evaluation.inference.predict_labels` keeps the scores of one row of windows, as wide as the image. This
+module also cuts that row into blocks of columns. A block has the same windows as the whole row and returns only the
+columns that no other window covers, so that the result is the same; windows shared by two blocks are computed
 twice.
 """
 
@@ -22,10 +22,10 @@ from tutelage.evaluation.protocol import Protocol
 from tutelage.evaluation.windows import grid, padded_size
 
 WHOLE_PIXELS = 1 << 22
-"""Images beyond this many pixels are predicted in windows, unless a protocol says otherwise."""
+"""Images of more pixels than this are predicted in windows, unless a protocol is given."""
 
 WINDOWED = Protocol(kind="sliding", window=(768, 768), overlap=0.25, weighting="gaussian")
-"""How they are: windows that any GPU holds, and weights that leave no seams."""
+"""Protocol for them: windows that fit any GPU, and weights without visible seams."""
 
 _SCORES_BYTES = 256 << 20
 _FEWEST_FOR_SHARED = 4
@@ -33,7 +33,7 @@ _FEWEST_FOR_SHARED = 4
 
 @dataclass(frozen=True)
 class ColumnBlock:
-    """Columns that are predicted together, and those among them that are taken."""
+    """Columns that are predicted together, and those among them that are kept."""
 
     left: int
     right: int
@@ -52,7 +52,7 @@ def label_image(
 ) -> tuple[Bytes, Bytes | None]:
     """Class ids (H, W) uint8 of an image (H, W, 3), and with ``confidence`` the winner's probability (H, W) in 0..255.
 
-    ``at_once``: windows in one call of the net.
+    ``at_once``: windows per call of the net.
     """
     height, width = image.shape[:2]
     blocks = column_blocks(height, width, protocol, classes)
@@ -81,9 +81,9 @@ def _columns(image: DecodedImage | Bytes, block: ColumnBlock) -> object:
 def column_blocks(
     height: int, width: int, protocol: Protocol, classes: int, limit: int = _SCORES_BYTES
 ) -> list[ColumnBlock]:
-    """Blocks whose scores of one row of windows take ``limit`` bytes, or somewhat more; one where that is all.
+    """Blocks whose scores of one row of windows need about ``limit`` bytes; one block if that is enough.
 
-    Only a plain sliding protocol can be cut: a mirrored or resized view has its windows elsewhere.
+    Only a plain sliding protocol can be cut: the windows of a mirrored or resized view lie elsewhere.
     """
     everything = [ColumnBlock(0, width, 0, width)]
     plain = protocol.scales == (1.0,) and not protocol.flip and protocol.input_sizes(height, width) == [(height, width)]
@@ -92,7 +92,7 @@ def column_blocks(
     windows = grid(*padded_size(height, width, protocol), protocol)[1]
     step = protocol.steps()[1]
     fitting = limit // (4 * classes * protocol.window[0])
-    shared = max(1, -(-protocol.window[1] // step) - 1)  # windows that two neighbouring blocks both need
+    shared = max(1, -(-protocol.window[1] // step) - 1)  # windows that two neighbouring blocks share
     count = max(_FEWEST_FOR_SHARED * shared, (fitting - protocol.window[1]) // step + 1)
     if len(windows) <= count:
         return everything
@@ -104,6 +104,6 @@ def column_blocks(
         blocks.append(ColumnBlock(windows[start][0], windows[stop - 1][1], first, last))
         if stop == len(windows):
             return blocks
-        # The next block begins with the first window that covers the column after the last one taken.
+        # The next block begins with the first window that covers the column after the last one kept.
         first = last
         start = next(number for number, (_, end) in enumerate(windows) if end > first)

@@ -1,4 +1,4 @@
-"""A trained net as its user sees it: an image in, classes out."""
+"""A trained net for prediction: image in, classes out."""
 
 # Legend: H W pixels of the image.
 
@@ -32,25 +32,25 @@ _WHOLE = Protocol()
 
 @dataclass(frozen=True)
 class PredictionResult:
-    """What a model says of one image."""
+    """A model's prediction for one image."""
 
     labels: Bytes
-    """(H, W) uint8: the number of each pixel's class."""
+    """(H, W) uint8: the class index of each pixel."""
     confidence: Bytes | None
-    """(H, W) uint8: the probability of that class, 255 = certain; None where it was not asked for."""
+    """(H, W) uint8: the probability of that class, 255 = 1; None if not requested."""
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     protocol: Protocol
-    """How the net was run over the image."""
+    """The protocol of the prediction."""
 
     def coloured(self) -> Image.Image:
-        """The class map as a palette image (mode P): its pixels are class numbers, its palette the classes' colours."""
+        """The class map as a palette image (mode P): pixels are class indices, its palette the classes' colours."""
         return coloured(self.labels, self.palette)
 
     def overlay(self, image: Input, alpha: float = 0.5) -> Image.Image:
-        """The classes' colours over ``image`` with strength ``alpha`` in 0..1, as a new RGB image.
+        """Blend the classes' colours over ``image`` with weight ``alpha`` in 0..1; returns a new RGB image.
 
-        A :class:`TutelageError` for an image of another size.
+        Raises :class:`TutelageError` for an image of another size.
         """
         if not 0 <= alpha <= 1:
             raise TutelageError("invalid-value", f"alpha must be in [0, 1], got {alpha}", "set a value in this range")
@@ -68,18 +68,18 @@ class PredictionResult:
 
 @dataclass(frozen=True)
 class Model:
-    """A net with its classes, ready on its device; made by :func:`load_model`."""
+    """A net with its classes on its device; built by :func:`load_model`."""
 
     net: SegmentationModel
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     device: torch.device
     protocol: Protocol | None = None
-    """How the net is run over images; None: over the whole image, in windows where it is large."""
+    """Protocol of prediction; None: whole images, large ones in windows."""
     precision: Precision = "fp32"
-    """What the net computes in."""
+    """Precision of the net."""
     checksum: int = 0
-    """What its file gives as the sum of its tensors."""
+    """Checksum of its tensors, as stored in its file."""
 
     def protocol_for(self, height: int, width: int) -> Protocol:
         """The protocol for an image of this size."""
@@ -89,19 +89,19 @@ class Model:
         return chosen.model_copy(update={"precision": self.precision})
 
     def predict(self, image: Input, confidence: bool = False) -> PredictionResult:
-        """The classes of one image, and with ``confidence`` how sure the net is of them.
+        """Predict the classes of one image, and with ``confidence`` their probability.
 
-        A file is turned upright as its EXIF orientation says; a Pillow image and an array are taken as they are.
-        Raises :class:`TutelageError` for what is no image, and :class:`DataError` for a file that cannot be read.
+        The EXIF orientation of a file is applied; Pillow images and arrays are used unchanged. Raises
+        :class:`TutelageError` for an invalid image, and :class:`DataError` for a file that cannot be read.
         """
         return self.predict_decoded([as_pixels(image)], confidence)[0]
 
     def predict_decoded(
         self, images: Sequence[DecodedImage | Bytes], confidence: bool = False, at_once: int = 1
     ) -> list[PredictionResult]:
-        """The classes of decoded images; several must be of one size that is run whole, and share one call of the net.
+        """Predict decoded images; several must have one size that is predicted whole, and share one call of the net.
 
-        ``at_once``: windows of one image in one call.
+        ``at_once``: windows of one image per call.
         """
         height, width = images[0].shape[:2]
         protocol = self.protocol_for(height, width)
@@ -130,11 +130,11 @@ class Model:
 def load_model(
     path: str | Path, device: str = "auto", precision: str = "fp32", protocol: Protocol | None = None
 ) -> Model:
-    """A model from a .safetensors file that tutelage wrote, or from the folder of a training stage's results.
+    """Load a model from a .safetensors file that tutelage wrote, or from the folder of a finished training stage.
 
-    Of a folder the student is taken. ``device``: ``auto`` (the first GPU, else the CPU), ``cpu``, ``cuda``, ``cuda:1``,
-    ``mps``; ``precision``: ``fp32``, ``bf16`` or ``fp16``, here or in the protocol. Raises :class:`TutelageError` for a
-    missing or damaged file, a folder without nets, and a device or precision that is not there.
+    From a folder, the student is loaded. ``device``: ``auto`` (the first GPU, else the CPU), ``cpu``, ``cuda``,
+    ``cuda:1``, ``mps``; ``precision``: ``fp32``, ``bf16`` or ``fp16``, here or in the protocol. Raises
+    :class:`TutelageError` for a missing or damaged file, a folder without nets, and an unavailable device or precision.
     """
     chosen = find_device(device)
     net, metadata = load_segmentor(_net_file(Path(path)))
@@ -146,7 +146,7 @@ def load_model(
 
 
 def as_pixels(image: Input) -> DecodedImage | Bytes:
-    """An image of any accepted kind, ready to be read. Raises as :meth:`Model.predict` does."""
+    """Open an image of any accepted type. Raises as :meth:`Model.predict` does."""
     if isinstance(image, str | Path):
         with allowing(MAX_PIXELS):
             return DecodedImage.read(Path(image))
@@ -168,7 +168,7 @@ def as_pixels(image: Input) -> DecodedImage | Bytes:
         raise TutelageError(
             "image-array", f"image array must be (H, W, 3) or (H, W), got {image.shape}", _shape_remedy(image.shape)
         )
-    # An RGB array stays as it is: inside Pillow it would be a copy of four bytes a pixel.
+    # An RGB array is kept: a Pillow image would be a copy of four bytes per pixel.
     return image if image.ndim == 3 else DecodedImage(Image.fromarray(np.ascontiguousarray(image)))
 
 
@@ -186,7 +186,7 @@ def _shape_remedy(shape: tuple[int, ...]) -> str:
 
 
 def _net_file(path: Path) -> Path:
-    """The weight file itself, or the student's in an artefact's folder, whose key may be left out."""
+    """The weight file, or the student's file in an artefact's folder, whose key may be omitted."""
     if not path.exists():
         stages = sorted(path.parent.glob(f"{path.name}-{'?' * KEY_LENGTH}"))
         if len(stages) > 1:
@@ -216,7 +216,7 @@ def _net_file(path: Path) -> Path:
 
 
 def _precision(named: str, protocol: Protocol | None) -> Precision:
-    """The precision that was asked for, in either place; fp32 is what nobody asked for."""
+    """The precision given in either place; default fp32."""
     known = get_args(Precision)
     if named not in known:
         raise TutelageError("invalid-value", f"unknown precision {named!r}", f"use one of: {', '.join(known)}")

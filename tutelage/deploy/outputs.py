@@ -1,8 +1,7 @@
-"""Which images a call means, and under which names their results are written.
+"""Input images of a call, and the names of their results.
 
-An image's name is its path below the folder that was given (below the common parent of several), without its ending.
-Where two images would then write one file (``a.jpg`` and ``a.png``), all of them keep their ending: ``a.jpg.png`` and
-``a.png.png``.
+An image's name is its path below the given folder (below the common parent of several), without its suffix. Where
+two images would write one file (``a.jpg`` and ``a.png``), both keep their suffix: ``a.jpg.png`` and ``a.png.png``.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _ENDINGS: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class Job:
-    """One image and the name, below the output folder, of what is written of it."""
+    """One image and the name of its results, below the output folder."""
 
     image: Path
     name: str
@@ -43,10 +42,10 @@ class Job:
 
 
 def find_jobs(inputs: Sequence[Path], out: Path) -> list[Job]:
-    """The images that files, folders (searched with their subfolders) and patterns (``*``, ``**``) mean, in order.
+    """Find the images of files, folders (with subfolders) and patterns (``*``, ``**``), in order.
 
-    Earlier results are no inputs where ``out`` lies below the folder that is searched. Raises :class:`TutelageError`
-    for an input that is not there or holds no image, and where results would overwrite or join the images.
+    Earlier results are skipped if ``out`` lies below a searched folder. Raises :class:`TutelageError` for an input that
+    does not exist or holds no image, and if results would overwrite images or lie among them.
     """
     out = _plain(out)
     roots: list[Path] = []
@@ -66,12 +65,12 @@ def find_jobs(inputs: Sequence[Path], out: Path) -> list[Job]:
 
 
 def _plain(path: Path) -> Path:
-    """Absolute, without ``..``; links stay as the user named them."""
+    """Absolute, without ``..``; links are not resolved."""
     return Path(os.path.abspath(path))
 
 
 def _search(given: Path, out: Path) -> tuple[Path, list[Path]]:
-    """The folder that names start from, and the images."""
+    """The folder that names are relative to, and the images."""
     if given.is_file():
         return given.parent, [given]
     if given.is_dir():
@@ -98,7 +97,7 @@ def _search(given: Path, out: Path) -> tuple[Path, list[Path]]:
 
 
 def _fixed_part(pattern: Path) -> Path:
-    """The folders of a pattern before its first sign."""
+    """The folders of a pattern before its first wildcard."""
     fixed = Path(pattern.anchor)
     for part in pattern.parts[1:-1]:
         if glob.has_magic(part):
@@ -119,7 +118,7 @@ def _common(roots: Sequence[Path]) -> Path:
 
 
 def _named(relative: dict[Path, Path]) -> list[Job]:
-    """Jobs in order; names are extended by endings until no two jobs write one file, whatever kinds are written."""
+    """Jobs in order; names get suffixes until no two jobs write one file, whatever kinds are written."""
     whole: set[Path] = set()
     while True:
         jobs = [
@@ -135,7 +134,7 @@ def _named(relative: dict[Path, Path]) -> list[Job]:
 
 def _check_outputs(jobs: Sequence[Job], images: Iterable[Path], folders: Sequence[Path], out: Path) -> None:
     known = set(images)
-    remedy = "choose another folder for the results"
+    remedy = "write the results to another folder"
     for job in jobs:
         for kind in KINDS:
             path = job.path(out, kind)

@@ -1,4 +1,4 @@
-"""Class maps as pictures: in their palette, and over the image they are of."""
+"""Class maps as images: with a palette, or over the input image."""
 
 # Legend: H W pixels.
 
@@ -15,7 +15,7 @@ Palette = Sequence[tuple[int, int, int]]
 
 
 def coloured(labels_HW: Bytes, palette: Palette) -> Image.Image:
-    """A class map as a palette image: its pixels *are* the class ids, a viewer shows the colours. No copy is made."""
+    """A class map as a palette image: pixels are class indices, viewers show the colours. No copy is made."""
     height, width = labels_HW.shape
     image = Image.frombuffer("P", (width, height), np.ascontiguousarray(labels_HW), "raw", "P", 0, 1)
     image.putpalette([channel for colour in palette for channel in colour])
@@ -23,12 +23,12 @@ def coloured(labels_HW: Bytes, palette: Palette) -> Image.Image:
 
 
 def overlaid(image: Image.Image, labels_HW: Bytes, palette: Palette, alpha: float) -> Image.Image:
-    """The classes' colours laid over an image with strength ``alpha``, in place where it is an RGB image.
+    """Blend the classes' colours over an image with weight ``alpha``, in place if it is an RGB image.
 
-    Pixels whose class has no colour stay as they are. Worked strip by strip, so that a large image exists once.
+    Pixels whose class has no colour are unchanged. Works in strips of rows, to keep only one copy of a large image.
     """
     result = image if image.mode == "RGB" else Image.new("RGB", image.size)
-    # In 256ths, so that a mix is a multiplication and an addition of 16 bits, and half a step to round by.
+    # In 256ths: blending is one multiplication and addition of 16 bits, with half a step for rounding.
     share = round(alpha * 256)
     table = np.full((256, 3), 128, dtype=np.uint16)
     table[: len(palette)] += np.array(palette, dtype=np.uint16) * np.uint16(share)

@@ -1,7 +1,7 @@
-"""Predicting files: folders of thousands of them, of any size, in a memory that grows with neither.
+"""Predicting files: thousands of them, of any size, in bounded memory.
 
-Reading, the net and writing overlap. Every result is a whole file or none, and what is there already is not made again,
-so that a call that was interrupted goes on where it was. A file that cannot be read is noted, and the others go on.
+Reading, the net and writing overlap. Results are written atomically, and existing results are not computed again, so
+that an interrupted call can be resumed. An unreadable file is reported, and the others continue.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _OF_THE_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 
 @dataclass(frozen=True)
 class PredictReport:
-    """What became of the images."""
+    """Numbers of predicted, skipped and failed images."""
 
     done: int
     """Images whose results were written."""
     skipped: int
-    """Images whose results were there already."""
+    """Images whose results existed already."""
     failed: tuple[tuple[Path, str], ...]
-    """Images without results, and why."""
+    """Images without results, and the reasons."""
 
     def text(self) -> str:
         """One line, and one for each failure."""
@@ -70,14 +70,14 @@ def predict_files(
 ) -> PredictReport:
     """Predict files, folders (with their subfolders) and patterns, and write the results into ``out``.
 
-    ``write``: ``palette`` (``NAME.png``: pixels are class numbers, a viewer shows colours), ``index``
-    (``NAME_index.png``, the same in grey, for readers that turn palettes into colours), ``overlay``
-    (``NAME_overlay.jpg``, of strength ``alpha``) and ``confidence`` (``NAME_confidence.png``). Names follow
-    :mod:`tutelage.deploy.outputs`; ``predictions.json`` lists the classes, ``failed.txt`` what could not be predicted.
-    ``batch``: small images of one size, or windows of a large one, in one call of the net; default 1 on a CPU, else 8.
+    ``write``: ``palette`` (``NAME.png``: pixels are class indices, viewers show colours), ``index``
+    (``NAME_index.png``, the same in grey, for readers that convert palettes to colours), ``overlay``
+    (``NAME_overlay.jpg``, with weight ``alpha``) and ``confidence`` (``NAME_confidence.png``). Names follow
+    :mod:`tutelage.deploy.outputs`; ``predictions.json`` lists the classes, ``failed.txt`` the images that failed.
+    ``batch``: small images of one size, or windows of a large one, per call of the net; default 1 on a CPU, else 8.
 
-    Raises :class:`TutelageError` for inputs that are not there, and :class:`RunError` for results of another net in
-    ``out`` and where nothing can be written.
+    Raises :class:`TutelageError` for missing inputs, and :class:`RunError` if ``out`` holds results of another net or
+    cannot be written.
     """
     kinds = _checked(write, alpha, batch)
     jobs = find_jobs(inputs, out)
@@ -85,7 +85,7 @@ def predict_files(
     todo = {job: missing for job in jobs if (missing := _missing(job, out, kinds, overwrite))}
     skipped = len(jobs) - len(todo)
     if skipped:
-        say(f"{skipped} of {len(jobs)} images have their results already")
+        say(f"{skipped} of {len(jobs)} images already have results")
     work = _PredictJob(model, out, todo, alpha, batch or (1 if model.device.type == "cpu" else 8), say)
     with allowing(max_pixels):
         work.run(lambda done: progress(skipped + done, len(jobs)))
@@ -115,7 +115,7 @@ def _missing(job: Job, out: Path, kinds: tuple[Kind, ...], overwrite: bool) -> t
 
 
 def _claim(model: Model, out: Path, overwrite: bool) -> None:
-    """Note in ``out`` whose results it holds; refuse to mix them with another net's."""
+    """Write to ``out`` which net its results are of; refuse to mix them with another net's."""
     content: dict[str, Any] = {
         "format": FORMAT,
         "classes": list(model.classes),
@@ -146,7 +146,7 @@ def _claim(model: Model, out: Path, overwrite: bool) -> None:
 
 
 class _PredictJob:
-    """One call's way through reading, the net and writing."""
+    """One call: reading, prediction and writing."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class _PredictJob:
         self._told = model.protocol is not None
 
     def run(self, progress: Callable[[int], None]) -> None:
-        """Predict everything; afterwards :attr:`failed` says what could not be."""
+        """Predict all images; afterwards :attr:`failed` has those that failed, with reasons."""
         written: deque[tuple[Job, Future[None]]] = deque()
         done = 0
 
@@ -194,13 +194,13 @@ class _PredictJob:
     def _predict(self, group: list[Decoded]) -> list[PredictionResult | None]:
         """A result for each image; None for those that failed."""
         pictures = [one.picture for one in group if one.picture is not None]
-        if len(pictures) < len(group):  # it came alone
+        if len(pictures) < len(group):  # a failed image is alone in its group
             self.failed[group[0].job] = group[0].reason
             return [None]
         height, width = pictures[0].shape[:2]
         kinds = {kind for one in group for kind in self.todo[one.job]}
         if "overlay" in kinds and max(height, width) > _JPEG_SIDE:
-            reason = f"too long for an overlay, a JPEG has at most {_JPEG_SIDE} pixels a side; leave overlays out"
+            reason = f"too large for an overlay: a JPEG has at most {_JPEG_SIDE} pixels per side; do not write overlays"
             self.failed.update((one.job, f"{reason}: {one.job.image}") for one in group)
             return [None] * len(group)
         if not self._told and height * width > WHOLE_PIXELS:
@@ -224,7 +224,7 @@ class _PredictJob:
             singly = [self._run_net([one], [two], confidence) for one, two in zip(group, pictures, strict=True)]
             return [result for results in singly for result in results]
         height, width = pictures[0].shape[:2]
-        reason = f"out of memory with {width}x{height} pixels; take a sliding protocol or smaller windows"
+        reason = f"out of memory with {width}x{height} pixels; use a sliding protocol or smaller windows"
         self.failed[group[0].job] = f"{reason}: {group[0].job.image}"
         return [None]
 
@@ -234,16 +234,16 @@ class _PredictJob:
                 with writing(one.job.path(self.out, kind)) as partial:
                     if kind == "overlay":
                         assert one.picture is not None
-                        # Laid over the decoded image itself: nothing else looks at it any more.
+                        # In place, on the decoded image: it is not used again.
                         overlay = overlaid(one.picture.image, result.labels, result.palette, self.alpha)
-                        overlay.save(partial, "JPEG", quality=90, subsampling=0)  # classes end where they end
+                        overlay.save(partial, "JPEG", quality=90, subsampling=0)  # sharp class borders
                     else:
                         _map(result, kind).save(partial, "PNG", compress_level=3)
         finally:
             self._room.leave(one.room)
 
     def _settle(self, job: Job, writing_: Future[None]) -> None:
-        """Take note of what became of a result. A place that takes no files is no matter of one image."""
+        """Record the outcome of a write. A full or unwritable folder is an error of the run, not of one image."""
         try:
             writing_.result()
         except OSError as error:
@@ -253,7 +253,7 @@ class _PredictJob:
                     f"cannot write results of {job.image} to {self.out} ({error.strerror or error})",
                     "free disk space or choose another folder, and run the same command again: it resumes here",
                 ) from error
-            self.failed[job] = f"its result cannot be named: {job.image} ({error.strerror})"
+            self.failed[job] = f"invalid file name for its result: {job.image} ({error.strerror})"
 
 
 def _map(result: PredictionResult, kind: Kind) -> Image.Image:

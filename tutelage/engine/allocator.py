@@ -1,8 +1,8 @@
-"""The C library's allocator, told to keep what was freed.
+"""Setting the C library's allocator to keep freed memory.
 
-A training step frees and takes the same large tensors again and again. glibc hands such blocks back to the system each
-time, which then has to clear every page anew; benchmarks/RESULTS.md has what that costs a step on a CPU. Kept blocks
-are used again at once.
+A training step frees and allocates the same large tensors again and again. glibc returns such blocks to the system
+each time, and the system must clear every page again; benchmarks/RESULTS.md has the cost of a step on a CPU. Kept
+blocks are reused at once.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 import ctypes
 import functools
 
-# Parameters of mallopt(3). Blocks above 32 MiB still go back: kept, they would leave holes that nothing else fits into.
+# Parameters of mallopt(3). Blocks above 32 MiB are still returned: kept, they would leave unusable holes.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 _PAD, _LARGE = 64 << 20, 32 << 20
 
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Let this process keep freed blocks for its next ones; whether that could be had (glibc only)."""
+    """Let this process reuse freed blocks; returns whether that is supported (glibc only)."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # no glibc: another system, or musl

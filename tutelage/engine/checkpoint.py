@@ -1,4 +1,4 @@
-"""What a checkpoint holds: every tensor of the method and of its optimizers, and where the run stands.
+"""Content of a checkpoint: every tensor of the method and of its optimizers, and the run's progress.
 
 Schedules and random numbers are functions of the step and need no saving.
 """
@@ -19,13 +19,13 @@ from tutelage.engine.collectives import world
 from tutelage.engine.contract import Method
 from tutelage.errors import RunError
 
-# What computes nets, draws and decoded images.
+# Versions that affect nets, draws and decoded images.
 _LIBRARIES = ("tutelage", "torch", "timm", "segmentation-models-pytorch", "numpy", "pillow")
 _METHOD, _OPTIMIZER = "method", "optimizer"
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What must be equal for a resumed run to be byte-equal to an uninterrupted one."""
+    """Facts that must be equal for a resumed run to be byte-equal to an uninterrupted one."""
     return {
         **{name: importlib.metadata.version(name) for name in _LIBRARIES},
         "python": platform.python_version(),
@@ -37,7 +37,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def pack(method: Method, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """All tensors of a run by one flat name each, on the CPU, in the plain memory layout."""
+    """All tensors of a run under flat names, on the CPU, in contiguous memory layout."""
     tensors = {f"{_METHOD}.{name}": value for name, value in method.learned_state().items()}
     for name, optimizer in optimizers.items():
         for index, state in optimizer.state_dict()["state"].items():
@@ -52,9 +52,9 @@ def write(path: Path, method: Method, optimizers: Mapping[str, torch.optim.Optim
 
 
 def restore(path: Path, method: Method, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
-    """Put the tensors of :func:`write` back in place.
+    """Load the tensors of :func:`write`.
 
-    Raises :class:`RunError` when the file belongs to another method or other nets.
+    Raises :class:`RunError` if the file belongs to another method or other nets.
     """
     tensors = load_file(path)
     prefix = f"{_METHOD}."
@@ -79,7 +79,7 @@ def _restore_optimizer(name: str, optimizer: torch.optim.Optimizer, tensors: Map
             index, _, key = full_name.removeprefix(prefix).partition(".")
             parameter = parameters[int(index)]
             if value.shape == parameter.shape:
-                # The parameter's memory layout (channels last): fused kernels walk both side by side.
+                # Keep the parameter's memory layout (channels last): fused kernels read both together.
                 value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
             state.setdefault(int(index), {})[key] = value
     content = optimizer.state_dict()

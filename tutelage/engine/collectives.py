@@ -1,7 +1,7 @@
-"""Everything that processes say to one another, with one convention: gradients and statistics are averaged.
+"""All communication between processes, with one convention: gradients and statistics are averaged.
 
-Without a process group every function here is the identity, so that nothing else needs to ask whether the run is
-distributed. No function may be called inside a branch that depends on data: all ranks must meet.
+Without a process group every function here is the identity, so that no other module checks whether the run is
+distributed. Do not call any function inside a branch that depends on data: all ranks must call it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def world() -> int:
 
 
 def join(device: torch.device) -> bool:
-    """Join the processes that ``torchrun`` started, over NCCL on GPUs and gloo elsewhere; whether there are any."""
+    """Join the processes that ``torchrun`` started, over NCCL on GPUs, else gloo; returns whether there are any."""
     if active() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return active()
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -40,9 +40,9 @@ def join(device: torch.device) -> bool:
 
 
 def leave(wait: bool = True) -> None:
-    """Leave the process group, if there is one, once every process is done with it.
+    """Leave the process group, if any, once every process has finished with it.
 
-    Do not ``wait`` where something went wrong: the others may be in the middle of a step and never come.
+    Do not ``wait`` after an error: the others may be in the middle of a step and never arrive.
     """
     if active():
         if wait:
@@ -51,7 +51,7 @@ def leave(wait: bool = True) -> None:
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this."""
     if active():
         dist.barrier()
 
@@ -100,8 +100,8 @@ def from_first(text: str) -> str:
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Average gradients over ranks, in one transfer per dtype.
 
-    A parameter without a gradient on some rank counts as zero there; one without a gradient on every rank keeps
-    none, so that its optimizer leaves it alone.
+    A parameter without a gradient on some rank counts as zero there; one without a gradient on all ranks keeps none,
+    so that its optimizer skips it.
     """
     if not active():
         return
@@ -117,7 +117,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         dist.all_reduce(flat)
         flat /= world()
         for parameter, gradient in zip(part, torch.split(flat, [p.numel() for p in part]), strict=True):
-            # Filled in place: the gradient keeps the parameter's memory layout (channels last).
+            # Filled in place to keep the parameter's memory layout (channels last).
             if parameter.grad is None:
                 parameter.grad = torch.empty_like(parameter)
             parameter.grad.copy_(gradient.view(parameter.shape))

@@ -1,8 +1,8 @@
-"""What the engine and a method promise each other.
+"""The contract between the engine and a method.
 
-A method is an ``nn.Module`` that holds every net it trains or consults, and all its state in buffers, so that a
-checkpoint holds it too. It says which streams it eats and how a step goes: one or more passes, each a forward and
-a backward into the nets that the pass trains. The engine does the rest, and does it the same way for every method.
+A method is an ``nn.Module`` that holds every net it trains or uses, and all its state in buffers, so that a
+checkpoint holds it too. It declares its streams and the passes of a step: each a forward, and a backward into the
+nets that the pass trains. The engine does the rest, in the same way for every method.
 """
 
 from __future__ import annotations
@@ -44,31 +44,31 @@ class OptimizerSpec:
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """What a method may know of the task when it is made."""
+    """Facts about the task that a method gets when it is built."""
 
     classes: int
     """Number of classes."""
     pixel_counts: Callable[[], Sequence[int]] = lambda: ()
     """Counts the pixels of each class in the labelled training masks (reads them all, once)."""
     names: tuple[str, ...] = ()
-    """Names of the classes, where they are known."""
+    """Names of the classes, if known."""
     fitted_inputs: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    """Tensors of the `fit` stages that the method asks for (:attr:`MethodSettings.fitted_inputs`), by role."""
+    """Tensors of the `fit` stages in :attr:`MethodSettings.fitted_inputs`, by role."""
     size: Callable[[], tuple[int, int]] | None = None
-    """Finds height and width of the crops of the first stream (reads an image where nothing is cropped); ``None``: they
+    """Returns height and width of the crops of the first stream (reads an image if nothing is cropped); ``None``: they
     differ."""
 
 
 class Carry(UserDict[str, Tensor]):
-    """Tensors from one pass to the next; whatever is put in is detached."""
+    """Tensors from one pass to the next; values are detached."""
 
     def __setitem__(self, name: str, value: Tensor) -> None:
-        super().__setitem__(name, value.detach())  # the one way in: update and setdefault lead here too
+        super().__setitem__(name, value.detach())  # the only way in: update and setdefault call it too
 
 
 @dataclass(frozen=True)
 class StepContext:
-    """Where the run stands while a pass is computed or a step is finished."""
+    """State of the run while a pass is computed or a step is finished."""
 
     step: int
     total: int
@@ -76,12 +76,12 @@ class StepContext:
     device: torch.device
     pass_name: str = ""
     slice: int = 0
-    """Which part of the step's batch this is: ``micro * world + rank``. A micro-batch is one more rank."""
+    """Index of the part of the step's batch: ``micro * world + rank``. A micro-batch counts as one more rank."""
     slices: int = 1
     carry: Carry = field(default_factory=Carry)
     """Detached tensors from one pass to the next, within one micro-batch."""
     carries: tuple[Carry, ...] = ()
-    """In ``after_step``: what the passes of each micro-batch carried."""
+    """In ``after_step``: the ``carry`` of each micro-batch."""
     totals: Mapping[str, Tensor] = field(default_factory=dict)
     """``method.counts`` summed over the whole step: all micro-batches of all ranks."""
 
@@ -91,10 +91,10 @@ class StepContext:
         return self.step / self.total
 
     def normalizer(self, name: str) -> Tensor:
-        """The mean of a count over the step's slices, at least one.
+        """The mean of a count over the step's slices, at least 1.
 
-        A sum over one slice divided by this is a term whose average over slices is the mean over the whole
-        batch, whatever the number of micro-batches and ranks.
+        A sum over one slice divided by it is a term whose mean over slices is the mean over the whole batch, for any
+        number of micro-batches and ranks.
         """
         return (self.totals[name] / self.slices).clamp(min=1.0 / self.slices)
 
@@ -110,7 +110,7 @@ class StepContext:
 
     @property
     def global_seed(self) -> int:
-        """What the global generators are seeded with before this pass (dropout, stochastic depth)."""
+        """Seed of the global generators for this pass (dropout, stochastic depth)."""
         return key(self.seed, self.step, self.slice, self.pass_name, "global") % (1 << 63)
 
     def _generator(self, part: int) -> torch.Generator:
@@ -124,7 +124,7 @@ class Method(nn.Module):
     Settings: ClassVar[type[MethodSettings]]
     """The settings, which also declare streams, trained nets, teachers and fitted inputs."""
     version: ClassVar[int] = 1
-    """Raised when the method's results change, so that finished stages are trained anew."""
+    """Incremented when the method's results change, so that finished stages are trained again."""
 
     def train(self, mode: bool = True) -> Method:
         """Switch to training mode; teachers stay in evaluation mode."""
@@ -142,7 +142,7 @@ class Method(nn.Module):
         return {"main": OptimizerSpec(("student",))}
 
     def exported(self) -> Mapping[str, nn.Module]:
-        """The nets that a finished stage keeps, the one that is evaluated first."""
+        """The nets that a finished stage keeps; the first is the one to evaluate."""
         return {"student": self.get_submodule("student")}
 
     def counts(self, batches: Mapping[str, Batch]) -> Mapping[str, Tensor]:
@@ -150,19 +150,19 @@ class Method(nn.Module):
         return {}
 
     def forward(self, batches: Mapping[str, Batch], pass_name: str, context: StepContext) -> dict[str, Tensor]:
-        """The weighted loss terms of one pass: scalars that the engine adds up."""
+        """The weighted loss terms of one pass: scalars that the engine sums."""
         raise NotImplementedError
 
     def after_step(self, context: StepContext) -> None:
-        """What follows the optimizers' step: moving averages, queues."""
+        """Updates after the optimizers' step: moving averages, queues."""
 
     def learned_state(self) -> dict[str, Tensor]:
-        """All tensors of the method but those of its trained teachers, which come from their own artefacts."""
+        """All tensors of the method except those of its trained teachers, which come from their own artefacts."""
         given = tuple(f"{name}." for name in self.Settings.teachers)
         return {name: value for name, value in self.state_dict().items() if not name.startswith(given)}
 
     def load_learned_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what :meth:`learned_state` gave. Raises ``RuntimeError`` when names or shapes differ."""
+        """Load the result of :meth:`learned_state`. Raises ``RuntimeError`` if names or shapes differ."""
         own = self.learned_state()
         if own.keys() != state.keys():
             differing = sorted(own.keys() ^ state.keys())[:5]
@@ -170,5 +170,5 @@ class Method(nn.Module):
         self.load_state_dict(dict(state), strict=False)
 
     def extra_report(self) -> dict[str, Any]:
-        """What the method wants said once before training (memory of its queues, what is projected where)."""
+        """Facts to log once before training (memory of queues, projection layers)."""
         return {}

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a run between two steps, with a checkpoint; a second one ends it at once."""
+"""SIGINT and SIGTERM stop a run between two steps, with a checkpoint; a second signal stops it at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class StoppedError(TutelageError):
 
 
 class Interruption:
-    """While active, remembers a signal instead of dying of it."""
+    """While active, record a signal instead of stopping at once."""
 
     def __init__(self) -> None:
         self.asked: int | None = None
@@ -39,7 +39,7 @@ class Interruption:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.asked = number
-        self._release()  # the second signal acts as if we were not here
+        self._release()  # a second signal has its usual effect
 
     def _release(self) -> None:
         while self._before:
@@ -47,6 +47,6 @@ class Interruption:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def raise_if_asked(self, step: int) -> None:
-        """Raise :class:`StoppedError` if a signal came."""
+        """Raise :class:`StoppedError` if a signal was received."""
         if self.asked is not None:
             raise StoppedError(self.asked, step)

@@ -1,7 +1,7 @@
-"""The log of a training stage: JSON lines on the disk always, the terminal and trackers besides.
+"""The log of a training stage: always JSON lines in a file; also the terminal and trackers.
 
-The file holds one record a line, for every step at most once: a run that goes on after a kill first drops what was
-logged after its checkpoint.
+The file holds one record per line, at most one per step: a resumed run first removes the records after its
+checkpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tutelage.runs.atomic import write_text
 
 
 class TrainingLog:
-    """Records of one stage; ``show`` puts them on the terminal."""
+    """Records of one stage; ``show`` prints them on the terminal."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class TrainingLog:
         self._trackers: list[Tracker] = []
 
     def begin(self, step: int) -> None:
-        """Drop what was logged after ``step``, from where the run goes on."""
+        """Remove records after ``step``, where the run resumes."""
         if self.path is not None and self.path.is_file():
             kept = [record for record in read_log(self.path) if record["step"] <= step]
             write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
@@ -62,7 +62,7 @@ class TrainingLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a log; a last line that was cut short by a kill is left out."""
+    """The records of a log; a truncated last line is skipped."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -75,7 +75,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def flat(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of a record by one name each (``terms/cross_entropy``), as trackers want them."""
+    """The numbers of a record under flat names (``terms/cross_entropy``), for trackers."""
     result: dict[str, float] = {}
     for name, value in record.items():
         if isinstance(value, dict):

@@ -7,7 +7,7 @@
       all schedules advance; method.after_step(context)
 
 All backwards come before all optimizer steps. Everything random is a function of (seed, step, slice, pass), so a
-checkpoint holds tensors and a step number, and a resumed run goes on as if nothing had happened.
+checkpoint holds tensors and a step number, and a resumed run equals an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tutelage.runs.checkpoints import Checkpoints
 
 
 class Batches(Protocol):
-    """What the loop needs of a stream; see :class:`tutelage.data.stream.Stream`."""
+    """Interface of a stream for the loop; see :class:`tutelage.data.stream.Stream`."""
 
     batch: int
 
@@ -69,7 +69,7 @@ class Callbacks:
 
 @dataclass
 class Progress:
-    """Where a run stands; with the tensors this is all that a checkpoint holds."""
+    """Progress of a run; a checkpoint holds this and the tensors."""
 
     step: int = 0
     """Finished steps."""
@@ -91,7 +91,7 @@ def fit(
     callbacks: Callbacks | None = None,
     stop_at: int | None = None,
 ) -> Progress:
-    """Train ``method`` for ``settings.steps`` steps, going on from the latest checkpoint where there is one.
+    """Train ``method`` for ``settings.steps`` steps, resuming from the latest checkpoint if there is one.
 
     ``stop_at`` ends the run early, after that many steps (a smoke run). Raises
     :class:`~tutelage.engine.watch.NotFiniteError` when a loss term is not finite, and
@@ -195,7 +195,7 @@ def fit(
                     save()
             interruption.raise_if_asked(progress.step)
         watch.finish()
-        interruption.raise_if_asked(progress.step)  # one that came after the last step must not be lost
+        interruption.raise_if_asked(progress.step)  # a signal after the last step must not be lost
     for feed in feeds.values():
         if hasattr(feed, "close"):
             feed.close()
@@ -212,7 +212,7 @@ def _check_precision(settings: FitSettings, device: torch.device) -> None:
 
 
 def _prepare(method: Method, settings: FitSettings, device: torch.device) -> dict[str, nn.Module]:
-    """Move the method to its device and layout; its direct children are its nets, by name."""
+    """Move the method to its device and memory layout; its direct children are its nets, by name."""
     method.to(device)
     collectives.share_first(method)
     nets = dict(method.named_children())
@@ -264,7 +264,7 @@ def _totals(method: Method, micro_batches: list[dict[str, Batch]]) -> dict[str, 
 
 @contextmanager
 def _training(nets: Mapping[str, nn.Module], pass_: Pass) -> Iterator[None]:
-    """Let only the nets of a pass gather gradients; frozen parameters stay frozen."""
+    """Let only the nets of a pass accumulate gradients; frozen parameters stay frozen."""
     held = [p for name, net in nets.items() if name not in pass_.trains for p in net.parameters() if p.requires_grad]
     for parameter in held:
         parameter.requires_grad_(False)
@@ -290,7 +290,7 @@ def _evaluate(method: Method, progress: Progress, callbacks: Callbacks) -> None:
     best = progress.best_score
     if best is None or score > best or math.isnan(best):
         progress.best_score, progress.best_step, progress.evaluations_since_best = score, progress.step, 0
-        # Before the checkpoint that says so: a kill in between repeats the steps and writes the same nets again.
+        # Before the checkpoint that records it: a kill in between repeats the steps and writes the same nets again.
         callbacks.on_best(progress.step)
     else:
         progress.evaluations_since_best += 1
@@ -313,7 +313,7 @@ def _out_of_patience(progress: Progress, settings: FitSettings) -> bool:
 
 @contextmanager
 def _reproducible(device: torch.device) -> Iterator[None]:
-    """Deterministic algorithms while training; on GPUs operations that have none warn and go on."""
+    """Use deterministic algorithms while training; on GPUs, operations without one only warn."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")

@@ -1,4 +1,4 @@
-"""What is measured while training: loss terms, images per second, the share of time spent waiting for data, memory."""
+"""Figures measured while training: loss terms, images per second, share of time spent waiting for data, memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def peak_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     try:
-        # Not `getrusage`: there, a process begins with the largest memory of the one that started it.
+        # Not `getrusage`: its peak starts at that of the process that started this one.
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
     except (OSError, ValueError, IndexError):
@@ -29,7 +29,7 @@ def peak_memory(device: torch.device) -> float:
 
 
 class Meter:
-    """Gathers figures between two lines of the log, without waiting for the device before a line is due."""
+    """Collects figures between two lines of the log, without synchronising with the device in between."""
 
     def __init__(self, device: torch.device, images_per_step: int, step: int, total: int) -> None:
         self.device = device
@@ -50,20 +50,20 @@ class Meter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time that is spent waiting for data."""
+        """Measure time spent waiting for data."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Time that is not training (evaluation, checkpoints) and does not count in the rate."""
+        """Measure time that is not training (evaluation, checkpoints), to exclude it from the rate."""
         start = time.perf_counter()
         yield
         self._elsewhere += time.perf_counter() - start
 
     def record(self, step: int, rates: Mapping[str, float]) -> dict[str, Any]:
-        """The figures since the last record, and start anew."""
+        """The figures since the last record; restart counting."""
         terms = {name: round(float(value) / self._counts[name], 6) for name, value in self._sums.items()}
         now = time.perf_counter()
         spent = max(now - self._since - self._elsewhere, 1e-9)

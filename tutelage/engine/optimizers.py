@@ -1,4 +1,4 @@
-"""Optimizers and their rates: what may be set, which parameters go in which group, how the rate moves."""
+"""Optimizers and learning rates: parameter groups and schedules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.module
 
 
 def parameter_groups(nets: Sequence[nn.Module], settings: OptimizerSettings) -> list[dict[str, Any]]:
-    """Trainable parameters by learning rate and weight decay; each group remembers its full rate as ``base_lr``."""
+    """Trainable parameters by learning rate and weight decay; each group stores its full rate as ``base_lr``."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     seen: set[int] = set()
     for net in nets:
@@ -23,7 +23,7 @@ def parameter_groups(nets: Sequence[nn.Module], settings: OptimizerSettings) -> 
                 continue
             seen.add(id(parameter))
             in_encoder = name.split(".")[0] == "encoder"
-            # LayerNorm2d and their like are recognised by name: libraries define their own.
+            # LayerNorm2d and similar layers are recognised by name: libraries define their own.
             plain_norm = isinstance(module, _NORMS) or "norm" in type(module).__name__.lower()
             decays = settings.decay_norm_and_bias or not (plain_norm or parameter_name == "bias" or parameter.ndim < 2)
             groups.setdefault((in_encoder, decays), []).append(parameter)
@@ -45,14 +45,14 @@ def build_optimizer(nets: Sequence[nn.Module], settings: OptimizerSettings) -> t
     """An optimizer over the trainable parameters of ``nets``."""
     groups = parameter_groups(nets, settings)
     if settings.kind == "sgd":
-        # Not fused: torch's fused SGD fails on a group in which some parameters had their first gradient later
-        # than others, which is what a net that is trained from some step on looks like.
+        # Not fused: torch's fused SGD fails on a group in which some parameters got their first gradient later than
+        # others, as in a net that is trained only from some step on.
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, foreach=True)
     kind = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
     return kind(groups, lr=settings.lr, betas=settings.betas, fused=True)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, schedule: ScheduleSettings, step: int, total: int) -> None:
-    """Set every group's rate to what the schedule makes of its full one at a zero-based step."""
+    """Set every group's rate by the schedule, from its full rate and a zero-based step."""
     for group in optimizer.param_groups:
         group["lr"] = schedule.rate(group["base_lr"], step, total)

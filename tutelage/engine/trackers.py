@@ -1,4 +1,4 @@
-"""Trackers that a recipe may ask for: imported only then; nothing is sent anywhere unless one is asked for."""
+"""Experiment trackers, imported only if a recipe names them; otherwise no data is sent anywhere."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tutelage.errors import RunError
 
 
 class Tracker(Protocol):
-    """What the log needs of a tracker."""
+    """Interface of a tracker for the log."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Send numbers of one step."""
+        """Send the numbers of one step."""
         ...
 
     def close(self) -> None:
@@ -88,7 +88,7 @@ TRACKERS: dict[str, type] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wand
 
 
 def open_trackers(names: Sequence[str], name: str, folder: Path, config: Mapping[str, Any]) -> list[Tracker]:
-    """The trackers that were asked for. Raises :class:`RunError` for one that is not installed."""
+    """The named trackers. Raises :class:`RunError` for one that is not installed."""
     result: list[Tracker] = []
     for kind in names:
         try:

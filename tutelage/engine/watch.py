@@ -1,4 +1,4 @@
-"""Watches the loss: a term that is not finite stops the run and says which term, which step, which images."""
+"""Check of the loss: a term that is not finite stops the run and names the term, the step and the images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _PendingCheck:
 
 
 class Watch:
-    """Checks the terms of every pass; on a GPU one step late, so that the device is never waited for."""
+    """Checks the terms of every pass; on a GPU one step late, to avoid synchronising with the device."""
 
     def __init__(self, folder: Path | None, say: Callable[[str], None] = lambda text: None) -> None:
         self.folder = folder
@@ -38,7 +38,7 @@ class Watch:
         self._waiting: list[_PendingCheck] = []
 
     def check(self, terms: Mapping[str, Tensor], step: int, pass_name: str, batches: Mapping[str, Batch]) -> None:
-        """Look at one pass's terms. Raises :class:`NotFiniteError`."""
+        """Check the terms of one pass. Raises :class:`NotFiniteError`."""
         if not terms:
             return
         flags = torch.isfinite(torch.stack([term.detach().float() for term in terms.values()]))
@@ -55,14 +55,14 @@ class Watch:
             self._judge(item)
 
     def finish(self) -> None:
-        """Look at what is still waiting (before a checkpoint and at the end)."""
+        """Check the pending terms (before a checkpoint and at the end)."""
         waiting, self._waiting = self._waiting, []
         for item in waiting:
             self._judge(item)
 
     def _judge(self, seen: _PendingCheck) -> None:
         if seen.copied is not None:
-            seen.copied.synchronize()  # that copy alone; it was asked for a step ago
+            seen.copied.synchronize()  # waits for this copy only, started a step ago
         if bool(seen.flags.all()):
             return
         bad = [name for name, finite in zip(seen.names, seen.flags.tolist(), strict=True) if not finite]
@@ -79,7 +79,7 @@ class Watch:
         if self.folder is None:
             return ""
         tensors = {
-            # Cloned: views may share a map, which the file format does not allow.
+            # Cloned: views may share a map, which safetensors does not allow.
             f"{stream}.{view}.{name}": value.detach().cpu().contiguous().clone()
             for stream, batch in seen.batches.items()
             for view, content in batch.views.items()
@@ -91,6 +91,6 @@ class Watch:
         try:
             with writing(path) as partial:
                 save_file(tensors, partial)
-        except OSError as error:  # must not hide what was found
+        except OSError as error:  # must not hide the loss error
             return f"; the batch could not be saved ({error.strerror})"
         return f"; the batch is saved in {path}"

@@ -1,8 +1,8 @@
-"""Scores in bands of rows: so that C scores for every pixel of a large image never exist at once.
+"""Scores in bands of rows, so that C scores per pixel of a large image are never in memory at once.
 
-A band is its first row and the scores (B, K, rows, W) from there on; a prediction is a sequence of bands from the
-top to the bottom. Here are the steps from one sequence to the next: reading other rows than those that come,
-stretching to another size, mirroring.
+A band is its first row and the scores (B, K, rows, W) from there on; a prediction is a sequence of bands from top to
+bottom. This module converts one sequence to the next: reading other rows than those that arrive, resizing,
+mirroring.
 
 Letters: B images, K classes, W columns, n rows of a band.
 """
@@ -18,20 +18,20 @@ from torch import Tensor
 from tutelage.losses.options import ResizeRule
 
 Bands = Iterator[tuple[int, Tensor]]
-# A band that fits into a processor's cache is worked on two to three times faster; a device wants more at once.
+# A band that fits into the processor's cache is processed two to three times faster; a device needs larger ones.
 _BAND_BYTES = 4 << 20
 _BAND_BYTES_ON_DEVICE = 64 << 20
 
 
 def rows_of_band(scores_BKnW: Tensor, width: int) -> int:
-    """How many rows of ``width`` pixels make a band that is neither large nor slow."""
+    """Number of rows of ``width`` pixels per band: small enough for memory, large enough for speed."""
     images, classes = scores_BKnW.shape[:2]
     size = _BAND_BYTES if scores_BKnW.device.type == "cpu" else _BAND_BYTES_ON_DEVICE
     return max(1, size // (4 * images * classes * width))
 
 
 class RowReader:
-    """Rows of a sequence of bands by their number; only forwards, as rows before the asked ones are let go."""
+    """Reads rows of a sequence of bands by number, forwards only: rows before the requested ones are freed."""
 
     def __init__(self, bands: Bands) -> None:
         self._bands = bands
@@ -60,9 +60,9 @@ def stretched(
     rule: ResizeRule,
     stride: int = 1,
 ) -> Bands:
-    """Bring scores at size ``source`` to ``size`` band by band, as :func:`~tutelage.losses.resize.resize_logits` does.
+    """Resize scores from ``source`` to ``size`` band by band, as :func:`~tutelage.losses.resize.resize_logits` does.
 
-    ``take(start, stop)`` hands out source rows (B, K, stop - start, w); ``stride`` is only used by the rule ``grid``.
+    ``take(start, stop)`` returns source rows (B, K, stop - start, w); ``stride`` is only used by the rule ``grid``.
     """
     height, width = size
     position = _row_positions(source[0], height, rule, stride)
@@ -81,13 +81,13 @@ def stretched(
 
 
 def mirrored(bands: Bands) -> Bands:
-    """Left and right exchanged."""
+    """Flip left to right."""
     for start, scores in bands:
         yield start, scores.flip(-1)
 
 
 def _row_positions(source_length: int, length: int, rule: ResizeRule, stride: int) -> Tensor:
-    """(length,) where each row lies among the source rows, in source rows from the first one's center."""
+    """(length,) position of each row among the source rows, in source rows from the centre of the first one."""
     index = torch.arange(length, dtype=torch.float64)
     if rule == "corners":
         position = index * ((source_length - 1) / max(length - 1, 1))

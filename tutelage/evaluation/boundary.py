@@ -1,14 +1,14 @@
-"""Boundary IoU: how well the borders of the regions are met, whatever their size.
+"""Boundary IoU: quality of region borders, independent of region size.
 
 Cheng, Girshick, Dollar, Berg, Kirillov: "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation",
-CVPR 2021. The boundary of a mask is the mask less its erosion by a distance d: the pixels from which another
+CVPR 2021. The boundary of a mask is the mask minus its erosion by a distance d: the pixels from which another
 class, or the image's border, is at most d steps of a 3x3 neighbourhood away.
 
-The definition goes class by class: two erosions each. Here one pass does for all classes at once, since a pixel
-survives the erosion of its own class's mask exactly if the (2d+1) x (2d+1) window around it is of one class.
+The definition is per class: two erosions each. Here one pass does all classes at once, since a pixel survives the
+erosion of its own class's mask exactly if the (2d+1) x (2d+1) window around it is of one class.
 
-An ignored pixel counts as outside of the image, for the truth and for the prediction: it is in no mask, and
-regions on both sides have a boundary there, just as the original has along the image's border.
+An ignored pixel counts as outside the image, in label and prediction: it is in no mask, and regions on both sides
+have a boundary there, as the original has along the image's border.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tutelage.evaluation.histogram import IGNORE, check_class_count, check_maps,
 
 @dataclass(frozen=True)
 class BoundaryScores:
-    """Boundary IoU of each class (C,), NaN where no boundary exists, and its mean over the classes that have one."""
+    """Boundary IoU of each class (C,), NaN without boundary pixels, and its mean over the other classes."""
 
     iou: NDArray[np.float64]
     miou: float
@@ -50,7 +50,7 @@ class BoundaryIoU:
     def update(self, prediction: Tensor, label: Tensor) -> None:
         """Count one image (H, W) or a batch (B, H, W) of class ids; 255 in the label = ignored.
 
-        Ids outside 0..C-1 belong to no class: :class:`~tutelage.evaluation.confusion.Confusion` reports them.
+        Ids outside 0..C-1 count as no class: :class:`~tutelage.evaluation.confusion.Confusion` reports them.
         """
         check_maps(prediction, label)
         counts = boundary_counts(prediction, label, self.num_classes, self.ratio)
@@ -82,7 +82,7 @@ def boundary_counts(prediction: Tensor, label: Tensor, num_classes: int, ratio: 
     distance = boundary_distance(height, width, ratio)
     truth_BHW = _outside_beyond(label, num_classes)
     guess_BHW = _outside_beyond(prediction, num_classes).masked_fill(truth_BHW == IGNORE, IGNORE)
-    # Pixels inside of their region leave the maps too: what remains are the boundaries, with their class.
+    # Remove pixels inside their region from the maps: the boundaries with their classes remain.
     truth_BHW, guess_BHW = (ids.masked_fill(_is_inside(ids, distance), IGNORE) for ids in (truth_BHW, guess_BHW))
     both = truth_BHW.masked_fill(truth_BHW != guess_BHW, IGNORE)
     intersection, of_truth, of_guess = (
@@ -92,15 +92,15 @@ def boundary_counts(prediction: Tensor, label: Tensor, num_classes: int, ratio: 
 
 
 def _outside_beyond(ids: Tensor, num_classes: int) -> Tensor:
-    """The map as (B, H, W) uint8, every value that is no class made 255."""
+    """The map as (B, H, W) uint8, with 255 for every value that is not a class."""
     ids = ids if ids.ndim == 3 else ids[None]
     return ids.masked_fill((ids < 0) | (ids >= num_classes), IGNORE).to(torch.uint8)
 
 
 def _is_inside(ids_BHW: Tensor, distance: int) -> Tensor:
-    """(B, H, W) bool: the (2 distance + 1)-square around the pixel is of one class and within the image."""
+    """(B, H, W) bool: the (2 distance + 1)-square around the pixel is of one class and inside the image."""
     padded = F.pad(ids_BHW, (distance, distance, distance, distance), value=IGNORE)
-    # A square is of one value if each of its rows is, and if its rows agree in one column, the middle one.
+    # A square has one value if each of its rows has one and its rows agree in one column, the middle one.
     rows = _all_of_next(padded[..., 1:] == padded[..., :-1], 2 * distance, dim=-1)
     middle = padded[..., distance : distance + ids_BHW.shape[-1]]
     agree = _all_of_next(middle[:, 1:] == middle[:, :-1], 2 * distance, dim=-2)
@@ -108,7 +108,7 @@ def _is_inside(ids_BHW: Tensor, distance: int) -> Tensor:
 
 
 def _all_of_next(flags: Tensor, count: int, dim: int) -> Tensor:
-    """Whether an entry and the ``count - 1`` after it are all true; the axis gets ``count - 1`` shorter."""
+    """Whether an entry and the ``count - 1`` after it are all true; the axis becomes ``count - 1`` shorter."""
     covered = 1
     while covered < count:
         step = min(covered, count - covered)

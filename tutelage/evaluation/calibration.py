@@ -1,4 +1,4 @@
-"""Calibration: does a net that says 80 % is sure prove right in 80 % of the pixels?
+"""Calibration: are 80 % of the pixels right that a net predicts with confidence 80 %?
 
 Expected calibration error after Naeini et al., AAAI 2015, and Guo et al., ICML 2017: pixels are put into 15 bins
 of equal width by the confidence of their prediction, (0, 1/15], ..., (14/15, 1]; the error is the mean gap between
@@ -26,16 +26,16 @@ _LOG_TEMPERATURE_LIMIT = math.log(100.0)
 
 @dataclass(frozen=True)
 class CalibrationScores:
-    """What the bins say. Per-bin values are NaN for an empty bin, all values for no labelled pixel at all."""
+    """Scores from the bins. Per-bin values are NaN for an empty bin, all values without labelled pixels."""
 
     error: float
     """Expected calibration error, in 0..1."""
     largest_gap: float
-    """Largest gap between confidence and accuracy of any bin that is not empty."""
+    """Largest gap between confidence and accuracy of a bin that is not empty."""
     confidence: NDArray[np.float64]
     """(bins,) mean confidence: the horizontal axis of the reliability curve."""
     accuracy: NDArray[np.float64]
-    """(bins,) share of right pixels: its vertical axis."""
+    """(bins,) fraction of correct pixels: its vertical axis."""
     count: NDArray[np.float64]
     """(bins,) pixels."""
     negative_log_likelihood: float
@@ -43,7 +43,7 @@ class CalibrationScores:
 
 
 class Calibration:
-    """Streaming reliability statistics: (bins, 3) float64 sums of confidence, right pixels and pixels."""
+    """Streaming reliability statistics: (bins, 3) float64 sums of confidence, correct pixels and pixels."""
 
     def __init__(self, bins: int = 15, device: torch.device | str = "cpu") -> None:
         if bins < 1:
@@ -53,12 +53,12 @@ class Calibration:
         self.bins = bins
         self.table = torch.zeros((bins, 3), dtype=torch.float64, device=device)
         self.likelihood = torch.zeros(2, dtype=torch.float64, device=device)
-        """Sum of -log p(true class), and over how many pixels."""
+        """Sum of -log p(true class), and its number of pixels."""
 
     def update(self, logits: Tensor, label: Tensor) -> None:
         """Count logits (B, C, H, W), or log probabilities, against a label (B, H, W), 255 = ignored.
 
-        Labels must be below C; :class:`~tutelage.evaluation.confusion.Confusion` reports those that are not.
+        Labels must be below C; :class:`~tutelage.evaluation.confusion.Confusion` reports others.
         """
         if logits.ndim != 4 or logits.shape[:1] + logits.shape[2:] != label.shape:
             raise TutelageError(
@@ -116,11 +116,11 @@ class Calibration:
 
 
 def fit_temperature(logits: Tensor, label: Tensor, steps: int = 50) -> float:
-    """The temperature T that makes softmax(logits / T) most likely (Guo et al., ICML 2017, section 4.2).
+    """The temperature T that maximises the likelihood of softmax(logits / T) (Guo et al., ICML 2017, section 4.2).
 
-    ``logits``: (B, C, H, W) with ``label`` (B, H, W), or (N, C) with (N,); 255 = ignored. Newton's steps on log T,
-    kept inside a bracket; T is within 0.01 and 100, near which it ends for a net that is always or never right.
-    A :class:`TutelageError` if no pixel is labelled.
+    ``logits``: (B, C, H, W) with ``label`` (B, H, W), or (N, C) with (N,); 255 = ignored. Newton steps on log T inside
+    a bracket; T is in [0.01, 100], near whose ends it stays for a net that is always or never right.
+    Raises :class:`TutelageError` if no pixel is labelled.
     """
     classes = logits.shape[1]
     flat = logits.detach().movedim(1, -1).reshape(-1, classes)
@@ -137,7 +137,7 @@ def fit_temperature(logits: Tensor, label: Tensor, steps: int = 50) -> float:
         share_NC = (logits_NC * sharpness).softmax(dim=1)
         mean_N = (share_NC * logits_NC).sum(dim=1)
         variance = (share_NC * (logits_NC - mean_N[:, None]).square()).sum(dim=1).mean().item()
-        # The likelihood is convex in 1 / T, so that the sign of the slope says on which side of T the best one is.
+        # The likelihood is convex in 1 / T, so the sign of the slope shows on which side of T the optimum is.
         slope = -sharpness * mean_N.mean().item()
         curvature = sharpness**2 * variance - slope
         if slope > 0:

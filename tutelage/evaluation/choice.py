@@ -1,15 +1,15 @@
-"""Choosing among checkpoints without a mask: figures of what a net says of images, the more the better.
+"""Choosing among checkpoints without labels: figures of a net's predictions; higher is better.
 
-    agreement   mean IoU of its labels with those that it gives the mirrored image, over all K classes
-    balance     (H(mean of p) - mean of H(p)) / ln K: sure of each pixel, and of many classes over all of them
-    entropy     -(mean of H(p)) / ln K: sure
+    agreement   mean IoU of its labels with those of the mirrored image, over all K classes
+    balance     (H(mean of p) - mean of H(p)) / ln K: certain for each pixel, and many classes over all of them
+    entropy     -(mean of H(p)) / ln K: certain
 
-None is a score, and each can be fooled. Entropy is lowest for a net that names one class everywhere. Balance is what
-clustering by information maximisation asks for (Krause, Perona and Gomes, NeurIPS 2010); it rewards many classes of
-like size, whatever the images show. Agreement counts 0 for a class that is never named, so that a net of one class has
-1 / K; but a net may be wrong the same way in the mirror.
+None is a score, and each can be misled. Entropy is lowest for a net that predicts one class everywhere. Balance is
+the objective of clustering by information maximisation (Krause, Perona and Gomes, NeurIPS 2010); it rewards many
+classes of equal size, whatever the images show. Agreement counts 0 for a class that is never predicted, so that a net
+of one class gets 1 / K; but a net may make the same error in the mirrored image.
 
-Figures are gathered image by image: sums do not depend on how images are dealt to processes.
+Figures are collected per image: sums do not depend on how images are distributed over processes.
 
 Letters: N images, K classes, H x W pixels, n rows of a band.
 """
@@ -34,7 +34,7 @@ Rule = Literal["agreement", "balance", "entropy"]
 def mirror_counts(
     net: SegmentationModel, image: NDArray[np.uint8], protocol: Protocol, device: torch.device, classes: int
 ) -> NDArray[np.float64]:
-    """(3 K,) pixels of each class in both, in the mirrored only, in the plain only of the labels of one image."""
+    """(3 K,) pixels per class of one image's labels: in both, only in the mirrored, only in the plain labels."""
     plain_HW, _ = predict_labels(net, image, protocol, device)
     mirrored_HW, _ = predict_labels(net, np.ascontiguousarray(image[:, ::-1]), protocol, device)
     back_HW = np.ascontiguousarray(mirrored_HW[:, ::-1])
@@ -53,7 +53,7 @@ def agreement(rows_NC: NDArray[np.float64]) -> float:
 def sureness(
     net: SegmentationModel, image: NDArray[np.uint8], protocol: Protocol, device: torch.device
 ) -> NDArray[np.float64]:
-    """(K + 2,) sum of each class's probability, sum of entropies in nats, and number of pixels, of one image."""
+    """(K + 2,) per image: sum of each class's probability, sum of entropies in nats, number of pixels."""
     total: Tensor | None = None
     for _, scores_1KnW in score_bands(net, image, protocol, device):
         if gives_probabilities(protocol):
@@ -62,7 +62,7 @@ def sureness(
             log_KnW = scores_1KnW[0].log_softmax(dim=0)
         share_KnW, width = log_KnW.exp(), log_KnW.shape[2]
         entropy_nW = -(share_KnW * log_KnW).sum(0)
-        # Row by row where the net runs, then in double precision on the CPU: not every device has it.
+        # Band by band on the net's device, then in double precision on the CPU: not every device supports it.
         rows = torch.cat([share_KnW.sum(2), entropy_nW.sum(1)[None], torch.full_like(entropy_nW.sum(1)[None], width)])
         band = rows.cpu().double().sum(1)
         total = band if total is None else total + band
@@ -72,13 +72,13 @@ def sureness(
 
 
 def entropy(rows_NC: NDArray[np.float64]) -> float:
-    """Mean entropy of all pixels as a share of the largest (0: sure everywhere), from :func:`sureness` of N images."""
+    """Mean entropy of all pixels over its maximum (0: certain everywhere), from :func:`sureness` of N images."""
     total = rows_NC.sum(0)
     return float(total[-2] / total[-1] / _most(len(total) - 2))
 
 
 def balance(rows_NC: NDArray[np.float64]) -> float:
-    """Entropy of the mean prediction less the mean entropy, as a share of the largest; in 0..1."""
+    """Entropy of the mean prediction minus the mean entropy, over the maximum; in 0..1."""
     total = rows_NC.sum(0)
     share_K = total[:-2] / total[:-2].sum()
     named_K = share_K[share_K > 0]

@@ -1,4 +1,4 @@
-"""Other classes in which the same predictions are scored: some of them (subsets), or several taken as one (merged)."""
+"""Scoring the same predictions in other classes: some of them (subsets), or several merged into one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ClassGroups = Mapping[str, Sequence[str]]
 def class_ids(groups: ClassGroups, classes: Sequence[str], what: str) -> dict[str, list[int]]:
     """Ids of the classes of each group.
 
-    Raises :class:`RecipeError`, naming ``what``, for a name that is no class or stands twice.
+    Raises :class:`RecipeError`, naming ``what``, for an unknown or duplicate class.
     """
     ids = {name: number for number, name in enumerate(classes)}
     for group, members in groups.items():
@@ -35,8 +35,8 @@ def class_ids(groups: ClassGroups, classes: Sequence[str], what: str) -> dict[st
 def merged_names(groups: ClassGroups, classes: Sequence[str], what: str) -> list[str]:
     """Names of the classes after merging: the groups, then the classes in none, in their order.
 
-    Raises :class:`RecipeError`, naming ``what``, for a name that is no class, for a class in two groups, and for a
-    group that is called as a class that stays.
+    Raises :class:`RecipeError`, naming ``what``, for an unknown class, a class in two groups, and a group with the name
+    of a class that is not merged.
     """
     class_ids(groups, classes, what)
     grouped = [one for members in groups.values() for one in members]
@@ -63,7 +63,7 @@ def check_groups(subsets: ClassGroups, merged: ClassGroups, classes: Sequence[st
 
 
 def same_groups(one: ClassGroups, other: ClassGroups) -> bool:
-    """Whether both group the same classes under the same names, in whatever order."""
+    """Whether both group the same classes under the same names, in any order."""
     return {name: set(members) for name, members in one.items()} == {
         name: set(members) for name, members in other.items()
     }

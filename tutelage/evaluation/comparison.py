@@ -1,7 +1,7 @@
-"""Is one scored net better than another? The gain on the same images, how sure it is, and where it comes from.
+"""Comparison of two scored nets: the gain on the same images, its uncertainty, and its classes.
 
-Each side is one run, or several that differ in their seed. Runs are comparable only when they were scored by one
-protocol on the same images in the same classes; everything else is refused, and said what differs.
+Each side is one run, or several with different seeds. Runs are comparable only if they were scored by one protocol on
+the same images and classes; otherwise the error names the differences.
 """
 
 # Legend: N images, K classes, G classes after merging, S seeds.
@@ -32,13 +32,13 @@ class Scored:
     """One scored run."""
 
     name: str
-    """As it was named by who compares."""
+    """The path as given by the caller."""
     content: dict[str, Any]
     counts_NK3: NDArray[np.int64]
     images: tuple[str, ...]
     groups: tuple[str, ...]
     merged_NG3: NDArray[np.int64] | None = None
-    """Counts with several classes taken as one; None where nothing was merged."""
+    """Counts with several classes merged into one; None if nothing was merged."""
 
     def counts_of_subset(self, classes: Sequence[str]) -> NDArray[np.int64]:
         """(N, len(classes), 3): the counts of some of the classes."""
@@ -46,9 +46,9 @@ class Scored:
         return self.counts_NK3[:, [names.index(name) for name in classes]]
 
     def counts_of_merged(self, groups: ClassGroups, classes: Sequence[str]) -> NDArray[np.int64]:
-        """(N, G, 3): the counts with ``groups`` taken as one class each, in the order of ``classes``.
+        """(N, G, 3): the counts with each of ``groups`` merged into one class, in the order of ``classes``.
 
-        Raises :class:`RunError` where the run was not scored so.
+        Raises :class:`RunError` if the run was not scored with these groups.
         """
         found = self.content.get("merged")
         if found is None or self.merged_NG3 is None or not same_groups(found["groups"], groups):
@@ -95,7 +95,7 @@ class Side:
 
 @dataclass(frozen=True)
 class ClassGain:
-    """What b gains over a in one class."""
+    """The gain of b over a in one class."""
 
     name: str
     a: float
@@ -105,12 +105,12 @@ class ClassGain:
 
 @dataclass(frozen=True)
 class GroupedGain:
-    """What b gains over a in other classes: over some of them, or with several taken as one."""
+    """The gain of b over a in other classes: over some of them, or with several merged into one."""
 
     name: str
-    """The subset's; of merged classes, those of the groups."""
+    """Classes of the subset; of merged classes, those of the groups."""
     groups: Mapping[str, Sequence[str]]
-    """What was merged; empty for a subset."""
+    """The merged groups; empty for a subset."""
     names: tuple[str, ...]
     """The classes over which the mean is taken."""
     a: float
@@ -118,7 +118,7 @@ class GroupedGain:
     b: float
     gain: Gain
     classes: tuple[ClassGain, ...]
-    """Those of ``names`` that occur, after merging; none for a subset, whose classes are those of the whole."""
+    """Those of ``names`` that occur, after merging; none for a subset, whose classes are among all classes."""
 
 
 @dataclass(frozen=True)
@@ -129,17 +129,17 @@ class Comparison:
     b: Side
     gain: Gain
     classes: tuple[ClassGain, ...]
-    """Those that occur."""
+    """Classes that occur."""
     blocks: bool
-    """Whether blocks of images were drawn (sequences, tiles) instead of single ones."""
+    """Whether blocks of images (sequences, tiles) were drawn instead of single images."""
     protocol: str
-    """In words."""
+    """Description of the protocol."""
     data: str
     """Name of the data set."""
     subsets: tuple[GroupedGain, ...] = ()
-    """Means over some of the classes that all runs were scored over."""
+    """Means over subsets of the classes for which all runs were scored."""
     merged: GroupedGain | None = None
-    """With several classes taken as one, where all runs were scored so."""
+    """With several classes merged into one, if all runs were scored so."""
 
     @property
     def verdict(self) -> str:
@@ -148,20 +148,20 @@ class Comparison:
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        """What the numbers cannot say."""
+        """Limits of the numbers."""
         found = []
         if not self.gain.reliable:
             found.append(f"The interval is not reliable: {self.gain.reason}.")
         fewest = min(self.gain.seeds)
         if self.gain.seeds == (1, 1):
-            found.append("One run a side: how much another seed would change is not in the interval.")
+            found.append("One run per side: the interval does not include the spread between seeds.")
         elif fewest < _FEW_SEEDS:
             which = "one run" if fewest == 1 else f"{fewest} runs"
-            found.append(f"With {which} on a side the spread between seeds is underestimated.")
+            found.append(f"With {which} on a side, the spread between seeds is underestimated.")
         return tuple(found)
 
     def text(self) -> str:
-        """A table to print, and what it means in a sentence."""
+        """A table to print, and its meaning in a sentence."""
         unit = "blocks of images" if self.blocks else "images"
         gain = self.gain
         lines = [
@@ -188,7 +188,7 @@ class Comparison:
         lines += [_line(wide, *row) for row in rows[:-1]]
         lines += [rule, _line(wide, *rows[-1])]
         lines += [rule, *(_line(wide, *row) for row in others)] if others else []
-        return [*lines, f"* clear for this row alone; of {len(self.classes)} classes one in twenty is so by chance"]
+        return [*lines, f"* clear for this row alone; of {len(self.classes)} classes, one in twenty is so by chance"]
 
     def _other_rows(self) -> Iterator[tuple[str, float, float, Gain]]:
         """Means over some of the classes; merged classes and their mean."""
@@ -201,7 +201,7 @@ class Comparison:
             yield f"mIoU with {self.merged.name} merged", self.merged.a, self.merged.b, self.merged.gain
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as JSON-able values; shares, not points."""
+        """All values for JSON, as fractions, not points."""
         return {
             "verdict": self.verdict,
             "caveats": list(self.caveats),
@@ -224,11 +224,11 @@ class Comparison:
 def compare(
     a: Sequence[str | Path], b: Sequence[str | Path], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Comparison:
-    """What side b gains over side a; each is one scored run, or several with different seeds.
+    """The gain of side b over side a; each is one scored run, or several with different seeds.
 
-    A run is a file ``LABEL.json`` with its counts beside it, or ``FOLDER:LABEL`` of an evaluate stage's folder
-    (``FOLDER`` where it scored one net). The same for the same ``seed``. Raises :class:`RunError` for scores that are
-    not there or damaged, and :class:`TutelageError` that names what differs where the runs cannot be compared.
+    A run is a file ``LABEL.json`` with its counts in the same folder, or ``FOLDER:LABEL`` of an evaluate stage's folder
+    (``FOLDER`` if it scored one net). Deterministic for a ``seed``. Raises :class:`RunError` for missing or damaged
+    scores, and :class:`TutelageError`, naming the differences, for runs that cannot be compared.
     """
     sides = []
     for letter, paths in (("a", a), ("b", b)):
@@ -277,7 +277,7 @@ _Runs = list[NDArray[np.int64]]
 def _class_gains(
     names: Sequence[str], a: _Runs, b: _Runs, draw: Callable[[_Runs, _Runs], Gain]
 ) -> tuple[ClassGain, ...]:
-    """What b gains in each class that occurs in all runs."""
+    """The gain of b in each class that occurs in all runs."""
     iou_a, iou_b = (np.mean([miou_of_counts(one.sum(0)[:, None]) for one in side], axis=0) for side in (a, b))
     rows = []
     for index, name in enumerate(names):
@@ -301,7 +301,7 @@ def _grouped(
 
 
 def _shared_subsets(runs: Sequence[Scored]) -> dict[str, list[str]]:
-    """The subsets that all runs name, and alike."""
+    """The subsets that all runs have with equal classes."""
     named = [{name: one["classes"] for name, one in run.content.get("subsets", {}).items()} for run in runs]
     return {
         name: classes
@@ -311,7 +311,7 @@ def _shared_subsets(runs: Sequence[Scored]) -> dict[str, list[str]]:
 
 
 def _shared_groups(runs: Sequence[Scored]) -> tuple[ClassGroups, list[str]] | None:
-    """What was merged, and the classes after that, where all runs were counted so."""
+    """The merged groups and the classes after merging, if all runs were counted so."""
     found = [run.content.get("merged") for run in runs]
     first = found[0]
     if first is None or any(run.merged_NG3 is None for run in runs):
@@ -321,7 +321,7 @@ def _shared_groups(runs: Sequence[Scored]) -> tuple[ClassGroups, list[str]] | No
 
 
 def read_scored(path: str | Path) -> Scored:
-    """One scored run by its file, or by folder and label. Raises :class:`RunError` as :func:`compare` does."""
+    """Read one scored run by file, or by folder and label. Raises :class:`RunError` as :func:`compare` does."""
     score, stored_counts = _locate(str(path))
     try:
         content = json.loads(score.read_text(encoding="utf-8"))
@@ -346,7 +346,7 @@ def read_scored(path: str | Path) -> Scored:
 
 
 def _locate(named: str) -> tuple[Path, Path]:
-    """The file of a run's scores, and that of its per-image counts, which lies beside it."""
+    """The files of a run's scores and of its per-image counts, in the same folder."""
     path = Path(named)
     if path.suffix == ".json":
         if not path.is_file():
@@ -374,7 +374,7 @@ def _locate(named: str) -> tuple[Path, Path]:
 
 
 def _refuse_repeats(letter: str, runs: Sequence[Scored]) -> None:
-    """The same run twice would look like two seeds without spread."""
+    """Refuse duplicate runs: they would look like two seeds without variance."""
     for number, run in enumerate(runs):
         for other in runs[:number]:
             same = run.content.get("net") is not None and run.content.get("net") == other.content.get("net")
@@ -403,10 +403,10 @@ def _require_comparable(reference: Scored, run: Scored) -> None:
         differing.append(f"the classes: {', '.join(unlike) or 'their order'}")
     if reference.images != run.images:
         only = sorted(set(reference.images) ^ set(run.images))
-        which = f"{len(only)} are in one of them only, such as {only[0]}" if only else "their order"
+        which = f"{len(only)} are in only one, such as {only[0]}" if only else "their order"
         differing.append(f"the images: {which}")
     elif ours["data"]["fingerprint"] != theirs["data"]["fingerprint"]:
-        differing.append("the data: names are equal, but what the files hold is not (fingerprint)")
+        differing.append("the data: equal names, but different content (fingerprint)")
     if differing:
         raise TutelageError(
             "not-comparable",

@@ -1,8 +1,8 @@
-"""The confusion matrix and the scores that are read off it.
+"""The confusion matrix and its scores.
 
-Both conventions of the mean IoU are always given: over the classes that occur (in the truth or in the
-prediction), and over all classes with an absent one counted as 0, as several published codes do. On COCO-Stuff,
-where 11 of 182 ids never occur, the two differ by a factor of 171 / 182.
+Both conventions of the mean IoU are always computed: over the classes that occur (in label or prediction), and over
+all classes with absent ones counted as 0, as in several published codes. On COCO-Stuff, where 11 of 182 ids never
+occur, the two differ by a factor of 171 / 182.
 
 Letters: B images, H x W pixels, C classes.
 """
@@ -26,34 +26,34 @@ _NO_FAULT = torch.iinfo(torch.int64).min
 
 @dataclass(frozen=True)
 class Scores:
-    """What a confusion matrix says. Shares are in 0..1; NaN where there is nothing to divide by."""
+    """Scores of a confusion matrix. Fractions are in 0..1; NaN where the denominator is 0."""
 
     iou: NDArray[np.float64]
-    """(C,) intersection over union; NaN for a class that occurs neither in the truth nor in the prediction."""
+    """(C,) intersection over union; NaN for a class that occurs neither in the label nor in the prediction."""
     accuracy: NDArray[np.float64]
-    """(C,) share of a class's true pixels that were found (recall); NaN without true pixels."""
+    """(C,) recall: fraction of a class's labelled pixels that were found; NaN without labelled pixels."""
     precision: NDArray[np.float64]
-    """(C,) share of the pixels called a class that are it; NaN if it was never predicted."""
+    """(C,) precision: fraction of the pixels predicted as a class that are correct; NaN if never predicted."""
     miou: float
     """Mean IoU over the classes that occur."""
     miou_all: float
-    """Mean IoU over all C classes, an absent one counting 0 (the convention of several published codes)."""
+    """Mean IoU over all C classes with absent ones counted as 0 (the convention of several published codes)."""
     absent: int
-    """How many classes occur neither in the truth nor in the prediction."""
+    """Number of classes that occur neither in the label nor in the prediction."""
     pixel_accuracy: float
-    """Share of the labelled pixels that are right."""
+    """Fraction of the labelled pixels that are correct."""
     mean_accuracy: float
-    """Mean of ``accuracy`` over the classes with true pixels."""
+    """Mean of ``accuracy`` over the classes with labelled pixels."""
     frequency_weighted_iou: float
-    """IoU weighted by each class's share of the true pixels."""
+    """IoU weighted by each class's fraction of the labelled pixels."""
     pixels: int
-    """How many labelled pixels were counted."""
+    """Number of labelled pixels."""
 
 
 class Confusion:
-    """A streaming confusion matrix: rows are the truth, columns the prediction; ignored truth is left out.
+    """A streaming confusion matrix: rows are the label, columns the prediction; ignored pixels are not counted.
 
-    On an accelerator nothing waits for the device while counting, so that a wrong id is reported when the matrix
+    On an accelerator counting does not synchronise with the device, so that an invalid id is reported when the matrix
     is read, not when it is counted.
     """
 
@@ -66,7 +66,7 @@ class Confusion:
     def update(self, prediction: Tensor, label: Tensor) -> None:
         """Count one image (H, W) or a batch (B, H, W) of class ids: uint8, int16, int32 or int64, 255 = ignored.
 
-        A label outside 0..C-1 other than 255, or a prediction outside 0..C-1, is a :class:`TutelageError`.
+        Raises :class:`TutelageError` for a label outside 0..C-1 other than 255, or a prediction outside 0..C-1.
         """
         matrix, faults = _count(prediction, label, self.num_classes)
         if matrix.device.type == "cpu":
@@ -93,7 +93,7 @@ class Confusion:
 
     @property
     def matrix(self) -> Tensor:
-        """(C, C) int64, rows = truth, columns = prediction. Waits for the device to check the ids counted so far."""
+        """(C, C) int64, rows = label, columns = prediction. Synchronises with the device to check the ids."""
         _raise_faults(self._faults, self.num_classes)
         return self._matrix
 
@@ -117,7 +117,7 @@ def counts_of(matrix: Tensor) -> Tensor:
 
 
 def scores_of(matrix: Tensor) -> Scores:
-    """Read the scores off a confusion matrix (C, C), rows = truth, columns = prediction."""
+    """Scores of a confusion matrix (C, C), rows = label, columns = prediction."""
     counts = matrix.cpu().numpy().astype(np.float64)
     hit, truth, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
     union = truth + predicted - hit
@@ -138,22 +138,22 @@ def scores_of(matrix: Tensor) -> Scores:
 
 
 def subset_mean(values_C: NDArray[np.float64], classes: Sequence[int]) -> float:
-    """Mean of a score over those of ``classes`` (ids) that have one; NaN where none has.
+    """Mean of a score over those of ``classes`` (ids) that have one; NaN if none has.
 
-    With the IoU: what papers call mIoU-16 and mIoU-13 of Cityscapes' 19 classes. Nothing is counted anew, so that
-    pixels that were taken for a class that is left out are still errors of the class that they are.
+    With the IoU, the mIoU-16 and mIoU-13 of papers on Cityscapes' 19 classes. Nothing is counted again: pixels
+    predicted as an excluded class are still errors of their own class.
     """
     return _mean(values_C[list(classes)])
 
 
 def merged(matrix: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
-    """The confusion matrix (C, C) with the classes (ids) of each group taken as one: (G, G), groups before the rest.
+    """The confusion matrix (C, C) with each group of classes (ids) merged into one: (G, G), groups before the rest.
 
-    A class in no group stays one by itself, in order of ids. ``ValueError`` for a class in two groups.
+    A class in no group remains, in order of ids. Raises ``ValueError`` for a class in two groups.
     """
     grouped = [one for group in groups for one in group]
     if len(set(grouped)) < len(grouped):
-        raise ValueError(f"a class stands in two groups: {[list(group) for group in groups]}")
+        raise ValueError(f"class in two groups: {[list(group) for group in groups]}")
     rest = [[one] for one in range(len(matrix)) if one not in grouped]
     own_C = torch.empty(len(matrix), dtype=torch.int64)
     for number, group in enumerate([*groups, *rest]):
@@ -174,13 +174,13 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 
 def _count(prediction: Tensor, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """The matrix (C, C), and one wrong id each of the prediction and of the label (``_NO_FAULT`` if there is none)."""
+    """The matrix (C, C), and one invalid id each of prediction and label (``_NO_FAULT`` if there is none)."""
     check_maps(prediction, label)
     return (_count_on_cpu if label.device.type == "cpu" else _count_on_device)(prediction, label, num_classes)
 
 
 def _count_on_cpu(prediction: Tensor, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """On bytes: ignored pixels get a row of their own (255 + 1 is 0), wrong ids another row and a column."""
+    """On bytes: ignored pixels get an extra row (255 + 1 is 0), invalid ids another row and column."""
     faults = torch.full((2,), _NO_FAULT, dtype=torch.int64)
     small = []
     for position, values in enumerate((prediction, label)):
@@ -202,7 +202,7 @@ def _count_on_cpu(prediction: Tensor, label: Tensor, num_classes: int) -> tuple[
 
 
 def _count_on_device(prediction: Tensor, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """The same in a fixed number of kernels, none of which waits: what is not counted goes into one bin more."""
+    """The same in a fixed number of kernels without synchronisation: uncounted pixels go into an extra bin."""
     pairs = num_classes * num_classes
     prediction, label = prediction.long(), label.long()
     wrong_prediction = (prediction < 0) | (prediction >= num_classes)

@@ -1,8 +1,8 @@
-"""Scoring a net on a data set: one pass over the images, every figure streamed.
+"""Scoring a net on a data set: one pass over the images, all figures streamed.
 
-What is kept per image is its true positives, false positives and false negatives by class: enough to draw intervals
-over images or blocks, and to compare two nets on the same images. Counts of merged classes are kept beside them: they
-cannot be made of those of their parts.
+True positives, false positives and false negatives by class are kept per image: enough to draw intervals over images
+or blocks, and to compare two nets on the same images. Counts of merged classes are kept too: they cannot be computed
+from those of their parts.
 """
 
 # Legend: B images, K classes, G classes after merging, H W pixels, N images of the data set.
@@ -46,7 +46,7 @@ _AHEAD = 8
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that one pass over a data set gave."""
+    """All results of one pass over a data set."""
 
     confusion: Confusion
     counts_NK3: NDArray[np.int64]
@@ -55,7 +55,7 @@ class Evaluation:
     boundary: BoundaryIoU | None = None
     calibration: Calibration | None = None
     merged_NG3: NDArray[np.int64] | None = None
-    """Per-image counts with several classes taken as one: the groups, then the classes in none."""
+    """Per-image counts with several classes merged: the groups, then the classes in none."""
 
     @property
     def miou(self) -> float:
@@ -76,12 +76,12 @@ def evaluate(
     progress: Callable[[int, int], None] = lambda done, total: None,
     observe: Callable[[Tensor, Tensor], None] = lambda logits, label: None,
 ) -> Evaluation:
-    """Score ``net`` (in evaluation mode) on the labelled ``dataset``, or on the samples at ``indices`` of it.
+    """Score ``net`` (in evaluation mode) on the labelled ``dataset``, or on its samples at ``indices``.
 
-    With several processes each takes its share, and all get the exact whole. ``merged_as``: classes that are counted as
-    one besides. ``observe`` is shown the logits (B, K, H, W) and the label (B, H, W) of each batch of this process, in
-    the order of its share (every world-th sample from its rank on). Raises :class:`DataError` for files that cannot be
-    read and for images whose mask has another size, :class:`RecipeError` for classes that the data do not have.
+    Several processes share the images, and each gets the exact whole. ``merged_as``: classes to count as one in
+    addition. ``observe`` gets the logits (B, K, H, W) and the label (B, H, W) of each batch of this process, in the
+    order of its share (every world-th sample from its rank on). Raises :class:`DataError` for unreadable files and for
+    images whose mask has another size, :class:`RecipeError` for unknown classes.
     """
     dataset.require_labels(f"evaluation, data set {dataset.name!r}")
     if device.type == "cpu":
@@ -172,9 +172,9 @@ def summary(
     subsets: ClassGroups | None = None,
     merged_as: ClassGroups | None = None,
 ) -> dict[str, Any]:
-    """All figures as JSON-able values, with the identity of the numbers: protocol and data.
+    """All figures for JSON, with the identity of protocol and data.
 
-    ``subsets``: classes over which a mean IoU is taken besides; ``merged_as``: classes that are scored as one besides.
+    ``subsets``: classes for additional mean IoUs; ``merged_as``: classes to score as one in addition.
     """
     scores = evaluation.confusion.scores()
     result: dict[str, Any] = {
@@ -235,7 +235,7 @@ def _interval(counts_NK3: NDArray[np.int64], groups: Sequence[str]) -> dict[str,
 
 
 def _merged(evaluation: Evaluation, classes: Sequence[str], groups: ClassGroups) -> dict[str, Any]:
-    """Scores of the classes that come of merging: the groups, then the classes in none."""
+    """Scores of the merged classes: the groups, then the classes in none."""
     names = merged_names(groups, classes, "merged")
     scores = scores_of(merged(evaluation.confusion.matrix, list(class_ids(groups, classes, "merged").values())))
     counts_NG3 = evaluation.merged_NG3
@@ -249,7 +249,7 @@ def _merged(evaluation: Evaluation, classes: Sequence[str], groups: ClassGroups)
 
 
 def blocks_of(groups: Sequence[str]) -> list[str] | None:
-    """Block names for the bootstrap where the images belong to at least two groups, else ``None``."""
+    """Block names for the bootstrap if the images belong to at least two groups, else ``None``."""
     return list(groups) if len(set(groups)) > 1 else None
 
 
@@ -275,11 +275,11 @@ class Counts:
     names: tuple[str, ...]
     groups: tuple[str, ...]
     merged_NG3: NDArray[np.int64] | None = None
-    """With several classes taken as one; None where nothing was merged."""
+    """With several classes merged into one; None if nothing was merged."""
 
 
 def read_counts(path: Path) -> Counts:
-    """Read per-image counts. Raises :class:`RunError` for a file that is gone or damaged."""
+    """Read per-image counts. Raises :class:`RunError` for a missing or damaged file."""
     try:
         with np.load(path, allow_pickle=False) as content:
             return Counts(
@@ -295,7 +295,7 @@ def read_counts(path: Path) -> Counts:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN: what does not exist is null."""
+    """JSON has no NaN: undefined values become null."""
     if isinstance(value, dict):
         return {name: _plain(inner) for name, inner in value.items()}
     return None if isinstance(value, float) and np.isnan(value) else value

@@ -1,12 +1,12 @@
 """Counting on a device: histograms of integer tensors, and sums over ranks.
 
-A segmentation metric is a histogram. On the CPU :func:`torch.bincount` on small integers is the fastest way to
-make one (measured against numpy's, ``scatter_add``, ``histc``, one-hot products, threads and cache-sized blocks:
-1.5 to 100 times slower). On an accelerator ``bincount`` waits for the device, because its result's size depends on
-the values, so there the values are scattered.
+A segmentation metric is a histogram. On the CPU :func:`torch.bincount` on small integers is the fastest (measured
+against numpy's, ``scatter_add``, ``histc``, one-hot products, threads and cache-sized blocks: 1.5 to 100 times
+slower). On an accelerator ``bincount`` synchronises with the device, because its result's size depends on the values,
+so there the values are scattered.
 
-Either way neighbouring pixels are mostly of one class, and would wait for one another at the same counter. So
-they take turns in several histograms side by side, *lanes*, which are added up in the end.
+Neighbouring pixels are mostly of one class and would contend for the same counter. So they alternate between several
+histograms, *lanes*, which are added up in the end.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _COUNTERS_ON_DEVICE = 1 << 22
 
 
 def histogram(index: Tensor, bins: int, weight: Tensor | None = None) -> Tensor:
-    """Count how often each of the values 0..bins-1 occurs in ``index`` (any shape, integers, no other values).
+    """Count how often each value 0..bins-1 occurs in ``index`` (any shape, integers, no other values).
 
-    Returns (bins,) int64, or the sums of ``weight`` (shaped as ``index``) as float64. Never waits for an
+    Returns (bins,) int64, or the sums of ``weight`` (shaped as ``index``) as float64. Does not synchronise with an
     accelerator.
     """
     if index.device.type != "cpu":
@@ -46,7 +46,7 @@ def histogram_on_device(index: Tensor, bins: int, weight: Tensor | None = None) 
     index = index.flatten()
     lanes = max(1, min(_LANES_ON_DEVICE, _COUNTERS_ON_DEVICE // bins, index.numel() // 64))
     padding = -index.numel() % lanes
-    # Padded entries fall into one bin too many, which is cut off at the end.
+    # Padded entries go into an extra bin, which is cut off at the end.
     index = F.pad(index.long(), (0, padding), value=bins).view(-1, lanes)
     if weight is None:
         source = torch.ones((1, 1), dtype=torch.int64, device=index.device).expand_as(index)
@@ -69,7 +69,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def check_maps(prediction: Tensor, label: Tensor) -> None:
-    """Check that two maps are integers (H, W) or (B, H, W) of one shape; a :class:`TutelageError` if not."""
+    """Raise :class:`TutelageError` unless two maps are integers (H, W) or (B, H, W) of one shape."""
     for name, values in (("prediction", prediction), ("label", label)):
         if values.dtype not in _INTEGERS:
             raise TutelageError(
@@ -86,7 +86,7 @@ def check_maps(prediction: Tensor, label: Tensor) -> None:
 
 
 def check_class_count(num_classes: int) -> None:
-    """Check that class ids fit beside the ignore index 255; a :class:`TutelageError` if not."""
+    """Raise :class:`TutelageError` unless class ids fit below the ignore index 255."""
     if not 1 <= num_classes <= IGNORE:
         raise TutelageError(
             "class-count",

@@ -1,7 +1,7 @@
-"""An image as a net sees it: resized, perhaps mirrored, cut out window by window.
+"""Views of an image for a net: resized, mirrored, cropped window by window.
 
-Nothing is made before it is asked for: a large image stays the uint8 array (or memory map) that it is, and only
-windows, or the rows of one row of windows where it is resized, become floats.
+Views are lazy: a large image stays a uint8 array (or memory map), and only windows, or the rows of one row of windows
+if it is resized, become floats.
 
 Letters: B images, H x W pixels of the image, h x w of a window.
 """
@@ -24,7 +24,7 @@ _ROWS_AT_ONCE = 64
 
 
 def image_size(image: Image) -> tuple[int, int]:
-    """Height and width of an image; a :class:`TutelageError` if it is none."""
+    """Height and width of an image. Raises :class:`TutelageError` for an invalid image."""
     if isinstance(image, Tensor):
         if image.ndim == 4 and image.shape[1] == 3 and image.is_floating_point() and image.numel():
             return int(image.shape[2]), int(image.shape[3])
@@ -38,7 +38,7 @@ def image_size(image: Image) -> tuple[int, int]:
 
 
 class ImageView:
-    """One size of an image, perhaps mirrored left to right; read with :meth:`crop`."""
+    """One size of an image, optionally mirrored left to right; read with :meth:`crop`."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class ImageView:
         return self.crop(0, 0, self.height, self.width)
 
     def crop(self, top: int, left: int, height: int, width: int) -> Tensor:
-        """A window: float (B, 3, h, w) in 0..1; what lies outside of the view is filled."""
+        """A window: float (B, 3, h, w) in 0..1; pixels outside the view are filled."""
         rows = max(top, 0), min(top + height, self.height)
         columns = max(left, 0), min(left + width, self.width)
         if self._flip:
@@ -93,7 +93,7 @@ class ImageView:
         return window.to(self._device).permute(2, 0, 1)[None].float().div_(255)
 
     def _resized(self, top: int, bottom: int) -> Tensor:
-        """Rows of the resized image: bilinear, as :func:`torch.nn.functional.interpolate` makes of all of it."""
+        """Rows of the resized image: bilinear, equal to :func:`torch.nn.functional.interpolate` of the whole image."""
         height, width = self._source_size
         parts = []
         for start in range(top, bottom, _ROWS_AT_ONCE):
@@ -108,7 +108,7 @@ class ImageView:
 
 
 def _row_weights(start: int, stop: int, source_length: int, length: int, antialias: bool) -> tuple[int, int, Tensor]:
-    """How rows start..stop of ``length`` are made of rows first..last of ``source_length``: first, last, a matrix."""
+    """Weights of rows start..stop of ``length`` from rows first..last of ``source_length``: first, last, a matrix."""
     scale = source_length / length
     reach = max(scale, 1.0) if antialias else 1.0
     center = (torch.arange(start, stop, dtype=torch.float64) + 0.5) * scale

@@ -1,12 +1,12 @@
-"""Running a net over an image as a protocol says.
+"""Running a net over an image by a protocol.
 
-All ways lead through :func:`score_bands`: a view of the image for each scale and flip; the net over the view, whole
-or in windows; its scores brought to the size of the image; the mean over the views. It goes from the top of the
-image to the bottom in bands of rows, so that an image of 10,000 x 10,000 pixels needs one row of windows' scores,
-and not those of all its pixels.
+All functions use :func:`score_bands`: a view of the image for each scale and flip; the net over the view, whole or in
+windows; its scores resized to the image; the mean over the views. It works from top to bottom in bands of rows, so
+that an image of 10,000 x 10,000 pixels needs the scores of one row of windows in memory, not those of all its
+pixels.
 
-A net normalises its input itself. It is run as it is handed over: put it into evaluation mode, and wrap it for
-mixed precision, before.
+A net normalises its input itself. It is used unchanged: set evaluation mode, and wrap it for mixed precision, before
+the call.
 
 Letters: B images, K classes, H x W pixels, h x w the grid of the net's logits, n rows of a band.
 """
@@ -33,7 +33,7 @@ _LARGEST_CLASS_COUNT = 255
 
 
 class HasLogits(typing.Protocol):
-    """What a net returns."""
+    """Output of a net."""
 
     @property
     def logits(self) -> Tensor:
@@ -42,11 +42,11 @@ class HasLogits(typing.Protocol):
 
 
 class SegmentationModel(typing.Protocol):
-    """What can be run: float RGB (B, 3, H, W) in 0..1 in, logits out."""
+    """Interface of a net: float RGB (B, 3, H, W) in 0..1 in, logits out."""
 
     @property
     def stride(self) -> int:
-        """Pixels between two logits."""
+        """Pixels per logit."""
         ...
 
     def __call__(self, image: Tensor, /) -> HasLogits:
@@ -63,11 +63,11 @@ def gives_probabilities(protocol: Protocol) -> bool:
 def score_bands(
     net: SegmentationModel, image: Image, protocol: Protocol, device: torch.device | str | None = None, at_once: int = 1
 ) -> Bands:
-    """Yield first row and scores (B, K, n, W) of an image, from the top to the bottom, at the image's size.
+    """Yield first row and scores (B, K, n, W) of an image, from top to bottom, at the image's size.
 
-    ``image``: floats (B, 3, H, W) in 0..1 (run where it is), or bytes (H, W, 3), also memory-mapped, run on
-    ``device``; ``at_once``: windows in one call of the net. What the scores are says :func:`gives_probabilities`.
-    A yielded band is the caller's to change. A :class:`TutelageError` if the image is none.
+    ``image``: floats (B, 3, H, W) in 0..1 (run on their device), or bytes (H, W, 3), also memory-mapped, run on
+    ``device``; ``at_once``: windows per call of the net. :func:`gives_probabilities` states the kind of scores. The
+    caller may change a yielded band. Raises :class:`TutelageError` for an invalid image.
     """
     size = image_size(image)
     readers = []
@@ -96,7 +96,7 @@ def score_bands(
 
 @torch.no_grad()
 def _whole_bands(net: SegmentationModel, view: ImageView, protocol: Protocol, at_once: int = 1) -> Bands:
-    """Bands of logits, at the size of the view, of a net that sees all of it."""
+    """Bands of logits, at the size of the view, from one call on the whole view."""
     logits_BKhw = _answer(net, view.whole())
     source = (int(logits_BKhw.shape[2]), int(logits_BKhw.shape[3]))
     return stretched(
@@ -112,7 +112,7 @@ def _whole_bands(net: SegmentationModel, view: ImageView, protocol: Protocol, at
 def sliding_bands(net: SegmentationModel, view: ImageView, protocol: Protocol, at_once: int = 1) -> Bands:
     """Yield bands (first row, (B, K, n, W)) of the windows' weighted mean, at the size of the view.
 
-    A row is yielded as soon as no window to come covers it; only rows that are still covered are kept.
+    A row is yielded as soon as no later window covers it; only rows that are still covered are kept.
     """
     height, width = padded_size(view.height, view.width, protocol)
     top, left = (height - view.height) // 2, (width - view.width) // 2
@@ -141,7 +141,7 @@ def sliding_bands(net: SegmentationModel, view: ImageView, protocol: Protocol, a
 
 
 def _answer(net: SegmentationModel, image_B3HW: Tensor) -> Tensor:
-    """Logits (B, K, h, w) in float32. Raises :class:`TutelageError` where one is no number."""
+    """Logits (B, K, h, w) in float32. Raises :class:`TutelageError` if one is not finite."""
     logits_BKhw = net(image_B3HW).logits.float()
     if not bool(logits_BKhw.isfinite().all()):
         raise TutelageError(
@@ -153,7 +153,7 @@ def _answer(net: SegmentationModel, image_B3HW: Tensor) -> Tensor:
 
 
 def _window_scores(net: SegmentationModel, windows: list[Tensor], protocol: Protocol) -> Iterator[Tensor]:
-    """Weighted scores (B, K, h, w) of windows (B, 3, h, w) of one size, from one call of the net."""
+    """Weighted scores (B, K, h, w) of windows (B, 3, h, w) of one size, in one call of the net."""
     height, width = windows[0].shape[-2:]
     scores = resize_logits(_answer(net, torch.cat(windows)), (height, width), protocol.resize, net.stride)
     if protocol.blend == "probabilities":
@@ -177,9 +177,9 @@ def _groups(columns: list[tuple[int, int]], at_once: int) -> Iterator[list[tuple
 
 
 def _move_up(total: Tensor, step: int) -> None:
-    """Let go of the first ``step`` rows, move the others up in place, and start the new ones at 0."""
+    """Drop the first ``step`` rows, move the others up in place, and set the new ones to 0."""
     height = total.shape[2]
-    # In pieces of at most a step, because a copy must not overlap what it reads.
+    # In pieces of at most a step, because a copy must not overlap its source.
     for start in range(0, height - step, step):
         stop = min(start + step, height - step)
         total[:, :, start:stop] = total[:, :, start + step : stop + step]
@@ -188,10 +188,10 @@ def _move_up(total: Tensor, step: int) -> None:
 
 @torch.no_grad()
 def predict_logits(net: SegmentationModel, image: Tensor, protocol: Protocol, at_once: int = 1) -> Tensor:
-    """Float RGB (B, 3, H, W) in 0..1 -> (B, K, H, W) float32, whose softmax are the class probabilities.
+    """Float RGB (B, 3, H, W) in 0..1 -> (B, K, H, W) float32, whose softmax is the class probabilities.
 
-    Where the protocol averages probabilities these are the logarithms of the means. ``at_once``: windows of each
-    image in one call of the net. A :class:`TutelageError` if the image is none.
+    If the protocol averages probabilities, these are the logarithms of the means. ``at_once``: windows of each image
+    per call of the net. Raises :class:`TutelageError` for an invalid image.
     """
     height, width = image_size(image)
     logits: Tensor | None = None
@@ -217,8 +217,8 @@ def predict_labels(
     """Bytes (H, W, 3), also memory-mapped -> class ids (H, W) uint8, and with ``confidence`` the winner's
     probability (H, W) in 0..255, rounded.
 
-    Holds the two maps, and scores only of the rows under work. A :class:`TutelageError` if the image is none or the
-    net has more than 255 classes.
+    Memory: the two maps, and the scores of the current rows. Raises :class:`TutelageError` for an invalid image and a
+    net of more than 255 classes.
     """
     labels = np.empty(image_size(image), dtype=np.uint8)
     sureness = np.empty_like(labels) if confidence else None
@@ -240,6 +240,6 @@ def predict_labels(
 
 
 def winners(scores_KnW: Tensor, probabilities: bool) -> tuple[Tensor, Tensor]:
-    """The class (n, W) of the highest score, and its probability in 0..1. Uses the scores' memory for logits."""
+    """The class (n, W) of the highest score, and its probability in 0..1. Overwrites the scores if they are logits."""
     highest, best = scores_KnW.max(dim=0)
     return best, highest if probabilities else scores_KnW.sub_(highest).exp_().sum(dim=0).reciprocal_()

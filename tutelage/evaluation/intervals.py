@@ -1,12 +1,12 @@
-"""How sure is an mIoU, and is one net really better than another? The bootstrap over images says.
+"""Intervals of mIoU and of gains by the bootstrap over images.
 
-The mIoU is read off sums over images, so its interval comes from drawing the images anew, with replacement, many
+The mIoU is computed from sums over images, so its interval comes from resampling the images with replacement many
 times (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 13 and 16). Images of one sequence
-or tile look alike: then the *blocks* must be drawn instead, or the interval is far too narrow. Two nets are
-compared on the same draws, which cancels what is hard for both.
+or tile are similar: then *blocks* must be drawn instead, or the interval is far too narrow. Two nets are compared on
+the same draws, which cancels the difficulty of the images.
 
-An image is drawn n times: a draw of all images is a vector of counts, all draws are one matrix, and their scores
-one matrix product.
+A resample is a vector of counts, how often each image is drawn; all resamples are one matrix, and their scores one
+matrix product.
 
 Letters: N images, G groups (images, or blocks of them), R resamples, C classes, S seeds.
 """
@@ -29,7 +29,7 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class Interval:
-    """An mIoU, or another share, with its 95 % interval."""
+    """An mIoU, or another fraction, with its 95 % interval."""
 
     estimate: float
     low: float
@@ -37,14 +37,14 @@ class Interval:
     groups: int
     """How many images, or blocks, were drawn from."""
     reliable: bool
-    """Whether there were enough of them for the interval to mean anything."""
+    """Whether there were enough of them for a meaningful interval."""
     reason: str
     """Why it is not reliable; empty if it is."""
 
 
 @dataclass(frozen=True)
 class Gain:
-    """What b gains over a in mIoU, with its 95 % interval and two-sided p value."""
+    """The gain of b over a in mIoU, with its 95 % interval and two-sided p value."""
 
     gain: float
     low: float
@@ -53,9 +53,9 @@ class Gain:
     groups: int
     """How many images, or blocks, were drawn from."""
     seeds: tuple[int, int]
-    """How many seeds of a and of b were compared; with several, the interval holds the spread between them too."""
+    """Numbers of compared seeds of a and b; with several, the interval includes the spread between them."""
     reliable: bool
-    """Whether there were enough groups for the interval to mean anything."""
+    """Whether there were enough groups for a meaningful interval."""
     reason: str
     """Why it is not reliable; empty if it is."""
 
@@ -63,7 +63,7 @@ class Gain:
 def miou_of_counts(counts: NDArray[Any]) -> NDArray[np.float64]:
     """(..., C, 3) counts of true positives, false positives, false negatives -> (...) mIoU over the classes that occur.
 
-    NaN where no class does.
+    NaN if no class does.
     """
     hit = np.asarray(counts[..., 0], dtype=np.float64)
     union = counts.sum(-1, dtype=np.float64)
@@ -76,10 +76,10 @@ def miou_of_counts(counts: NDArray[Any]) -> NDArray[np.float64]:
 def bootstrap_miou(
     counts: NDArray[Any], blocks: ArrayLike | None = None, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """The mIoU of a set of images and its 95 % percentile interval; the same for the same seed.
+    """The mIoU of a set of images and its 95 % percentile interval; deterministic for a seed.
 
     ``counts``: (N, C, 3) integers from :func:`~tutelage.evaluation.confusion.counts_of`; ``blocks``: (N,)
-    group ids (sequence, tile) of any type. A :class:`TutelageError` for other shapes.
+    group ids (sequence, tile) of any type. Raises :class:`TutelageError` for other shapes.
     """
     groups_GC3 = _by_block([_checked(counts)], blocks)[0]
     groups = len(groups_GC3)
@@ -97,12 +97,12 @@ def paired_bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Gain:
-    """What b gains over a on the same images: mIoU(b) - mIoU(a), drawn jointly; the same for the same seed.
+    """The gain of b over a on the same images: mIoU(b) - mIoU(a), drawn jointly; deterministic for a seed.
 
-    Each side is one (N, C, 3) array, or one for each seed; then a side's score is the mean over its seeds, which are
-    drawn anew too, independently on both sides. With few seeds that spread is underestimated, by a factor of about
+    Each side is one (N, C, 3) array, or one per seed; then a side's score is the mean over its seeds, which are
+    resampled too, independently on both sides. With few seeds their spread is underestimated, by a factor of about
     sqrt(1 - 1 / S). The p value is twice the share of resamples on the other side of 0, both counts raised by one.
-    A :class:`TutelageError` if the arrays do not belong to the same images and classes.
+    Raises :class:`TutelageError` if the arrays are of different images or classes.
     """
     seeds_a, seeds_b = _seeds(counts_a), _seeds(counts_b)
     everything = _by_block([*seeds_a, *seeds_b], blocks)
@@ -134,16 +134,16 @@ def paired_bootstrap(
 
 @dataclass(frozen=True)
 class GapShare:
-    """What share of the gap from a to c net b closes, with its 95 % interval."""
+    """The fraction of the gap from a to c that net b closes, with its 95 % interval."""
 
     share: float
-    """NaN where there is no gap."""
+    """NaN without a gap."""
     low: float
     high: float
     gap: Gain
     """c - a, of the same draws."""
     reason: str
-    """Why the share cannot be told; empty if it can."""
+    """Why the fraction is undefined; empty if it is defined."""
 
 
 def gap_share(
@@ -156,8 +156,8 @@ def gap_share(
 ) -> GapShare:
     """(mIoU(b) - mIoU(a)) / (mIoU(c) - mIoU(a)) on the same images, drawn jointly as in :func:`paired_bootstrap`.
 
-    A share of a gap that may be 0 means nothing, and its interval has no bounds (Fieller, J. R. Stat. Soc. B 16, 1954):
-    where the interval of the gap reaches down to 0, ``reason`` says so. Raises as :func:`paired_bootstrap`.
+    The fraction of a gap that may be 0 is meaningless, and its interval is unbounded (Fieller, J. R. Stat. Soc. B 16,
+    1954): if the interval of the gap reaches down to 0, ``reason`` says so. Raises as :func:`paired_bootstrap`.
     """
     sides = [_seeds(counts_a), _seeds(counts_b), _seeds(counts_c)]
     everything = _by_block([one for side in sides for one in side], blocks)
@@ -190,11 +190,11 @@ def bootstrap_shares(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[Interval]:
-    """What share of ``whole`` each column of ``part`` is, over all images, with its 95 % percentile interval.
+    """The fraction of ``whole`` that each column of ``part`` is, over all images, with its 95 % percentile interval.
 
-    ``part`` and ``whole``: (N, C) counts by image, such as right pixels and pixels called a class; ``blocks`` as in
+    ``part`` and ``whole``: (N, C) counts by image, such as correct and predicted pixels of a class; ``blocks`` as in
     :func:`bootstrap_miou`. All columns are drawn together; an interval counts the images, or blocks, in which its
-    column's whole is not 0, and is NaN where there is none. A :class:`TutelageError` for other shapes.
+    column's whole is not 0, and is NaN if there is none. Raises :class:`TutelageError` for other shapes.
     """
     if np.shape(part) != np.shape(whole) or np.ndim(part) != 2 or not len(part):
         raise TutelageError(
@@ -218,7 +218,7 @@ def bootstrap_shares(
 
 
 def _ratio(pairs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(..., 2) part and whole -> (...) share, NaN of nothing."""
+    """(..., 2) part and whole -> (...) fraction, NaN if the whole is 0."""
     part, whole = pairs[..., 0], pairs[..., 1]
     share: NDArray[np.float64] = np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
     return share
@@ -291,7 +291,7 @@ def _drawn_miou(weights_RG: NDArray[np.float64], counts_GC3: NDArray[np.float64]
 
 
 def _mean_of_drawn_seeds(generator: np.random.Generator, scores_RS: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Draw S seeds with replacement in each resample and average their scores; one seed is drawn always."""
+    """Draw S seeds with replacement in each resample and average their scores; a single seed is always drawn."""
     seeds = scores_RS.shape[1]
     if seeds == 1:
         return scores_RS[:, 0]
@@ -313,6 +313,6 @@ def _reliability(groups: int, blocked: bool) -> tuple[bool, str]:
         return True, ""
     noun = "block" if blocked else "image"
     return False, (
-        f"only {groups} {noun}{'' if groups == 1 else 's'}: fewer than {FEWEST_GROUPS} cannot say how far another "
+        f"only {groups} {noun}{'' if groups == 1 else 's'}: fewer than {FEWEST_GROUPS} do not show how far another "
         "set of images would differ"
     )

@@ -1,4 +1,4 @@
-"""A protocol: everything between an image and its class map that can change a score.
+"""The evaluation protocol: all settings between an image and its class map that can change a score.
 
 Two scores are comparable only if they were made by one protocol. Its short name (:meth:`Protocol.key`) is stored with
 every score.
@@ -19,43 +19,42 @@ _SLIDING_ONLY = ("window", "stride", "overlap", "border", "weighting", "fill")
 
 
 class Protocol(Settings):
-    """How a net is run over an image when it is scored or used."""
+    """How a net is run over an image for scoring and prediction."""
 
     kind: Literal["whole", "sliding"] = "whole"
     """The whole image at once, or windows that overlap and are averaged."""
     window: tuple[PositiveInt, PositiveInt] | None = None
     """Height and width of a window in pixels."""
     stride: tuple[PositiveInt, PositiveInt] | None = None
-    """Steps between windows in pixels, down and across. Give this or ``overlap``."""
+    """Steps between windows in pixels, down and across; excludes ``overlap``."""
     overlap: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Share of a window that its neighbour covers too; the step is rounded. Default: a third."""
+    """Fraction of a window that its neighbour covers too; the step is rounded. Default: a third."""
     border: Literal["shifted", "truncated"] = "shifted"
-    """The last window of a row: moved back into the image, or cut off at its border. Nets that need one size need
+    """The last window of a row: moved back into the image, or cut off at its border. Nets of a fixed input size need
     ``shifted``, which also pads images smaller than the window, equally on both sides."""
     fill: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """RGB in 0..1 of that padding. Default: ImageNet's mean, which is the zero of codes that pad after normalising."""
+    """RGB in 0..1 of that padding. Default: ImageNet's mean, which is zero in codes that pad after normalisation."""
     weighting: Literal["uniform", "gaussian"] = "uniform"
-    """Weight of a pixel by its place in the window: all alike, or less towards the border (a Gaussian with a
+    """Weight of a pixel by its place in the window: uniform, or decreasing towards the border (a Gaussian with a
     standard deviation of an eighth of the window)."""
     blend: Literal["probabilities", "logits"] = "probabilities"
-    """What is averaged over windows, scales and flips."""
+    """The scores averaged over windows, scales and flips."""
     scales: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1.0,)
-    """Sizes of the image, as factors, over which the prediction is averaged."""
+    """Scale factors of the image over which the prediction is averaged."""
     flip: bool = False
-    """Whether each scale is averaged with its mirror image."""
+    """Whether to average each scale with its mirror image."""
     resize: ResizeRule = "grid"
-    """How logits are brought to the size of the net's input: by exactly the stride and cropped (``grid``), or
-    stretched with ``centers`` or ``corners`` aligned. From there to the size of the label, ``grid`` stretches as
-    ``centers`` does."""
+    """How logits are resized to the net's input: by exactly the stride and cropped (``grid``), or with ``centers`` or
+    ``corners`` aligned. From there to the size of the label, ``grid`` resizes as ``centers`` does."""
     size: tuple[PositiveInt, PositiveInt] | None = None
-    """Height and width to which the image is brought before the net (before ``scales``). Default: its own. The
-    prediction is always brought back to the size of the image."""
+    """Height and width to which the image is resized before the net (before ``scales``). Default: its own. The
+    prediction is always resized to the image's size."""
     multiple: PositiveInt = 1
-    """Both sides of the net's input are rounded to the nearest multiple of this, as patch transformers need."""
+    """Round both sides of the net's input to the nearest multiple of this, as patch transformers need."""
     antialias: bool = True
-    """Whether the image is smoothed when it is made smaller."""
+    """Whether to smooth the image when it is reduced."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """What the net computes in; averaging and scores stay in fp32."""
+    """Precision of the net; averaging and scores stay in fp32."""
 
     @model_validator(mode="after")
     def _means_something(self) -> Protocol:
@@ -65,7 +64,7 @@ class Protocol(Settings):
         if self.kind == "sliding" and self.window is None:
             raise ValueError("kind 'sliding' needs a window, e.g. window: [512, 512]")
         if self.stride is not None and self.overlap is not None:
-            raise ValueError("stride and overlap say the same thing; give one of them")
+            raise ValueError("stride and overlap exclude each other; remove one")
         if self.window and self.stride and any(s > w for s, w in zip(self.stride, self.window, strict=True)):
             raise ValueError(f"stride {list(self.stride)} leaves gaps between windows of {list(self.window)}")
         return self
@@ -93,7 +92,7 @@ class Protocol(Settings):
         return self.kind == "sliding" or self.flip or len(self.scales) > 1
 
     def canonical(self) -> dict[str, Any]:
-        """What matters, and nothing else: settings without effect are left out, an overlap is a stride."""
+        """The settings that have an effect; an overlap is given as a stride."""
         values = self.model_dump(mode="json", exclude={"overlap", "stride"})
         if self.kind == "sliding":
             values["stride"] = list(self.steps())
@@ -117,7 +116,7 @@ class Protocol(Settings):
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def describe(self) -> str:
-        """One line for a reader, with everything that is not a default."""
+        """One line of text with all settings that are not defaults."""
         parts = ["whole image"]
         if self.window is not None:
             (height, width), (down, across) = self.window, self.steps()

@@ -1,7 +1,7 @@
-"""Does a gain pay? It must be there, and be as large as its user wants; often the data cannot tell.
+"""Whether a gain is worthwhile: it must be certain, and as large as required; often the data are not enough.
 
-A gain of one run over one other is never enough: training again with another seed moves a score by as much as most
-methods claim to bring.
+A gain of one run over another is never enough: another seed changes a score by as much as most methods claim to
+gain.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ Verdict = Literal["worth it", "not worth it", "cannot tell"]
 
 _QUANTILE = 1.96  # of 95 % intervals
 _MOST = 100
-"""Seeds, or times the images, above which nobody would try."""
+"""Limit on seeds, or multiples of the images, that are worth suggesting."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a gain says, and where it says nothing, what would."""
+    """The verdict on a gain, and what would decide it if it is open."""
 
     verdict: Verdict
     seeds: int | None = None
-    """About so many seeds a side would tell, should gain and spread stay as they are; None: more would not help."""
+    """Seeds per side that would decide it, if gain and spread stay as they are; None: more would not help."""
     images: int | None = None
-    """Where seeds would not help: about so many times the images would; None: not known, or nobody's number."""
+    """If seeds would not help: the multiple of the images that would; None: unknown, or too large."""
 
 
 def judge(gain: Gain, spreads: tuple[float | None, float | None], worth: float) -> Judgement:
-    """Whether b pays: its gain is surely above 0 and, at a guess, at least ``worth``; or surely below ``worth``.
+    """Whether b is worthwhile: its gain is certainly above 0 and estimated at ``worth`` or more; or surely below it.
 
     ``spreads``: standard deviations over the seeds of a and of b.
     """
@@ -49,12 +49,12 @@ def judge(gain: Gain, spreads: tuple[float | None, float | None], worth: float) 
 
 
 def _needed(gain: Gain, spreads: tuple[float, float], worth: float) -> tuple[int | None, int | None]:
-    """How many seeds a side, or else how many times the images, would make the interval short enough."""
+    """Seeds per side, or else the multiple of the images, that would make the interval short enough."""
     away = gain.gain if gain.gain >= worth else worth - gain.gain
     allowed = (away / _QUANTILE) ** 2
     variances = [spread**2 for spread in spreads]
     total = ((gain.high - gain.low) / (2 * _QUANTILE)) ** 2
-    # Drawing S seeds anew shows (1 - 1 / S) of the variance between them; the rest of the interval is the images'.
+    # Resampling S seeds shows (1 - 1 / S) of the variance between them; the rest of the interval is the images'.
     of_seeds = sum(variance * (1 - 1 / n) / n for variance, n in zip(variances, gain.seeds, strict=True))
     of_images = max(total - of_seeds, 0.0)
     if of_images < allowed:
@@ -66,7 +66,7 @@ def _needed(gain: Gain, spreads: tuple[float, float], worth: float) -> tuple[int
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P values as they stand when several are looked at together (Holm, Scand. J. Statist. 6, 1979)."""
+    """P values corrected for several comparisons (Holm, Scand. J. Statist. 6, 1979)."""
     order = sorted(range(len(p_values)), key=lambda place: p_values[place])
     adjusted = [1.0] * len(p_values)
     largest = 0.0

@@ -1,7 +1,7 @@
-"""Where the windows of a sliding prediction lie, and what each of their pixels weighs.
+"""Positions and weights of the windows of a sliding prediction.
 
-Windows form a grid and their weights are products of a vertical and a horizontal one, so that everything here is
-about one axis; the weight that a pixel has got from all windows is the product of two such vectors.
+Windows form a grid and their weights are products of a vertical and a horizontal one, so everything here is about
+one axis; the total weight of a pixel is the product of two such vectors.
 
 Published rules, for an image side L and a window w: UniMatch V1 starts a window at every multiple of the step below
 L and cuts off what is outside (``truncated``: the last ones can be slivers, and some cover nothing new); U2PL and
@@ -19,7 +19,7 @@ _SPREAD = 1 / 8
 
 
 def spans(length: int, window: int, step: int, border: str) -> list[tuple[int, int]]:
-    """Start and end of every window along an axis that is ``length`` long (at least the window, if shifted)."""
+    """Start and end of every window along an axis of ``length`` (at least the window, if shifted)."""
     if border == "truncated":
         return [(start, min(start + window, length)) for start in range(0, length, step)]
     last = length - window
@@ -36,7 +36,7 @@ def taper(length: int, weighting: str) -> NDArray[np.float64]:
 
 
 def padded_size(height: int, width: int, protocol: Protocol) -> tuple[int, int]:
-    """The size of an image after padding to the window, where the protocol pads."""
+    """The size of an image after padding to the window, if the protocol pads."""
     if protocol.window is None or protocol.border == "truncated":
         return height, width
     return max(height, protocol.window[0]), max(width, protocol.window[1])

@@ -1,7 +1,7 @@
-"""Attention of all tokens to all, read before the softmax, as TriKD's third net imitates it.
+"""Attention logits of all tokens to all, before the softmax, as distilled into TriKD's third net.
 
-The logits are computed from the tapped output of the last block's ``qkv`` layer, so that the net itself goes on using
-fused attention and pays nothing where nobody asks for them. Source: TriKD (arXiv 2309.12557 and its released code).
+The logits are computed from the tapped output of the last block's ``qkv`` layer, so that the net keeps using fused
+attention, without cost if they are not used. Source: TriKD (arXiv 2309.12557 and its released code).
 
 Dimensions: B batch, N tokens, n heads, d key channels of one head, X channels of a ``qkv`` layer, h w a grid.
 """
@@ -20,16 +20,16 @@ from tutelage.nets.devices import without_autocast
 from tutelage.nets.segmentor import Prediction, Segmentor
 from tutelage.nets.tokens import GlobalAttention
 
-# How one ``qkv`` layer's channels are ordered: all queries before all keys, or each head's three parts together.
+# Order of a ``qkv`` layer's channels: all queries before all keys, or the three parts of each head together.
 Layout = Literal["by_part", "by_head"]
 
 
 @dataclass(frozen=True)
 class AttentionTap:
-    """Where a segmentor's last attention can be read: tap ``name``, then ask for :meth:`logits`.
+    """Location of a segmentor's last attention: tap ``name``, then call :meth:`logits`.
 
-    ``net.tap((*net.taps, tap.name))`` makes the net record it. Holds no tensors and no module, so that it also serves
-    copies and exported forms of the net.
+    ``net.tap((*net.taps, tap.name))`` makes the net record it. Holds no tensors and no module, so that it also works
+    for copies and exported forms of the net.
     """
 
     name: str
@@ -39,21 +39,21 @@ class AttentionTap:
     key_dim: int
     """d, channels of a query and of a key."""
     scale: float
-    """What products of queries and keys are multiplied by: 1 / sqrt(d)."""
+    """Factor of the products of queries and keys: 1 / sqrt(d)."""
     layout: Layout
-    """How the layer's channels are ordered."""
+    """Order of the layer's channels."""
     prefix: int
-    """Tokens before the patches (class tokens); they are left out of the logits."""
+    """Tokens before the patches (class tokens), excluded from the logits."""
     stride: int
-    """Pixels from one token to the next."""
+    """Pixels per token."""
     multiple: int
-    """What the net fills images up to a multiple of, in pixels."""
+    """The net pads images to multiples of this, in pixels."""
 
     def logits(self, taps: Mapping[str, Tensor]) -> Tensor:
         """Scaled products of queries and keys before the softmax (B, n, N, N) in float32, tokens row by row.
 
-        Rows are queries, columns keys; N covers the filled-up image. ``taps`` are those of a Prediction. Raises
-        TutelageError where ``name`` was not tapped.
+        Rows are queries, columns keys; N covers the padded image. ``taps`` are those of a Prediction. Raises
+        TutelageError if ``name`` was not tapped.
         """
         if self.name not in taps:
             raise TutelageError(
@@ -70,7 +70,7 @@ class AttentionTap:
         )
 
     def grid(self, prediction: Prediction) -> tuple[int, int]:
-        """Rows and columns (h, w) of the tokens, h * w = N, over the filled-up image of this prediction."""
+        """Rows and columns (h, w) of the tokens, h * w = N, over the padded image of this prediction."""
         cells = self.multiple // self.stride
         height, width = (-(-side // cells) * cells for side in prediction.features[-1].shape[-2:])
         return height, width
@@ -95,7 +95,7 @@ def attention_logits(qkv_BNX: Tensor, *, heads: int, key_dim: int, scale: float,
 
 
 def attention_tap(net: Segmentor) -> AttentionTap | None:
-    """Where the last attention of all tokens to all can be read in ``net``; None for nets that have none.
+    """Location of the last attention of all tokens to all in ``net``; None for nets without one.
 
     Plain vision transformers and TinyViTs with a last :class:`GlobalBlock` (decoder ``dual_frequency``) have one;
     ConvNets and transformers with windows or reduced keys have none. Raises TutelageError for attention that products

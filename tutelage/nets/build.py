@@ -1,4 +1,4 @@
-"""From settings to a net: seeded, with its first weights. The one door for other rooms."""
+"""Building a net from settings: seeded, with initial weights. The entry point for other packages."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tutelage.nets.weights import load_weights
 
 
 def build(settings: NetSettings, classes: int, *, seed: int | None = None, taps: Iterable[str] = ()) -> Segmentor:
-    """The net that ``settings`` describe, on the CPU, with its first weights; ``net.load_report`` says what was loaded.
+    """Build the net of ``settings`` on the CPU with initial weights; ``net.load_report`` lists the loaded ones.
 
-    With a ``seed`` the random weights are the same each time and no global generator is touched; without one they
-    come from torch's. Raises TutelageError as :class:`Segmentor` and
+    With a ``seed`` the random weights are deterministic and no global generator is changed; without one they come from
+    torch's generator. Raises TutelageError as :class:`Segmentor` and
     :func:`~tutelage.nets.weights.load_weights` do.
     """
     with nullcontext() if seed is None else torch.random.fork_rng(devices=[]):
         if seed is not None:
-            # Not torch.manual_seed: it would seed the generators of every accelerator, which nothing puts back.
+            # Not torch.manual_seed: it would also seed the generators of all accelerators, which are not restored.
             torch.default_generator.manual_seed(seed)
         kind = Segmentor if settings.multi_resolution is None else MultiResolution
         net = kind(settings, classes, taps)
@@ -34,9 +34,9 @@ def build(settings: NetSettings, classes: int, *, seed: int | None = None, taps:
 
 
 def sibling(net: Segmentor) -> Segmentor:
-    """Another net of the same settings: the encoder's weights are the net's, decoder and heads start anew.
+    """Another net of the same settings: the encoder's weights are copied, decoder and heads are new.
 
-    The new weights come from torch's generator; nothing is loaded.
+    The new weights come from torch's generator; no file is loaded.
     """
     other = build(net.settings.model_copy(update={"weights": None}), net.classes, taps=net.taps)
     other.encoder.load_state_dict(net.encoder.state_dict())

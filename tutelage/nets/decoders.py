@@ -1,11 +1,11 @@
-"""Decoders: from an encoder's levels to the embedding that the last 1x1 classifier reads.
+"""Decoders: from an encoder's levels to the embedding, the input of the 1x1 classifier.
 
 All but LR-ASPP, the dual-frequency decoder, DeepLabV2 (which has none), those of adaptation methods (DAFormer, PBAL,
-BiSMAP, ProDA) and the heads of published nets are segmentation-models-pytorch's, taken out of its public model
-classes. Its heads are left out (their convolution is 1x1 or 3x3 and they enlarge the logits): here every net but
-DeepLabV2 ends in one 1x1 classifier on the decoder's own grid. DeepLabV3+ and FPN resize with aligned corners inside,
-as that library does, and so does the dual-frequency decoder, as its authors do. Decoders with a global pooling branch
-and BatchNorm (deeplabv3*, upernet, dual_frequency) need at least two images a batch in training.
+BiSMAP, ProDA) and the heads of published nets are segmentation-models-pytorch's, taken from its public model classes.
+Its heads are not used (their convolution is 1x1 or 3x3 and they upsample the logits): here every net but DeepLabV2
+ends in one 1x1 classifier on the decoder's own grid. DeepLabV3+ and FPN align corners when they resize, as in that
+library, and so does the dual-frequency decoder, as its authors do. Decoders with a global pooling branch and BatchNorm
+(deeplabv3*, upernet, dual_frequency) need at least two images per batch in training.
 
 Dimensions: B batch, C channels, D embedding, h w a level's grid.
 """
@@ -37,19 +37,19 @@ from segmentation_models_pytorch.encoders.timm_vit import TimmViTEncoder  # isor
 # The stride of the embedding where it does not depend on the encoder's output stride.
 _STRIDE = {"deeplabv3plus": 4, "fpn": 4, "upernet": 4, "segformer": 4, "unet": 1, "dpt": 2, "lraspp": 8}
 
-# Decoders of this package, which are put on a bare encoder.
+# Decoders of this package, which use a bare encoder.
 _FLAVOURS: dict[str, Flavour] = {"deeplabv3plus_pbal": "pbal", "deeplabv3plus_bismap": "bismap"}
 _WHOLLY_DILATED = {"proda", *DILATIONS}
 _OWN = {"lraspp", "dual_frequency", "daformer", "proda", *DILATIONS, *_FLAVOURS}
 
-# Decoders that drop values themselves; the others get a channel dropout at their end where one is asked for.
+# Decoders with their own dropout; the others get a channel dropout at their end if set.
 _OWN_DROPOUT = {"deeplabv3", "deeplabv3plus", "pspnet", "fpn", "dpt"}
 
 
 class Decoder(nn.Module):
-    """One of segmentation-models-pytorch's decoders, fed with an encoder's levels.
+    """One of segmentation-models-pytorch's decoders on an encoder's levels.
 
-    ``channels`` is D, ``stride`` the embedding's; ``tail`` is what follows the decoder before the classifier.
+    ``channels`` is D, ``stride`` the embedding's; ``tail`` follows the decoder before the classifier.
     """
 
     def __init__(self, body: nn.Module, tail: nn.Module, spec: EncoderSpec, channels: int, stride: int) -> None:
@@ -88,11 +88,11 @@ class LightDecoder(nn.Module):
 
 
 class FrequencyDecoder(nn.Module):
-    """TriKD's dual-frequency decoder on the last four levels of a pyramid, or on a neck's of a vision transformer.
+    """TriKD's dual-frequency decoder on the last four levels of a pyramid, or of a vision transformer's neck.
 
-    Channels of the four levels for ``width`` 256, which other widths scale: 48, 96, 192 and 320 for a pyramid; 128,
-    256, 256 and 512 for one whose last level has 2048 channels or more (ResNet-50 and larger); 48, 96, 192 and 256
-    behind a neck of 448 channels for a vision transformer.
+    Channels of the four levels for ``width`` 256, scaled by other widths: 48, 96, 192 and 320 for a pyramid; 128, 256,
+    256 and 512 for one whose last level has 2048 channels or more (ResNet-50 and larger); 48, 96, 192 and 256 after a
+    neck of 448 channels for a vision transformer.
     """
 
     def __init__(self, spec: EncoderSpec, width: int, dropout: float | None, settings: FrequencySettings) -> None:
@@ -134,7 +134,7 @@ AnyDecoder = (
 
 
 def make(settings: NetSettings, spec: EncoderSpec) -> tuple[nn.Module, AnyDecoder]:
-    """The bare encoder and the decoder that ``settings`` name, with random weights."""
+    """The bare encoder and the decoder of ``settings``, with random weights."""
     if spec.kind == "published":
         return make_encoder(spec.name, settings.drop_path), make_head(settings, spec.channels)
     if spec.kind == "simclr":
@@ -158,7 +158,7 @@ def make(settings: NetSettings, spec: EncoderSpec) -> tuple[nn.Module, AnyDecode
     if spec.kind == "timm" and "encoder_output_stride" not in own:
         arguments["output_stride"] = settings.stride
     with warnings.catch_warnings():
-        # DPT warns of encoders without prefix tokens; its readout then is a plain projection, which is meant.
+        # DPT warns about encoders without prefix tokens; its readout is then a plain projection, as intended.
         warnings.filterwarnings("ignore", message="Encoder does not have prefix tokens")
         model = model_class(spec.smp_name, encoder_weights=None, classes=1, **own, **arguments)
     tail: nn.Module = nn.Identity()
@@ -202,7 +202,7 @@ def _own_decoder(settings: NetSettings, spec: EncoderSpec) -> AnyDecoder:
 
 
 def _model(settings: NetSettings) -> tuple[Any, dict[str, Any]]:
-    """The library's model class for a decoder and its own arguments."""
+    """The library's model class of a decoder, and its arguments."""
     width = settings.channels
     match settings.decoder:
         case "deeplabv3" | "deeplabv3plus":

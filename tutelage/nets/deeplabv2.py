@@ -1,8 +1,8 @@
-"""DeepLabV2: no decoder, and a classifier that looks around each position (Chen et al. 2018, section 3.2, ASPP-L).
+"""DeepLabV2: no decoder, and a dilated 3x3 classifier (Chen et al. 2018, section 3.2, ASPP-L).
 
 The net of AdaptSegNet, AdvEnt, CBST, FDA and DACS. Four dilated 3x3 convolutions read the encoder's last level, and
-their class scores are summed. AdaptSegNet's code returns within the loop and sums the first two alone, and so do DACS
-and the comparisons of DAFormer, HRDA and MIC: that is ``reduced``.
+their class scores are summed. AdaptSegNet's code returns inside the loop and sums only the first two, as do DACS and
+the comparisons of DAFormer, HRDA and MIC: that is ``reduced``.
 
 Dimensions: B batch, C channels, K classes, h w the grid.
 """
@@ -19,8 +19,8 @@ DILATIONS: dict[str, tuple[int, ...]] = {"deeplabv2": (6, 12, 18, 24), "deeplabv
 def dilate_first_blocks(encoder: Any) -> None:
     """Give the first block of each dilated stage of a ResNet of bottlenecks the dilation of the others, in place.
 
-    timm gives it that of the stage before; DeepLabV2's ResNet, which ProDA shares, does not. No tensor changes its name
-    or shape, and other encoders are left as they are.
+    timm gives it that of the stage before; DeepLabV2's ResNet, which ProDA shares, does not. Tensors keep their names
+    and shapes, and other encoders are unchanged.
     """
     for name in ("layer3", "layer4"):
         first, *others = getattr(encoder, name, None) or [None]
@@ -29,7 +29,7 @@ def dilate_first_blocks(encoder: Any) -> None:
 
 
 class AtrousClassifier(nn.Module):
-    """The sum of dilated 3x3 convolutions, each with a bias, that give class scores."""
+    """Class scores: the sum of dilated 3x3 convolutions, each with a bias."""
 
     def __init__(self, channels: int, classes: int, dilations: tuple[int, ...]) -> None:
         super().__init__()

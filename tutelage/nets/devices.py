@@ -1,4 +1,4 @@
-"""The device that a user names, and what devices can do."""
+"""Devices and their abilities."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tutelage.errors import RunError
 
 
 def find_device(name: str) -> torch.device:
-    """``auto`` is the GPU where there is one. Raises :class:`RunError` for a device that is not there."""
+    """The device ``name``; ``auto``: the GPU if there is one. Raises :class:`RunError` for an unavailable device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -24,7 +24,7 @@ def find_device(name: str) -> torch.device:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast switched off on ``device``; devices without data have none to switch off."""
+    """Disable autocast on ``device``; no effect on devices without autocast (meta)."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

@@ -1,4 +1,4 @@
-"""Discriminators that tell the domain of a segmentation output, or a student's output from its teacher's.
+"""Discriminators of the domain of a segmentation output, or of a student's and its teacher's outputs.
 
 Dimensions: B batch, C channels, H W the output map's grid, h w a map inside, P = h w.
 """
@@ -65,12 +65,12 @@ class ProDADiscriminator(nn.Module):
 
 
 class HolisticCritic(nn.Module):
-    """Scores maps of raw logits: blocks of a 4x4 convolution of stride 2, self-attention after the last two.
+    """Critic of raw logits: blocks of a 4x4 convolution of stride 2, self-attention after the last two.
 
-    As published for maps of 64x64 and more: batch norm of the input; four blocks of 64, 128, 256 and 512 channels,
+    As published for maps of at least 64x64: batch norm of the input; four blocks of 64, 128, 256 and 512 channels,
     spectrally normalised, LeakyReLU 0.1; a 4x4 convolution to one score, without padding or normalisation. Smaller
-    maps get fewer blocks: as many as leave 4x4 positions (24x24: two), but one at least; the last kernel covers what
-    is left, if that is less. Source: structured knowledge distillation (CVPR 2019), holistic term, as in CIRKD.
+    maps get as many blocks as leave 4x4 positions (24x24: two), at least one; the last kernel covers the remaining
+    positions if fewer. Source: structured knowledge distillation (CVPR 2019), holistic term, as in CIRKD.
     """
 
     def __init__(self, channels: int, size: tuple[int, int], width: int = 64) -> None:
@@ -112,8 +112,8 @@ class HolisticCritic(nn.Module):
 class SpectralConv(nn.Module):
     """A 4x4 convolution of stride 2, padding 1, whose weight is divided by an estimate of its largest singular value.
 
-    The estimate u^T W v takes one power step at every forward in training mode and stands still in evaluation mode.
-    Not torch's own: that one warms up before the first step (Miyato et al. 2018 do not).
+    The estimate u^T W v does one power iteration per forward in training mode and is fixed in evaluation mode. Not
+    torch's own, which warms up before the first step (Miyato et al. 2018 do not).
     """
 
     power_u: Tensor
@@ -133,7 +133,7 @@ class SpectralConv(nn.Module):
             with torch.no_grad():
                 self.power_v.copy_(_length_one(matrix.T @ self.power_u))
                 self.power_u.copy_(_length_one(matrix @ self.power_v))
-        # Copies: the next forward moves the buffers, perhaps before this one's backward has read them.
+        # Copies: the next forward changes the buffers, maybe before this one's backward has read them.
         sigma = self.power_u.clone() @ matrix @ self.power_v.clone()
         return F.conv2d(map_BChw, self.weight / sigma, self.bias, stride=2, padding=1)
 
@@ -144,7 +144,7 @@ def _length_one(vector: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """x + gain * (values, averaged by attention): the block of SAGAN (2019); gain starts at 0."""
+    """x + gain * (values averaged by attention): the block of SAGAN (2019); gain starts at 0."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

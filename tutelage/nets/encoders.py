@@ -3,7 +3,7 @@
 The module that a :class:`~tutelage.nets.segmentor.Segmentor` holds as ``encoder`` is timm's own (so its parameters
 keep timm's names); an :class:`EncoderSpec` says how to call it. Channels, strides and the multiple that image sides
 must have are measured once per encoder with a shape-only pass on torch's meta device, because what nets state and
-what they do differ (some need multiples of 64, some run at one image size only).
+what they do differ (some need multiples of 64, some accept one image size only).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MEAN_STD: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-    # BGR in 0..255 minus its mean, said of RGB in 0..1; the net turns the channels round afterwards.
+    # BGR in 0..255 minus its mean, in terms of RGB in 0..1; the net reverses the channels afterwards.
     "caffe": ((122.67891434 / 255, 116.66876762 / 255, 104.00698793 / 255), (1 / 255, 1 / 255, 1 / 255)),
 }
 
@@ -46,13 +46,13 @@ MULTIGRID = tuple(f"resnet{depth}_multigrid" for depth in (50, 101, 152))
 
 MIX_TRANSFORMERS = tuple(f"mit_b{size}" for size in range(6))
 
-# Ways to tell timm's fixed-size transformers that images have any size; each family knows another one.
+# Arguments that allow any image size in timm's fixed-size transformers; they differ by family.
 _ANY_SIZE: tuple[dict[str, Any], ...] = ({}, {"strict_img_size": False}, {"dynamic_img_size": True})
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """How one encoder is built and read.
+    """How to build and read one encoder.
 
     ``channels`` and ``strides`` describe the levels, finest first; image sides must be multiples of ``multiple``.
     """
@@ -64,26 +64,26 @@ class EncoderSpec:
     multiple: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    # Whether the normalised channels are handed over as blue, green, red.
+    # Whether the normalised channels are passed as blue, green, red.
     bgr: bool = False
-    # Stand-ins that smp's decoders expect before the first level: one per power of two finer than it.
+    # Placeholders that smp's decoders expect before the first level: one per power of two finer than it.
     stand_ins: int = 0
     channels_last: bool = False
     indices: tuple[int, ...] = ()
     tokens: bool = False
-    # Read as TriKD's views do: vision transformers without prefix tokens, a TinyViT with a last block that sees all.
+    # Read as TriKD's views: vision transformers without prefix tokens, a TinyViT with a global last block.
     view: bool = False
-    # Whether the dilations of the last stage grow from block to block.
+    # Whether the dilations of the last stage increase from block to block.
     multigrid: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
 
     @property
     def smp_name(self) -> str:
-        """The name under which segmentation-models-pytorch builds this encoder."""
+        """The encoder's name in segmentation-models-pytorch."""
         return self.name if self.kind == "mit" else f"tu-{self.name}"
 
     def unwrap(self, smp_encoder: Any, drop_path: float) -> nn.Module:
-        """The bare net inside segmentation-models-pytorch's encoder, without the parts that features do not use."""
+        """The bare net of segmentation-models-pytorch's encoder, without the parts that features do not use."""
         if self.kind == "mit":
             smp_encoder.reset_drop_path(drop_path)
         elif self.kind == "vit":
@@ -95,7 +95,7 @@ class EncoderSpec:
         if self.view:
             tokens.attend_globally(net)
         if not drop_path:
-            for module in net.modules():  # Swin and the Mix Transformers come with 0.1
+            for module in net.modules():  # Swin and the Mix Transformers have 0.1 by default
                 if isinstance(module, DropPath):
                     module.drop_prob = 0.0
         return net
@@ -111,19 +111,19 @@ class EncoderSpec:
             if self.tokens:
                 return tuple(level for level, _ in found), tuple(tokens for _, tokens in found)
             return tuple(found), ()
-        levels = encoder(image)[-len(self.channels) :]  # the Mix Transformers give the image, and nothing, before them
+        levels = encoder(image)[-len(self.channels) :]  # the Mix Transformers return the image and a placeholder first
         if self.channels_last:
             levels = [level.permute(0, 3, 1, 2).contiguous() for level in levels]
         return tuple(levels), ()
 
 
 def find_encoder(name: str, stride: int, *, plain: bool = False, view: bool = False) -> EncoderSpec:
-    """The spec of encoder ``name`` at output stride ``stride``; ``plain`` asks for a plain vision transformer.
+    """The spec of encoder ``name`` at output stride ``stride``; ``plain``: a plain vision transformer.
 
-    ``view`` asks for a plain vision transformer or a pyramid of at least four levels, whichever ``name`` is, read as
-    TriKD's views are: prefix tokens are dropped before the first block, a TinyViT's last block attends over all tokens.
-    Raises TutelageError for unknown names, for encoders that cannot be dilated to ``stride``, that need one fixed
-    image size, or that do not give what the decoder reads.
+    ``view``: a plain vision transformer or a pyramid of at least four levels, whichever ``name`` is, read as TriKD's
+    views: prefix tokens are dropped before the first block, a TinyViT's last block attends to all tokens. Raises
+    TutelageError for unknown names, and for encoders that cannot be dilated to ``stride``, need one fixed image size,
+    or lack the levels that the decoder reads.
     """
     check_name(name)
     bare, _, tag = name.partition(".")
@@ -134,11 +134,11 @@ def find_encoder(name: str, stride: int, *, plain: bool = False, view: bool = Fa
         return replace(find_encoder(dilated, stride, view=view), multigrid=True)
     if view:
         return _view(name, stride)
-    if name in PUBLISHED_LEVELS:  # its settings allow nothing but the papers' decoders and strides
+    if name in PUBLISHED_LEVELS:  # its settings allow only the papers' decoders and strides
         return EncoderSpec(
             name, "published", PUBLISHED_LEVELS[name], published_strides(name), 1, *MEAN_STD["caffe"], bgr=True
         )
-    if name in SIMCLR:  # its settings allow nothing but decoders of this package
+    if name in SIMCLR:  # its settings allow only decoders of this package
         strides = tuple(min(finest, stride) for finest in (4, 8, 16, 32))
         return EncoderSpec(name, "simclr", SIMCLR_CHANNELS, strides, 1, *MEAN_STD["none"])
     if name in MIX_TRANSFORMERS:
@@ -162,7 +162,7 @@ def _view(name: str, stride: int) -> EncoderSpec:
         )
     if not plain:
         return replace(spec, view=True)
-    # A level at half of the tokens' grid must cover the image.
+    # A level at half the tokens' grid must cover the image.
     return replace(spec, view=True, tokens=False, multiple=2 * spec.strides[-1])
 
 
@@ -217,7 +217,7 @@ def _not_plain(name: str) -> TutelageError:
 
 
 def _stated(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean and deviation that timm states for an encoder, ImageNet's where it states none."""
+    """The mean and deviation that timm states for an encoder; ImageNet's if it states none."""
     stated = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
     return (tuple(stated.mean), tuple(stated.std)) if stated is not None else MEAN_STD["imagenet"]
 
@@ -259,7 +259,7 @@ def _measure(name: str, net: Any, stride: int, stand_ins: int, arguments: dict[s
     """Run the meta net on two sizes and read channels, strides and the multiple off its levels."""
     channels_last = str(getattr(net.model, "output_fmt", "NCHW")).endswith("NHWC")
     for multiple in (stride, 2 * stride):
-        height, width = 3 * multiple, 5 * multiple  # odd, so that the coarsest level's needs show
+        height, width = 3 * multiple, 5 * multiple  # odd, to reveal the coarsest level's requirements
         levels = net(torch.empty(1, 3, height, width, device="meta"))[stand_ins:]
         strides = tuple(height // level.shape[-2] for level in levels)
         even = all(

@@ -1,13 +1,13 @@
-"""TriKD's dual-frequency decoder: gates that look at high or low frequencies, pyramid pooling, a top-down path.
+"""TriKD's dual-frequency decoder: channel gates from high or low frequencies, pyramid pooling, a top-down path.
 
-After arXiv 2309.12557 and its released code. Only the gates see frequencies: a channel's weight is a function of the
-mean magnitude of its low-pass or high-pass part; the features themselves are never filtered. Two behaviours of the
-released code are choices here: its Gaussian stands one bin beside the zero frequency of even sizes (``published``), so
-that the filtered map is complex and costs complex transforms, where a Gaussian in the right place (``centred``) keeps
-it real; and its neck hands a vision transformer's levels over in reverse order.
+After arXiv 2309.12557 and its released code. Only the gates use frequencies: a channel's weight is a function of the
+mean magnitude of its low-pass or high-pass part; the features themselves are not filtered. Two behaviours of the
+released code are optional here: its Gaussian is centred one bin off the zero frequency for even sizes
+(``published``), so that the filtered map is complex and needs complex transforms, while a correctly centred Gaussian
+(``centred``) keeps it real; and its neck outputs a vision transformer's levels in reverse order.
 
-All resizing inside aligns corners. The pooling branch of 1x1 normalises one value an image, so that training needs at
-least two images a batch.
+All resizing aligns corners. The 1x1 pooling branch normalises one value per image, so that training needs at least
+two images per batch.
 
 Dimensions: B batch, C channels, D embedding, H W a map, h w a level's grid.
 """
@@ -28,12 +28,12 @@ from tutelage.nets.settings import Centre, FrequencySettings, Neck
 
 Band = Literal["low", "high"]
 
-# Which band the gates of levels 0, 1 and 2 look at; level 3 is pooled instead.
+# Band of the gates of levels 0, 1 and 2; level 3 is pooled instead.
 BANDS: tuple[Band, ...] = ("high", "high", "low")
 
 POOL_SIDES = (1, 2, 3, 6)
 
-# How much finer than the tokens each level is that the decoder gets, finest first or as the released code has it.
+# Scale of each level relative to the tokens' grid, finest first or as in the released code.
 NECK_SCALES: dict[Neck, tuple[float, ...]] = {"corrected": (4, 2, 1, 0.5), "published": (0.5, 1, 2, 4)}
 
 NECK_WIDTH = 448
@@ -63,8 +63,8 @@ def _mask(rows: Tensor, columns: Tensor, band: Band) -> Tensor:
 class _RealFilter(torch.autograd.Function):
     """A map (B, C, H, W) filtered by a centred mask, given on the half spectrum (H, W // 2 + 1).
 
-    Such a filter is its own adjoint: the gradient is filtered alike. torch's own backward of a half spectrum goes
-    through the full complex one.
+    Such a filter is self-adjoint: its gradient uses the same filter. torch's own backward of a half spectrum uses the
+    full complex one.
     """
 
     @staticmethod
@@ -94,14 +94,14 @@ def band_mean(
     zero frequency, or ``published``: one bin below it on axes of even size.
     """
     part_BCHW = _part(map_BCHW, band, centre, cutoff, relative)
-    if part_BCHW.is_complex():  # whose norm torch takes slowly
+    if part_BCHW.is_complex():  # torch's complex norm is slow
         part_BCHW = part_BCHW.abs()
     sum_BC: Tensor = torch.linalg.vector_norm(part_BCHW, ord=1, dim=(-2, -1))
     return sum_BC / (part_BCHW.shape[-2] * part_BCHW.shape[-1])
 
 
 def _part(map_BCHW: Tensor, band: Band, centre: Centre, cutoff: float, relative: bool) -> Tensor:
-    """The band itself: real for a centred mask, which weighs a frequency and its negative alike; else complex."""
+    """The band: real for a centred mask, which has equal weights for a frequency and its negative; else complex."""
     with without_autocast(map_BCHW.device):
         map_BCHW = map_BCHW.to(torch.promote_types(map_BCHW.dtype, torch.float32))
         (height, width), device = map_BCHW.shape[-2:], map_BCHW.device
@@ -119,7 +119,7 @@ def _part(map_BCHW: Tensor, band: Band, centre: Centre, cutoff: float, relative:
 class FrequencyChannelAttention(nn.Module):
     """Channels weighted by their content in one band, then projected: W_p ((1 + a) x), a = sigmoid(W_a band_mean(x)).
 
-    ``residual=False`` leaves out the 1 (a variant in TriKD's code). No norm and no activation.
+    ``residual=False`` omits the 1 (a variant in TriKD's code). No norm and no activation.
     """
 
     def __init__(
@@ -165,10 +165,10 @@ class FrequencyChannelAttention(nn.Module):
 
 
 class DualFrequencyDecoder(nn.Module):
-    """From four levels, finest first, to an embedding of ``width`` channels on the finest grid (TriKD's decoder).
+    """Fuse four levels, finest first, to an embedding of ``width`` channels on the finest grid (TriKD's decoder).
 
-    Levels 0 and 1 pass gates on high frequencies, level 2 one on low frequencies, level 3 pyramid pooling; then a
-    top-down path, a 3x3 convolution a level, and one of all levels.
+    Levels 0 and 1 have gates on high frequencies, level 2 on low ones, level 3 has pyramid pooling; then follow a
+    top-down path, a 3x3 convolution per level, and one of all levels.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class DualFrequencyDecoder(nn.Module):
 
 
 class MultiLevelNeck(nn.Module):
-    """A pyramid of four levels from four maps of one size (a vision transformer's), each rescaled by its factor."""
+    """A pyramid of four levels from four maps of one size (a vision transformer's), each resized by its factor."""
 
     def __init__(self, in_channels: Sequence[int], channels: int, scales: Sequence[float]) -> None:
         super().__init__()
@@ -251,7 +251,7 @@ def conv_norm_relu(in_channels: int, out_channels: int, kernel: int) -> nn.Seque
 
 
 def resize(map_BChw: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear, corner pixels on corner pixels."""
+    """Resize bilinearly with aligned corners."""
     return F.interpolate(map_BChw, size=size, mode="bilinear", align_corners=True)
 
 

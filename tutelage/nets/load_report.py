@@ -1,4 +1,4 @@
-"""What was found when weights were loaded into a net."""
+"""Report on weights loaded into a net."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 
 @dataclass
 class LoadReport:
-    """What of a net's tensors a source held. Names are the net's, ``unexpected`` ones the source's."""
+    """Which of a net's tensors a source held. Names are the net's, ``unexpected`` ones the source's."""
 
     source: str
     prefix: str = ""
-    """What stood before the encoder's names in the source."""
+    """Prefix of the encoder's names in the source."""
     fraction: float = 0.0
-    """The share of the encoder's parameters that were found, by number of values, 0 to 1."""
+    """Fraction of the encoder's parameters that were found, by number of values, 0 to 1."""
     encoder_tensors: int = 0
-    """How many tensors the encoder has, running statistics included."""
+    """Number of tensors of the encoder, running statistics included."""
     matched: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
@@ -24,7 +24,7 @@ class LoadReport:
     resampled: list[str] = field(default_factory=list)
     """Patch and position embeddings that were resampled to the net's patch and image size."""
     remade: list[str] = field(default_factory=list)
-    """Classifiers that keep their random weights because the source's have another number of classes."""
+    """Classifiers that keep their random weights because the source has another number of classes."""
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:

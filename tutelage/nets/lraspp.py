@@ -1,9 +1,9 @@
 """LR-ASPP: the light decoder of MobileNetV3 (Howard et al. 2019, section 6.4).
 
 The paper sums two 1x1 classifiers, one on the gated high-level branch and one on low-level features of stride 8.
-A sum of two 1x1 convolutions is one 1x1 convolution of the concatenation, so the concatenation is given out as
-the embedding and the net's ordinary classifier does the rest. The gate pools over the whole image, where the
-paper uses a 49x49 window: the window is tied to one image size.
+A sum of two 1x1 convolutions is one 1x1 convolution of the concatenation, so the concatenation is the embedding and
+the net's ordinary classifier does the rest. The gate pools over the whole image, where the paper uses a 49x49
+window, which depends on the image size.
 
 Dimensions: B batch, C channels, h w the stride-8 grid.
 """
@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 
 class LRASPP(nn.Module):
-    """Gated high-level branch beside low-level features, on the stride-8 grid.
+    """Gated high-level branch and low-level features, concatenated on the stride-8 grid.
 
     ``high`` and ``low`` are the channels of the encoder's last level and of its first level of stride 8; ``width``
     is that of the high branch (128 in the paper). Low-level features wider than ``width // 2`` are projected to
-    that many channels, so that an encoder with a wide stride-8 level does not make the embedding heavy.
+    that many channels, so that an encoder with a wide stride-8 level does not make the embedding large.
     """
 
     def __init__(self, high: int, low: int, width: int = 128) -> None:

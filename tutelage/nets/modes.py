@@ -1,7 +1,7 @@
-"""Declarations about BatchNorm and dropout that outlive train() and eval().
+"""Modes of BatchNorm and dropout that persist through train() and eval().
 
-A method says once how a net behaves (an EMA teacher in batch-statistics mode without dropout, frozen scale and
-shift in the AdaptSegNet line of work); the engine goes on calling train() and eval() as it pleases.
+A method declares a net's mode once (an EMA teacher in batch-statistics mode without dropout, frozen scale and shift in
+the AdaptSegNet line of work); the engine calls train() and eval() as usual.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DROPPING = (_DropoutNd, DropPath, DropBlock2d, PatchDropout)
 
 @dataclass(frozen=True)
 class Modes:
-    """What is declared; None and False declare nothing."""
+    """The declared modes; None and False: not declared."""
 
     norm: NormMode | None = None
     dropout: bool | None = None
@@ -35,13 +35,13 @@ class Modes:
     frozen_statistics: bool = False
 
     def declare(self, norm: NormMode | None, dropout: bool | None) -> Modes:
-        """The same with another BatchNorm mode and dropout switch."""
+        """A copy with another BatchNorm mode and dropout switch."""
         if norm not in (None, "batch", "running"):
             raise TutelageError("invalid-value", f"unknown norm mode {norm!r}", "use batch, running or None")
         return replace(self, norm=norm, dropout=dropout)._checked()
 
     def freeze(self, net: nn.Module, affine: bool, statistics: bool) -> Modes:
-        """The same with BatchNorm parts frozen or let go; scale and shift let go become trainable at once."""
+        """A copy with BatchNorm parts frozen or released; released scale and shift become trainable at once."""
         changed = replace(self, frozen_affine=affine, frozen_statistics=statistics)._checked()
         if self.frozen_affine and not affine:
             for layer in _batch_norms(net):
@@ -49,7 +49,7 @@ class Modes:
         return changed
 
     def apply(self, net: nn.Module) -> None:
-        """Put every layer of ``net`` into its declared state."""
+        """Set every layer of ``net`` to its declared mode."""
         for layer in _batch_norms(net):
             if self.frozen_statistics or self.norm == "running":
                 layer.eval()
@@ -74,7 +74,7 @@ class Modes:
 
 @contextmanager
 def keeping_statistics(net: nn.Module) -> Iterator[None]:
-    """Within, BatchNorm normalises as ever, but its running statistics and its count of batches stay as they are."""
+    """In the block, BatchNorm normalises as usual, but running statistics and batch counts do not change."""
     layers = [layer for layer in _batch_norms(net) if layer.track_running_stats]
     for layer in layers:
         layer.track_running_stats = False

@@ -1,11 +1,10 @@
-"""A net that sees an image twice: whole at half scale (context), and in windows at full scale (detail).
+"""A net on two scales: the whole image at half scale (context), and windows at full scale (detail).
 
-    logits = up((1 - a) z_context) + up(a) z_detail        a: attention, in 0..1, a map for each class
+        logits = up((1 - a) z_context) + up(a) z_detail        a: attention in 0..1, one map per class
 
-One encoder and decoder do both; the attention is a light head on the context's features. In training a method
-forwards one window of the image (:meth:`MultiResolution.forward_with_window`); outside it the logits are those of the
-context. Called as any net, it moves the window over the image by half of its size and averages the logits where windows
-overlap.
+One encoder and decoder compute both; the attention is a light head on the context's features. In training a method
+uses one window of the image (:meth:`MultiResolution.forward_with_window`), outside of which only the context counts. Otherwise the
+window slides over the image by half its size, and logits are averaged where windows overlap.
 Source: HRDA (ECCV 2022), sections 3.2 to 3.4 and its code.
 
 Dimensions: B batch, K classes, C channels, H W the image, h w the context's grid; detail logits have 2h x 2w cells.
@@ -34,21 +33,21 @@ class Window(NamedTuple):
 
 
 class WindowedPrediction(NamedTuple):
-    """What a net says of an image of which it saw one window closely."""
+    """Prediction for an image with detail in one window."""
 
     context: Prediction
-    """Of the image at half scale."""
+    """Prediction at half scale."""
     logits: Tensor
     """Both fused, (B, K, H / stride, W / stride), rounded up."""
     detail: Tensor
-    """Of the window, (B, K, height / stride, width / stride)."""
+    """Logits of the window, (B, K, height / stride, width / stride)."""
 
 
 def fuse(context_BKhw: Tensor, detail_BKhw: Tensor, attention_BKhw: Tensor, corner: tuple[int, int] = (0, 0)) -> Tensor:
-    """Logits (B, K, 2h, 2w) of context (B, K, h, w) and of a window of detail that begins at a cell of the context.
+    """Fuse context (B, K, h, w) and a window of detail that starts at a context cell to logits (B, K, 2h, 2w).
 
-    ``attention`` is in 0..1; beside the window it counts as 0. Products are formed on the context's grid and then
-    enlarged, bilinear without corner alignment.
+    ``attention`` is in 0..1 and counts as 0 outside the window. Products are computed on the context's grid and then
+    upsampled, bilinear without corner alignment.
     """
     height, width = context_BKhw.shape[2:]
     high, wide = detail_BKhw.shape[2] // 2, detail_BKhw.shape[3] // 2
@@ -60,7 +59,7 @@ def fuse(context_BKhw: Tensor, detail_BKhw: Tensor, attention_BKhw: Tensor, corn
 
 
 class ScaleAttention(nn.Module):
-    """Every level to ``width`` channels on one grid, concatenated, one 1x1 convolution, then a map for each class."""
+    """Every level to ``width`` channels on one grid, concatenated, one 1x1 convolution, then one map per class."""
 
     def __init__(self, channels: Sequence[int], width: int, classes: int) -> None:
         super().__init__()
@@ -80,27 +79,27 @@ class ScaleAttention(nn.Module):
 
 
 class MultiResolution(Segmentor):
-    """A segmentor for whole and half scale, with the settings ``multi_resolution``.
+    """A segmentor at full and half scale, for nets with ``multi_resolution`` settings.
 
-    Of a prediction only the logits are at full scale; embedding, features and auxiliary logits are the context's.
+    Only the logits of a prediction are at full scale; embedding, features and auxiliary logits are the context's.
     """
 
     def __init__(self, settings: NetSettings, classes: int, taps: Iterable[str] = ()) -> None:
         super().__init__(settings, classes, taps)
         own = settings.multi_resolution or MultiResolutionSettings()
         self.window = own.detail
-        # Not the finest level of a pyramid that begins at stride 2: four levels, as the Mix Transformers have.
+        # Without the finest level of a pyramid that begins at stride 2: four levels, as the Mix Transformers have.
         self.attended = min(len(self.spec.channels), 4)
         width = own.width or min(settings.channels, 256)
         self.attention = ScaleAttention(self.spec.channels[-self.attended :], width, classes)
 
     @property
     def unit(self) -> int:
-        """Pixels of which the sides and corners of a window are multiples: a cell of the context's logits."""
+        """Sides and corners of a window are multiples of this many pixels: a cell of the context's logits."""
         return 2 * self.stride
 
     def window_of(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of a window in an image (H, W): as set, else half of it; in whole units, inside of it."""
+        """Height and width of a window in an image (H, W): as set, else half of it; in whole units, inside it."""
         wanted = self.window or (-(-size[0] // 2), -(-size[1] // 2))
         height, width = (
             min(-(-side // self.unit), -(-whole // self.unit)) * self.unit
@@ -109,13 +108,13 @@ class MultiResolution(Segmentor):
         return height, width
 
     def forward(self, image_B3HW: Tensor) -> Prediction:
-        """Prediction for RGB images (B, 3, H, W) in 0..1, not normalised, of any size; detail all over the image."""
+        """Prediction for RGB images (B, 3, H, W) in 0..1, not normalised, of any size, with detail everywhere."""
         context, attention_BKhw = self._context(image_B3HW)
         logits_BKHW = fuse(context.logits, self._detail_everywhere(self._padded_to_units(image_B3HW)), attention_BKhw)
         return context._replace(logits=self._at_image_size(logits_BKHW, image_B3HW))
 
     def forward_with_window(self, image_B3HW: Tensor, box: Window) -> WindowedPrediction:
-        """The same with detail in one window alone, whose sides and corner are whole units (:attr:`unit`)."""
+        """Prediction with detail in one window only, whose sides and corner are whole units (:attr:`unit`)."""
         context, attention_BKhw = self._context(image_B3HW)
         filled = self._padded_to_units(image_B3HW)
         window = filled[..., box.top : box.top + box.height, box.left : box.left + box.width]
@@ -125,8 +124,8 @@ class MultiResolution(Segmentor):
         return WindowedPrediction(context, self._at_image_size(logits_BKHW, image_B3HW), detail_BKhw)
 
     def halved(self, image_B3HW: Tensor) -> Tensor:
-        """The image that the context is made of, (B, 3, H / 2, W / 2), rounded up."""
-        # Bilinear to half of an even side without corner alignment: the mean of 2 x 2 pixels.
+        """The input of the context, (B, 3, H / 2, W / 2), rounded up."""
+        # Bilinear to half an even side without corner alignment is the mean of 2 x 2 pixels.
         return F.avg_pool2d(image_B3HW, 2, ceil_mode=True)
 
     def _context(self, image_B3HW: Tensor) -> tuple[Prediction, Tensor]:
@@ -137,7 +136,7 @@ class MultiResolution(Segmentor):
         return context, attention_BKhw.float().sigmoid()
 
     def _padded_to_units(self, image_B3HW: Tensor) -> Tensor:
-        """The image with its mean colour at the bottom and the right, to whole units."""
+        """Pad the image with the mean colour at the bottom and right, to whole units."""
         height, width = image_B3HW.shape[2:]
         if not (height % self.unit or width % self.unit):
             return image_B3HW
@@ -173,9 +172,9 @@ class MultiResolution(Segmentor):
 
 
 def in_two_resolutions(net: Segmentor, settings: MultiResolutionSettings) -> MultiResolution:
-    """A net of two resolutions with the weights of another; the attention's weights come from torch's generator.
+    """A net of two resolutions with the weights of ``net``; the attention's weights come from torch's generator.
 
-    A net that has two resolutions already is given back as it is.
+    A net that already has two resolutions is returned unchanged.
     """
     if isinstance(net, MultiResolution):
         return net
@@ -186,7 +185,7 @@ def in_two_resolutions(net: Segmentor, settings: MultiResolutionSettings) -> Mul
 
 
 def _starts(whole: int, part: int, unit: int) -> list[int]:
-    """Where windows begin that overlap by half, in whole units; the last ends where the image does."""
+    """Starts of windows that overlap by half, in whole units; the last window ends at the image's end."""
     step = max(part // 2 // unit, 1) * unit
     return [*range(0, whole - part, step), whole - part]
 

@@ -1,9 +1,9 @@
-"""DeepLabV3+ as domain adaptation's CAG-UDA, PBAL and BiSMAP have it: multi-grid, and a decoder of their own.
+"""DeepLabV3+ of CAG-UDA, PBAL and BiSMAP (domain adaptation): multi-grid, and a decoder of their own.
 
-Against DeepLabV3+ of 2018: no separable convolutions, one 3x3 convolution behind the concatenation (BiSMAP: two), no
-dropout in the pyramid, dropout before the classifier instead, a last stage whose dilations grow from block to block,
-and every new convolution drawn by Kaiming's rule. The embedding is what these methods' prototypes live on: at the
-stride of the first level, never negative, after dropout. All resizing aligns corners.
+Differences from DeepLabV3+ of 2018: no separable convolutions, one 3x3 convolution after the concatenation (BiSMAP:
+two), no dropout in the pyramid but before the classifier, a last stage whose dilations increase from block to block,
+and Kaiming initialisation of every new convolution. The embedding is the space of these methods' prototypes: at the
+stride of the first level, non-negative, after dropout. All resizing aligns corners.
 
 Dimensions: B batch, C channels, D embedding, h w a level's grid.
 """
@@ -56,7 +56,7 @@ class PlainASPP(nn.Module):
 
 
 class Fusion(nn.Module):
-    """The pyramid's map, enlarged, beside a finer level of few channels; ``depth`` 3x3 convolutions; dropout."""
+    """The pyramid's map, upsampled, with a finer level of few channels; ``depth`` 3x3 convolutions; dropout."""
 
     def __init__(self, low_channels: int, width: int, depth: int, dropout: nn.Module) -> None:
         super().__init__()

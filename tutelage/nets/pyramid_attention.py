@@ -1,4 +1,4 @@
-"""ProDA's head: an atrous pyramid with group norms, whose channels are weighed before they come together.
+"""ProDA's head: an atrous pyramid with group norms, with channel attention before fusion.
 
 Dimensions: B batch, C channels, D embedding, h w a level's grid.
 """
@@ -16,9 +16,9 @@ _REDUCTION = 16
 class PyramidAttention(nn.Module):
     """Five branches (1x1, and 3x3 at rates 6, 12, 18, 24), squeeze-excite over all of them, a 3x3 convolution.
 
-    Convolutions have a bias and draw from N(0, 0.01); each is followed by a group norm, the branches by ReLU. The
-    embedding is signed; whole channels of it are dropped. ``extra_norm``: a BatchNorm of the level first, as ProDA has
-    it for encoders that SimCLRv2 trained. Source: ProDA (CVPR 2021), its code.
+    Convolutions have a bias and are drawn from N(0, 0.01); each is followed by a group norm, the branches by ReLU. The
+    embedding is signed; dropout is per channel. ``extra_norm``: a BatchNorm of the level first, as in ProDA for
+    encoders trained by SimCLRv2. Source: ProDA (CVPR 2021), its code.
     """
 
     def __init__(self, channels: int, width: int, stride: int, dropout: float = 0.1, extra_norm: bool = False) -> None:

@@ -1,9 +1,9 @@
-"""The net that every method trains: encoder, decoder, one classifier, which is 1x1 but for DeepLabV2.
+"""The net that every method trains: encoder, decoder, and one classifier, 1x1 except for DeepLabV2.
 
-A segmentor normalises its own input, so that nets with other statistics share a batch and an exported net needs
-no preprocessing. Images of any size are filled up with the mean colour (0 after normalisation) at the bottom and
-the right to the multiple that encoder and decoder need, and every map that is returned is cut back to
-ceil(size / its stride). What :meth:`Segmentor.encode` hands over is not cut: the decoder needs the whole grid.
+A segmentor normalises its own input, so that nets with other statistics share a batch and an exported net needs no
+preprocessing. Images of any size are padded with the mean colour (0 after normalisation) at the bottom and right to
+the multiple that encoder and decoder need, and every returned map is cropped to ceil(size / its stride). The output
+of :meth:`Segmentor.encode` is not cropped: the decoder needs the whole grid.
 
 Dimensions: B batch, K classes, D embedding, C channels, H W the image, h w a map's grid.
 """
@@ -34,12 +34,12 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Features(NamedTuple):
-    """What the encoder gives and the decoder reads; perturb ``levels`` with ``features._replace(levels=...)``."""
+    """Output of the encoder and input of the decoder; perturb ``levels`` with ``features._replace(levels=...)``."""
 
     levels: tuple[Tensor, ...]
-    """Maps (B, C, h, w), finest first, of the filled-up image."""
+    """Maps (B, C, h, w), finest first, of the padded image."""
     size: tuple[int, int]
-    """Height and width of the image before it was filled up, in pixels."""
+    """Height and width of the image before padding, in pixels."""
     tokens: tuple[Tensor, ...] = ()
     """Prefix tokens (B, N, C) of each level, of vision transformers."""
     taps: dict[str, Tensor] = {}
@@ -47,21 +47,21 @@ class Features(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a segmentor says of a batch of images (B, 3, H, W)."""
+    """A segmentor's output for images (B, 3, H, W)."""
 
     logits: Tensor
     """Class scores (B, K, h, w) in float32, h = ceil(H / stride)."""
     embedding: Tensor
     """The classifier's input (B, D, h, w), after normalisation, activation and dropout."""
     features: tuple[Tensor, ...]
-    """The encoder's levels (B, C, h, w), finest first, each cut to ceil(size / its stride)."""
+    """The encoder's levels (B, C, h, w), finest first, each cropped to ceil(size / its stride)."""
     auxiliary: Tensor | None
     """Class scores (B, K, h, w) of the auxiliary head in float32, on the last level but one; None without one."""
     taps: dict[str, Tensor]
-    """Outputs of the submodules named in ``tap``, as they were, filled-up borders included."""
+    """Outputs of the submodules named in ``tap``, unchanged, with padded borders."""
 
     def of(self, images: slice) -> Prediction:
-        """What it says of some images of the batch; without taps, whose shapes are their own."""
+        """The prediction of some images of the batch, without taps, whose shapes vary."""
         auxiliary = None if self.auxiliary is None else self.auxiliary[images]
         levels = tuple(level[images] for level in self.features)
         return Prediction(self.logits[images], self.embedding[images], levels, auxiliary, {})
@@ -120,7 +120,7 @@ class Segmentor(nn.Module):
         if self.settings.decoder in DILATIONS:
             return AtrousClassifier(channels, self.classes, DILATIONS[self.settings.decoder])
         classifier = nn.Conv2d(channels, self.classes, kernel_size=1)
-        if self.spec.kind != "published":  # whose classifiers start as torch's do
+        if self.spec.kind != "published":  # these keep torch's initialisation
             if isinstance(self.decoder, PyramidAttention):
                 nn.init.normal_(classifier.weight, std=0.01)
             elif isinstance(self.decoder, MultigridDeepLab):
@@ -160,17 +160,17 @@ class Segmentor(nn.Module):
         """Features of RGB images (B, 3, H, W) in 0..1, not normalised, of any size."""
         height, width = image_B3HW.shape[-2:]
         multiple = self.spec.multiple
-        self._recorded.clear()  # what a forward that failed may have left
+        self._recorded.clear()  # outputs of a failed forward
         with self._autocast(image_B3HW):
             image = (image_B3HW - self.mean) / self.std
             image = image.flip(1) if self.bgr else image
-            # Always asked for, also with nothing to fill: a branch here would tie an exported graph to one size.
+            # Always called, even with nothing to pad: a branch here would tie an exported graph to one size.
             image = F.pad(image, (0, _missing(width, multiple), 0, _missing(height, multiple)))
             levels, tokens = self.spec.read(self.encoder, image)
         return Features(levels, (height, width), tokens, self._take_recorded())
 
     def decode(self, features: Features) -> Prediction:
-        """Prediction from features as :func:`encode` gives them."""
+        """Prediction from features of :func:`encode`."""
         size = features.size
         with self._autocast(features.levels[0]):
             embedding_BDhw = _cut(self.decoder(features.levels, features.tokens), size, self.stride)
@@ -197,7 +197,7 @@ class Segmentor(nn.Module):
     def tap(self, names: Iterable[str]) -> None:
         """Record the outputs of these submodules (e.g. ``encoder.layer4``) in every Prediction; replaces earlier taps.
 
-        Set taps before compiling. Raises TutelageError for a name that is no submodule.
+        Set taps before compiling. Raises TutelageError for an unknown submodule.
         """
         names = tuple(names)
         known = dict(self.named_modules())
@@ -224,33 +224,33 @@ class Segmentor(nn.Module):
     # Modes
 
     def train(self, mode: bool = True) -> Segmentor:
-        """Switch to training (or evaluation), then apply what ``mode`` and ``freeze_norm`` declared again."""
+        """Switch to training (or evaluation) mode, then apply ``mode`` and ``freeze_norm`` again."""
         super().train(mode)
         self._modes.apply(self)
         return self
 
     def mode(self, norm: NormMode | None = None, dropout: bool | None = None) -> Segmentor:
-        """Declare how BatchNorm normalises and whether dropout drops, whatever train() and eval() say.
+        """Declare BatchNorm's statistics and whether dropout is active, independent of train() and eval().
 
-        ``norm="batch"``: by the batch's statistics (running ones go on being updated); ``"running"``: by running ones.
-        ``dropout``: all dropout and drop-path layers on or off. None forgets a declaration; layers then follow
+        ``norm="batch"``: batch statistics (running ones are still updated); ``"running"``: running statistics.
+        ``dropout``: all dropout and drop-path layers on or off. None removes a declaration; layers then follow
         the net's own training flag. Raises TutelageError for ``norm="batch"`` while statistics are frozen.
         """
         self._modes = self._modes.declare(norm, dropout)
         return self.train(self.training)
 
     def freeze_norm(self, affine: bool = True, statistics: bool = True) -> Segmentor:
-        """Declare BatchNorm's scale and shift (``affine``) and running statistics as frozen; False lets them go.
+        """Declare BatchNorm's scale and shift (``affine``) and running statistics as frozen; False releases them.
 
-        Frozen statistics are also the ones normalised by. Holds through train() and eval().
-        Raises TutelageError for frozen statistics while ``mode(norm="batch")`` is in force.
+        Frozen statistics are also used for normalisation. Persists through train() and eval().
+        Raises TutelageError for frozen statistics with ``mode(norm="batch")``.
         """
         self._modes = self._modes.freeze(self, affine, statistics)
         return self.train(self.training)
 
     @contextmanager
     def inferring(self, precision: Precision = "fp32") -> Iterator[Segmentor]:
-        """The net for inference: evaluation mode whatever was declared, in ``precision``; then everything as before."""
+        """Infer in the block: evaluation mode without declarations, in ``precision``; then restore all modes."""
         before = self._modes, self.precision, self.training
         self._modes = self._modes.declare(None, None)
         self.precision = precision
@@ -262,12 +262,12 @@ class Segmentor(nn.Module):
 
 
 def _missing(size: int, multiple: int) -> int:
-    """What ``size`` lacks to a multiple. Not written ``-size % multiple``: inductor fails on it for symbolic sizes."""
+    """Padding of ``size`` to a multiple. Not written ``-size % multiple``: inductor fails on it for symbolic sizes."""
     return (multiple - size % multiple) % multiple
 
 
 class _Tap:
-    """A forward hook that keeps a submodule's output; an object, so that a deep copy of a net gets its own."""
+    """A forward hook that records a submodule's output; an object, so that a deep copy of a net gets its own."""
 
     def __init__(self, name: str, recorded: dict[str, Tensor]) -> None:
         self.name = name
@@ -309,9 +309,9 @@ def _auxiliary_head(channels: int, classes: int) -> nn.Sequential:
 
 
 def _cut(map_BChw: Tensor, size: tuple[int, int], stride: int) -> Tensor:
-    """The part of a map that lies over the image: ceil(size / stride) cells."""
+    """Crop a map to the image: ceil(size / stride) cells."""
     height, width = -(-size[0] // stride), -(-size[1] // stride)
     if torch.compiler.is_exporting() and any(isinstance(side, torch.SymInt) for side in size):
-        # Slices tie an exported graph of any size to sizes that do (or do not) need cutting; padding does not.
+        # Slices tie an exported graph to sizes that do (or do not) need cropping; padding does not.
         return F.pad(map_BChw, (0, width - map_BChw.shape[-1], 0, height - map_BChw.shape[-2]))
     return map_BChw[..., :height, :width]

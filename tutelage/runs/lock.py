@@ -1,4 +1,4 @@
-"""One process per artefact: a lock that a dead process cannot keep."""
+"""One process per artefact: a lock that ends with its process."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _held: set[TextIO] = set()
 
 
 class HeldError(RunError):
-    """Another process is alive in what is to be locked."""
+    """Another live process holds the lock."""
 
 
 def _let_go() -> None:
-    """In a forked child: a lock that a loader's worker shares would outlive the process that holds it."""
+    """In a forked child: a lock shared with a loader's worker would outlive the process that holds it."""
     for file in _held:
         file.close()
     _held.clear()
@@ -40,8 +40,8 @@ if hasattr(os, "register_at_fork"):
 def locked(path: Path, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
     """Hold the lock file ``path`` while the block runs.
 
-    The system releases the lock when its holder dies, however it dies; a file that is left over is recognised as
-    stale, said, and taken over. Raises :class:`HeldError` naming the holder when another process is alive in it.
+    The system releases the lock when its holder dies, whatever the cause; a leftover file is recognised as stale,
+    reported and taken over. Raises :class:`HeldError`, naming the holder, if another live process holds the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -63,7 +63,7 @@ def locked(path: Path, say: Callable[[str], None] = lambda text: None) -> Iterat
                     "wait for it, stop it, or choose another folder with out=...",
                 ) from None
             except OSError as error:
-                say(f"no locks on this file system ({error.strerror}): let only one process work in {path.parent}")
+                say(f"no locks on this file system ({error.strerror}): run only one process in {path.parent}")
         if path.stat().st_size:
             say(f"taking over the lock of a process that is gone ({_holder(path)})")
         file.truncate(0)
@@ -74,7 +74,7 @@ def locked(path: Path, say: Callable[[str], None] = lambda text: None) -> Iterat
             yield
         finally:
             _held.discard(file)
-            # Emptied, not removed: a file that is left over with content is what tells a stale lock.
+            # Emptied, not removed: leftover content marks a stale lock.
             if not file.closed:
                 file.truncate(0)
 

@@ -3,17 +3,17 @@
     <out>/<stage>-<key>/          one artefact
         artefact.json             written last: the artefact is finished, these are its files and checksums
         stage.yaml                the stage's resolved settings
-        log.jsonl                 the course of training (times and all; not part of the artefact's content)
-        audit.jsonl, audit.json   what was seen of pseudo labels: while training, of those that were written
+            log.jsonl                 the training log (with times; not part of the artefact's content)
+            audit.jsonl, audit.json   audits of pseudo labels: while training, and of written labels
         checkpoints/              while training
-        nets/ scores/ labels/     what the stage made
-    fitted.safetensors, fit.json, weights/, images/   what fit and transform stages made; parts/ while they work
-        answers/                  in an artefact of its own: what a teacher said of every image
-    <out>/recipes/<name>-<key>.yaml   resolved recipes, by which `tutelage clean` knows what is still referred to
+            nets/ scores/ labels/     the stage's results
+    fitted.safetensors, fit.json, weights/, images/   results of fit and transform stages; parts/ while they run
+            answers/                  in an artefact of its own: a teacher's outputs for every image
+    <out>/recipes/<name>-<key>.yaml   resolved recipes; `tutelage clean` keeps the artefacts that they refer to
     <out>/report.html             the newest report
 
 A key is a hash of everything that decides the content: settings, seed, the keys of inputs, the data's fingerprint,
-the method's version. Equal key, equal content: a finished artefact is found again under any stage name.
+the method's version. Equal keys mean equal content: a finished artefact is reused under any stage name.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ FORMAT = 1
 
 
 def content_key(content: Any) -> str:
-    """A short hash of JSON-like content; equal content gives equal keys, whatever the order of its keys."""
+    """A short hash of JSON-like content, independent of the order of keys."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
 
 class Artefact:
-    """The folder of one stage's result; the only object that knows its file names."""
+    """The folder of one stage's result; only this class knows its file names."""
 
     def __init__(self, folder: Path, key: str) -> None:
         self.folder = folder
@@ -63,21 +63,21 @@ class Artefact:
 
     @property
     def log(self) -> Path:
-        """The course of training, a JSON object a line."""
+        """The training log, one JSON object per line."""
         return self.folder / "log.jsonl"
 
     @property
     def audit_log(self) -> Path:
-        """The audits of a training, a JSON object a line."""
+        """The audits during training, one JSON object per line."""
         return self.folder / "audit.jsonl"
 
     @property
     def label_audit(self) -> Path:
-        """What was seen of the labels that an `annotate` stage wrote."""
+        """The audit of the labels that an `annotate` stage wrote."""
         return self.folder / "audit.json"
 
     def audited_maps(self, step: int, rank: int) -> Path:
-        """What the nets said at an audit, kept for the next one, by the process of ``rank``; there while training."""
+        """The nets' outputs at an audit, kept for the next audit, by the process of ``rank``; exists while training."""
         return self.folder / "checkpoints" / f"audit-{step:09d}-{rank}.npz"
 
     def all_audited_maps(self, step: int) -> list[Path]:
@@ -85,7 +85,7 @@ class Artefact:
         return sorted((self.folder / "checkpoints").glob(f"audit-{step:09d}-*.npz"))
 
     def audited_steps(self) -> list[int]:
-        """The steps of whose audits there are maps, ascending."""
+        """The steps of audits that have maps, ascending."""
         return sorted({int(path.stem.split("-")[1]) for path in (self.folder / "checkpoints").glob("audit-*-*.npz")})
 
     def forget_audited_maps(self, steps: Iterable[int]) -> None:
@@ -106,17 +106,17 @@ class Artefact:
 
     @property
     def fit_facts(self) -> Path:
-        """What is worth knowing of a fit: counts by class, what was left out."""
+        """Facts about a fit: counts per class, excluded data."""
         return self.folder / "fit.json"
 
     @property
     def parts(self) -> Path:
-        """Folder of what was done of an unfinished `fit` stage; gone with the end."""
+        """Folder of partial results of an unfinished `fit` stage; removed at the end."""
         return self.folder / "parts"
 
     @property
     def answers(self) -> Path:
-        """Folder of what a teacher said of every image."""
+        """Folder of a teacher's outputs for every image."""
         return self.folder / "answers"
 
     @property
@@ -126,21 +126,21 @@ class Artefact:
 
     @property
     def times(self) -> Path:
-        """How long the stage took (no part of its content)."""
+        """How long the stage took (not part of its content)."""
         return self.folder / "times.json"
 
     @property
     def cost(self) -> Path:
-        """What a step of the stage takes, where it was measured (no part of its content)."""
+        """Measured cost of one step of the stage (not part of its content)."""
         return self.folder / "cost.json"
 
     @property
     def diverged(self) -> bool:
-        """Whether its training ended with a loss that was not finite; begun again, it would do so again."""
+        """Whether its training ended with a loss that was not finite; a restart would end the same way."""
         return self.manifest() is None and any((self.folder / "checkpoints").glob("not-finite-*"))
 
     def net(self, name: str) -> Path:
-        """Weights of one net, as the finished stage hands them on."""
+        """Weights of one net of the finished stage."""
         return self.folder / "nets" / f"{name}.safetensors"
 
     def best_net(self, name: str) -> Path:
@@ -148,7 +148,7 @@ class Artefact:
         return self.folder / "checkpoints" / f"best-{name}.safetensors"
 
     def score(self, name: str) -> Path:
-        """Scores of one evaluated net (JSON); per-image counts stand beside it."""
+        """Scores of one evaluated net (JSON); per-image counts are in :meth:`counts`."""
         return self.folder / "scores" / f"{name}.json"
 
     def counts(self, name: str) -> Path:
@@ -168,7 +168,7 @@ class Artefact:
         shutil.rmtree(self.parts, ignore_errors=True)
 
     def tidy(self) -> None:
-        """Remove what a kill left of a finished artefact, unless the process that finished it is still there."""
+        """Remove leftovers of a kill from a finished artefact, unless the process that finished it is still running."""
         if not leftovers(self.folder) and not any(path.is_dir() for path in (self.folder / "checkpoints", self.parts)):
             return
         try:
@@ -180,18 +180,18 @@ class Artefact:
             pass
 
     def lock(self, say: Callable[[str], None]) -> AbstractContextManager[None]:
-        """Hold this artefact's lock; raises :class:`RunError` when another process works on it."""
+        """Hold this artefact's lock; raises :class:`RunError` if another process holds it."""
         return locked(self.folder / _LOCK, say)
 
     def begin(self, settings: str) -> None:
-        """Make the folder and say in it what it will hold."""
+        """Create the folder and write the stage's settings into it."""
         remove_partials(self.folder)
         write_text(self.folder / "stage.yaml", settings)
 
     def finish(self, kind: str, files: Iterable[Path] | Mapping[Path, str], facts: dict[str, Any]) -> None:
-        """Declare the artefact finished: ``files`` with their checksums, and facts worth knowing of it.
+        """Declare the artefact finished: ``files`` with their checksums, and ``facts`` about it.
 
-        A mapping gives the checksums of files that whoever wrote them knows; the others are read.
+        A mapping gives checksums that are already known; other files are read.
         """
         known = files if isinstance(files, Mapping) else {}
         listed = {path.relative_to(self.folder).as_posix(): known.get(path) or sha256(path) for path in sorted(files)}
@@ -199,7 +199,7 @@ class Artefact:
         write_json(self.folder / "artefact.json", content)
 
     def manifest(self) -> dict[str, Any] | None:
-        """What :meth:`finish` wrote, or ``None`` for an unfinished artefact."""
+        """The content that :meth:`finish` wrote, or ``None`` for an unfinished artefact."""
         try:
             content = json.loads((self.folder / "artefact.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -215,11 +215,11 @@ class Artefact:
 
     @property
     def declared(self) -> bool:
-        """Whether there is a manifest, be it one that cannot be read."""
+        """Whether a manifest exists, even if it cannot be read."""
         return (self.folder / "artefact.json").is_file()
 
     def facts(self) -> dict[str, Any]:
-        """The facts that :meth:`finish` noted. Raises :class:`RunError` for an unfinished artefact."""
+        """The facts given to :meth:`finish`. Raises :class:`RunError` for an unfinished artefact."""
         manifest = self.manifest()
         if manifest is None:
             raise RunError(
@@ -228,7 +228,7 @@ class Artefact:
         return dict(manifest["facts"])
 
     def fault(self) -> str | None:
-        """Why a finished artefact cannot be used (a file is gone or was changed), or ``None``."""
+        """Why a finished artefact cannot be used (a file is missing or changed), or ``None``."""
         manifest = self.manifest()
         if manifest is None:
             return "artefact.json cannot be read" if self.declared else "it is not finished"
@@ -245,9 +245,9 @@ class Artefact:
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
     def reopen(self) -> None:
-        """Take back that the artefact is finished; files of it that were changed are removed, not built upon.
+        """Declare the artefact unfinished; its changed files are removed, so that they are not reused.
 
-        So are all where the manifest cannot be read: nothing says any more which of them are whole.
+        If the manifest cannot be read, all files are removed: it is unknown which of them are whole.
         """
         manifest = self.manifest()
         if manifest is None and self.declared:
@@ -259,7 +259,7 @@ class Artefact:
         (self.folder / "artefact.json").unlink(missing_ok=True)
 
     def _clear(self) -> None:
-        """Remove everything but the lock, which is held."""
+        """Remove everything except the lock, which is held."""
         for path in self.folder.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -268,7 +268,7 @@ class Artefact:
 
 
 def _within(name: str) -> bool:
-    """Whether a manifest's name stays in its folder; a manifest that somebody else wrote may say anything."""
+    """Whether a name of a manifest stays inside its folder; a foreign manifest may hold any name."""
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts
 
@@ -281,9 +281,9 @@ class Store:
         self._given: dict[str, Artefact] = {}
 
     def artefact(self, stage: str, key: str) -> Artefact:
-        """The artefact with ``key``: the folder that exists under any stage's name, or a new one's place.
+        """The artefact with ``key``: the existing folder under any stage name, or the path of a new one.
 
-        Two stages of one recipe that make the same share one artefact.
+        Two stages of one recipe with equal keys share one artefact.
         """
         if key not in self._given:
             found = [Artefact(folder, key) for folder in sorted(self.out.glob(f"*-{key}")) if folder.is_dir()]
@@ -292,22 +292,22 @@ class Store:
         return self._given[key]
 
     def artefacts(self) -> list[Artefact]:
-        """Everything that looks like an artefact of ours."""
+        """All folders that have the form of an artefact."""
         folders = (path for path in self.out.glob(f"*-{'?' * KEY_LENGTH}") if (path / "stage.yaml").is_file())
         return [Artefact(folder, folder.name[-KEY_LENGTH:]) for folder in sorted(folders)]
 
     @property
     def recipes_folder(self) -> Path:
-        """Where resolved recipes are kept; paths in them, as in a stage's settings, start from such a folder."""
+        """Folder of resolved recipes; paths in them, as in a stage's settings, are relative to such a folder."""
         return self.out / "recipes"
 
     @property
     def report(self) -> Path:
-        """Where the newest report is put for a user to find."""
+        """Path of the newest report, for the user to find."""
         return self.out / "report.html"
 
     def tidy(self) -> None:
-        """Remove what dead processes left where all write: beside the artefacts, and of recipes."""
+        """Remove partial files of dead processes beside the artefacts and the recipes."""
         for folder in (self.out, self.recipes_folder):
             remove_abandoned(folder)
 
@@ -321,29 +321,29 @@ class Store:
         """Keep a fully resolved recipe and the artefacts that it refers to."""
         keys = sorted(keys)
         path = self.recipes_folder / f"{name}-{content_key([resolved, keys])}.yaml"
-        write_json(path.with_suffix(".keys.json"), keys)  # first: a recipe is there when its keys are
+        write_json(path.with_suffix(".keys.json"), keys)  # first: a recipe exists only once its keys do
         write_text(path, resolved)
         return path
 
     def referenced(self, recipes: Iterable[Path]) -> set[str]:
-        """The keys of all artefacts that remembered recipes refer to."""
+        """The keys of all artefacts that the stored recipes refer to."""
         known: set[str] = set()
         for path in recipes:
             known.update(json.loads(path.with_suffix(".keys.json").read_text(encoding="utf-8")))
         return known
 
     def forget(self, recipe: Path) -> None:
-        """Remove a remembered recipe, so that its artefacts may be cleaned."""
+        """Remove a stored recipe, so that its artefacts may be cleaned."""
         recipe.unlink(missing_ok=True)
         recipe.with_suffix(".keys.json").unlink(missing_ok=True)
 
     def recipes(self) -> list[Path]:
-        """The remembered recipes, oldest first."""
+        """The stored recipes, oldest first."""
         written = (path for path in self.recipes_folder.glob("*.yaml") if PARTIAL not in path.name)
         return sorted(written, key=lambda path: path.stat().st_mtime)
 
     def remove(self, artefact: Artefact) -> int:
-        """Remove an artefact; returns the bytes that it took. Raises :class:`RunError` while a process works on it."""
+        """Remove an artefact; returns the bytes freed. Raises :class:`RunError` if another process holds its lock."""
         size = artefact.size()
         with artefact.lock(lambda text: None):
             shutil.rmtree(artefact.folder)

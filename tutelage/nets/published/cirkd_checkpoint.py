@@ -1,7 +1,7 @@
-"""Published checkpoints as nets of ours: every tensor found by its published name, or none taken.
+"""Import of published checkpoints: every tensor must be found by its published name.
 
-A file that holds less than the whole net is refused, because what is missing would be random; only the auxiliary head,
-which training alone uses, may lack as a whole. Weights of an encoder alone go under ``weights:`` in a recipe.
+An incomplete file is refused, because the missing tensors would be random; only the auxiliary head, which only
+training uses, may be missing as a whole. Give weights of an encoder alone under ``weights:`` in a recipe.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from tutelage.nets.segmentor import Segmentor
 from tutelage.nets.settings import NetSettings
 
 _AUXILIARY = "auxlayer."
-_COUNTER = "num_batches_tracked"  # older files lack these; nothing that counts depends on them
+_COUNTER = "num_batches_tracked"  # older files lack it; no result depends on it
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What of a published file became a net."""
+    """Report on an imported file."""
 
     source: str
     net: str
     """The published net's name."""
     parameters: int
-    """Values of the net that training changes."""
+    """Number of trainable values of the net."""
     tensors: int
-    """How many tensors were taken."""
+    """Number of imported tensors."""
     unused: tuple[str, ...]
     """Tensors of the file that the net does not have."""
     auxiliary: bool
@@ -63,10 +63,10 @@ def settings_of(name: str) -> NetSettings:
 
 
 def import_checkpoint(file: Path, name: str, classes: int) -> tuple[Segmentor, Imported]:
-    """The net ``name`` with the tensors of a published file (torch or safetensors), in evaluation mode.
+    """Build the net ``name`` with the tensors of a published file (torch or safetensors), in evaluation mode.
 
-    Raises TutelageError for an unknown name, for a file that cannot be read, and for one that lacks tensors or has
-    others in another shape, naming them.
+    Raises TutelageError for an unknown name, an unreadable file, and a file with missing tensors or other shapes,
+    naming them.
     """
     settings = settings_of(name)
     tensors, nesting = read_tensors(file)
@@ -101,7 +101,7 @@ def import_checkpoint(file: Path, name: str, classes: int) -> tuple[Segmentor, I
 
 
 def _as_in_file(settings: NetSettings, tensors: dict[str, Tensor]) -> NetSettings:
-    """The settings, without an auxiliary head where the file has none."""
+    """The settings, without an auxiliary head if the file has none."""
     held = any(key.startswith(_AUXILIARY) for key in tensors)
     return settings if held else settings.model_copy(update={"auxiliary": False})
 
@@ -117,10 +117,10 @@ def _fits(own: Tensor, given: Tensor | None) -> bool:
 
 
 def _faults(wanted: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[str]:
-    """What is missing and what has another shape, in words."""
+    """Missing tensors and tensors of another shape, as text."""
     missing = [key for key in wanted if key not in tensors and not key.endswith(_COUNTER)]
     others = [
-        f"{key} ({list(tensors[key].shape)} in the file, {list(own.shape)} wanted)"
+        f"{key} ({list(tensors[key].shape)} in the file, {list(own.shape)} expected)"
         for key, own in wanted.items()
         if key in tensors and not _fits(own, tensors[key])
     ]
@@ -129,7 +129,7 @@ def _faults(wanted: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[str]:
 
 
 def _remedy(tensors: dict[str, Tensor], classes: int) -> str:
-    """What would be right for these tensors: another number of classes, another net, or another file."""
+    """Remedy for these tensors: another number of classes, another net, or another file."""
     fitting = []
     for name, settings in NETS.items():
         head = tensors.get(published_name("classifier.weight", settings))

@@ -1,6 +1,6 @@
-"""The published encoders by name: what their levels are, and the modules.
+"""The published encoders by name: their levels and modules.
 
-Every convolution rounds sizes up, so that images of any size need no filling up and give the published grids.
+Every convolution rounds sizes up, so that images of any size need no padding and give the published grids.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def make_encoder(name: str, drop_path: float) -> nn.Module:
         case "mobilevit_xxs":
             return MobileViTXXS()
         case _:
-            # segmentation-models-pytorch's is the published one, tensor names and epsilons included.
+            # segmentation-models-pytorch's equals the published one, with tensor names and epsilons.
             encoder = get_encoder(kind, weights=None)
             encoder.reset_drop_path(drop_path)
             net: nn.Module = encoder

@@ -1,7 +1,7 @@
 """Heads of the published nets (section 2.2 of CIRKD's specification): from levels to the distilled feature f.
 
-Bilinear resizing aligns corners in PSPNet alone. All but SegFormer pool over the whole image before a BatchNorm, so
-that training needs at least two images a batch.
+Bilinear resizing aligns corners only in PSPNet. All but SegFormer have global pooling before a BatchNorm, so that
+training needs at least two images per batch.
 
 Dimensions: B batch, C channels, D embedding, h w a level's grid.
 """
@@ -65,7 +65,7 @@ class DeepLabV3(Head):
 
 
 class PSPNet(Head):
-    """Means over 1, 2, 3 and 6 bins a side, each to a quarter of the channels, beside the level; a 3x3 convolution."""
+    """Means over 1, 2, 3 and 6 bins per side, each to a quarter of the channels, with the level; a 3x3 convolution."""
 
     def __init__(self, channels: int, width: int, dropout: float) -> None:
         super().__init__(width, 8)
@@ -84,9 +84,9 @@ class PSPNet(Head):
 
 
 class UPerNet(Head):
-    """The "lite" UPerNet: bins on stage 4, laterals from stages 1 to 3, fused at stride 4, handed out at 8.
+    """The "lite" UPerNet: bins on stage 4, laterals from stages 1 to 3, fused at stride 4, output at stride 8.
 
-    The bins are resized before their 1x1 convolutions, 512 wide whatever ``width`` is.
+    The bins are resized before their 1x1 convolutions, 512 wide for any ``width``.
     """
 
     def __init__(self, channels: tuple[int, ...], width: int, dropout: float) -> None:
@@ -135,7 +135,7 @@ class SegFormer(Head):
 
 
 def make_head(settings: NetSettings, channels: tuple[int, ...]) -> Head:
-    """The head that ``settings`` name, for levels of ``channels``; its convolutions start as torch's do."""
+    """The head of ``settings``, for levels of ``channels``; convolutions keep torch's initialisation."""
     width = settings.channels
 
     def dropout(own: float) -> float:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from tutelage.nets.published.layers import init_convolutions
 
-# Expansion, channels, blocks, stride, dilation of each stage; 64 and 160 channels lost their stride to dilation.
+# Expansion, channels, blocks, stride, dilation of each stage; dilation replaces the stride of 64 and 160 channels.
 _STAGES = (
     (1, 16, 1, 1, 1),
     (6, 24, 2, 2, 1),
@@ -53,7 +53,7 @@ class MobileNetV2(nn.Module):
         width = 32
         for expansion, channels, blocks, stride, dilation in _STAGES:
             for block in range(blocks):
-                # The block that lost its stride has half the dilation of those behind it.
+                # The first block of a dilated stage has half the dilation of the next ones.
                 rate = dilation // 2 if block == 0 and channels in _LOST_STRIDE else dilation
                 self.features.append(InvertedResidual(width, channels, expansion, stride if block == 0 else 1, rate))
                 width = channels

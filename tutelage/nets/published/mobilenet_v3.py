@@ -1,7 +1,7 @@
 """MobileNetV3 small and large at output stride 8 (section 2.1 of CIRKD's specification).
 
-The stem and the blocks that were built with stride 2 pad as TensorFlow does, by the input's size; without a stride that
-is the usual symmetric padding. The block that lost its stride is already dilated by the full rate.
+The stem and the blocks of original stride 2 pad as TensorFlow does, by the input's size; without a stride that is the
+usual symmetric padding. The block whose stride dilation replaces already has the full rate.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class InvertedBottleneck(nn.Module):
 
 
 class MobileNetV3(nn.Module):
-    """Stem ``layer0``, blocks, and a last 1x1 convolution; ``levels`` are the layers that are handed out."""
+    """Stem ``layer0``, blocks, and a last 1x1 convolution; ``levels`` are the output layers."""
 
     def __init__(self, size: str) -> None:
         super().__init__()

@@ -56,7 +56,7 @@ class MobileViTAttention(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Attention and two linear layers with SiLU, each behind a layer norm and added to its input."""
+    """Attention and two linear layers with SiLU, each after a layer norm and added to its input."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class TransformerLayer(nn.Module):
 
 
 class MobileViTBlock(nn.Module):
-    """Local convolutions, attention among the pixels at one place of every 2x2 patch, fusion with the input."""
+    """Local convolutions, attention among the pixels at one position of every 2x2 patch, fusion with the input."""
 
     def __init__(self, channels: int, width: int, depth: int) -> None:
         super().__init__()
@@ -100,15 +100,15 @@ class MobileViTBlock(nn.Module):
 
 
 def _resized(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear without corner alignment; nothing to do where the size is right."""
-    # In an exported graph the size is not known, so that it resizes always: to the same size that changes nothing.
+    """Resize bilinearly without corner alignment; no operation for an equal size."""
+    # In an exported graph the size is unknown, so it always resizes; to an equal size that changes nothing.
     if not torch.compiler.is_exporting() and tuple(x_BCHW.shape[-2:]) == size:
         return x_BCHW
     return F.interpolate(x_BCHW, size=size, mode="bilinear", align_corners=False)
 
 
 class MobileViTXXS(nn.Module):
-    """Stem, five stages of which the last three hold a MobileViT block, 1x1 to 320 channels."""
+    """Stem, five stages, the last three with a MobileViT block, 1x1 to 320 channels."""
 
     def __init__(self) -> None:
         super().__init__()

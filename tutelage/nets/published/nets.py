@@ -1,4 +1,4 @@
-"""The published nets by name, and the names of their tensors in the published files. Opens without torch."""
+"""The published nets by name, and the names of their tensors in the published files. Imports without torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NETS: dict[str, NetSettings] = {
     "segformer_b4": NetSettings(encoder="cirkd_mit_b4", decoder="segformer"),
 }
 
-# What stands before a tensor's last words here → in the published files.
+# Prefix of a tensor's name here → in the published files.
 _ENCODER = {"cirkd_mobilenetv2": "pretrained.net.", "cirkd_mit_b0": "", "cirkd_mit_b4": ""}
 _HEAD = {
     "deeplabv3": {
@@ -60,9 +60,9 @@ _HEAD = {
 
 
 def published_name(tensor: str, settings: NetSettings) -> str:
-    """What the published files call a tensor of a :class:`~tutelage.nets.segmentor.Segmentor` of ``settings``.
+    """Name in the published files of a tensor of a :class:`~tutelage.nets.segmentor.Segmentor` of ``settings``.
 
-    Raises ``KeyError`` for a tensor that they do not hold: the mean and deviation of the input.
+    Raises ``KeyError`` for tensors that they do not hold: the mean and deviation of the input.
     """
     prefixes = {
         "encoder.": _ENCODER.get(settings.encoder, "pretrained."),
@@ -71,6 +71,6 @@ def published_name(tensor: str, settings: NetSettings) -> str:
     }
     for ours, theirs in prefixes.items():
         if tensor.startswith(ours):
-            # MobileViT's attention was torch's module, whose first projection is no layer of its own.
+            # MobileViT's attention was torch's module, whose first projection is not a layer of its own.
             return theirs + tensor.removeprefix(ours).replace(".in_proj.", ".in_proj_")
     raise KeyError(tensor)

@@ -1,7 +1,7 @@
 """ResNet-18 and ResNet-101 with the "deep stem" at output stride 8 (section 2.1 of CIRKD's specification).
 
-timm's ResNet has the same blocks and the same rule of dilation: the first block of a stage keeps the stage before's
-dilation. Only the stem is named otherwise in the published files.
+timm's ResNet has the same blocks and dilation rule: the first block of a stage keeps the dilation of the stage before.
+Only the stem has other names in the published files.
 """
 
 from __future__ import annotations

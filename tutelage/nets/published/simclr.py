@@ -1,8 +1,8 @@
 """SimCLRv2's ResNets of width 1, with and without selective kernels, and the names in their converted files.
 
-A selective kernel makes two maps with one convolution and weighs them by channel, softmax over the two, from the means
-of their sum. Where a stage begins, its shortcut is a mean over 2x2 and a 1x1 convolution, also at stride 1. Without
-selective kernels the net is torchvision's ResNet, and its files serve every encoder of that layout.
+A selective kernel computes two maps with one convolution and weights them by channel, softmax over the two, from the
+means of their sum. At the start of a stage the shortcut is a mean over 2x2 and a 1x1 convolution, also at stride 1.
+Without selective kernels the net is torchvision's ResNet, and its files fit every encoder of that layout.
 Source: SimCLRv2 (NeurIPS 2020), appendix; as BiSMAP uses it (sections 2.1 and 2.2 of its specification).
 
 Dimensions: B batch, C channels, H W a grid.
@@ -28,14 +28,14 @@ NAMES: dict[str, tuple[tuple[int, ...], bool]] = {
 """Encoders by name: the blocks of each stage, and whether they have selective kernels."""
 
 CHANNELS = (256, 512, 1024, 2048)
-"""Channels of the four levels of all of them."""
+"""Channels of their four levels."""
 
 _RATIO = 1 / 16
 _FEWEST = 32
 _FILE_STEM = "net.0.0.weight"
 _FILE_BLOCK = re.compile(r"net\.([1-4])\.blocks\.(\d+)\.(.+)")
 
-# A tensor's name in a converted file, within its block → here.
+# Name of a tensor in a converted file, within its block → here.
 _SHORTCUT = {
     "projection.shortcut": "downsample.0",
     "projection.shortcut.2": "downsample.0",
@@ -71,7 +71,7 @@ _STEM = {
 
 
 class SelectiveKernel(nn.Module):
-    """3x3 to twice ``outer`` channels, then the two halves weighed channel by channel.
+    """3x3 to twice ``outer`` channels, then the two halves weighted by channel.
 
     The weights are computed from max(``outer`` times ``ratio``, ``fewest``) channels.
     """
@@ -98,9 +98,9 @@ class SelectiveKernel(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 or a selective kernel with the stride, 1x1 to four times ``width``; beside a shortcut.
+    """1x1, 3x3 or a selective kernel with the stride, 1x1 to four times ``width``; with a shortcut.
 
-    ``first``: the block begins a stage, and its shortcut is projected.
+    ``first``: the block starts a stage, and its shortcut is projected.
     """
 
     def __init__(self, inner: int, width: int, stride: int, dilation: int, selective: bool, first: bool) -> None:
@@ -191,9 +191,9 @@ def is_simclr_file(tensors: dict[str, Tensor]) -> bool:
 
 
 def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a converted file under the names of torchvision's layout; the classifier keeps its name.
+    """Rename the tensors of a converted file to torchvision's layout; the classifier keeps its name.
 
-    Raises TutelageError for a tensor that is no part of a net of this kind.
+    Raises TutelageError for an unknown tensor.
     """
     selective = any(".mixing_conv." in name for name in tensors)
     block = _SHORTCUT | (_SELECTIVE_BLOCK if selective else _PLAIN_BLOCK)
