@@ -3,8 +3,8 @@
         logits = up((1 - a) z_context) + up(a) z_detail        a: attention in 0..1, one map per class
 
 One encoder and decoder compute both; the attention is a light head on the context's features. In training a method
-uses one window of the image (:meth:`MultiResolution.forward_with_window`), outside of which only the context counts. Otherwise the
-window slides over the image by half its size, and logits are averaged where windows overlap.
+uses one window of the image (:meth:`MultiResolution.forward_with_window`), outside of which only the context counts.
+Otherwise the window slides over the image by half its size, and logits are averaged where windows overlap.
 Source: HRDA (ECCV 2022), sections 3.2 to 3.4 and its code.
 
 Dimensions: B batch, K classes, C channels, H W the image, h w the context's grid; detail logits have 2h x 2w cells.
