@@ -349,7 +349,7 @@ def toycity(
 def _named_classes(text: str) -> Classes:
     """``19``, ``a,b,c`` or a file of names as classes."""
     from tutelage.data.dataset import Classes
-    from tutelage.data.proposal.names import given_names
+    from tutelage.proposal.names import given_names
 
     if text.isdecimal():
         return Classes(tuple(f"class {number}" for number in range(int(text))))

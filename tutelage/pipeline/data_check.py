@@ -7,12 +7,12 @@ from pathlib import Path
 
 from tutelage.data.checks import Finding, check_datasets
 from tutelage.data.dataset import Dataset
-from tutelage.data.proposal import look
 from tutelage.data.settings import StreamSettings
 from tutelage.errors import DataError
 from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.display import Display
 from tutelage.proposal.data_sections import existing_splits, open_pairs
+from tutelage.proposal.folder_scan import look
 from tutelage.recipe.base import listed
 from tutelage.recipe.ladder import expand, untuned
 from tutelage.recipe.loading import LoadedRecipe

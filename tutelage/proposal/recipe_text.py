@@ -12,7 +12,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tutelage.data.proposal import FolderScan, look
 from tutelage.errors import RecipeError
 from tutelage.proposal.data_sections import (
     DataSection,
@@ -22,6 +21,7 @@ from tutelage.proposal.data_sections import (
     target_entry,
     unlabeled_entry,
 )
+from tutelage.proposal.folder_scan import FolderScan, look
 from tutelage.proposal.stage_sections import Plan, stages_text
 from tutelage.recipe.loading import parse_recipe
 from tutelage.runs.atomic import write_text
