@@ -126,7 +126,7 @@ def test_killed_anywhere_finished_images_are_not_redone(data: tuple[Dataset, Dat
 
 
 def test_copies_need_a_whole_folder(data: tuple[Dataset, Dataset], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere"):
+    with pytest.raises(DataError, match="images cannot be read"):
         with_copies(data[0], tmp_path / "nowhere")
     run(data, tmp_path / "out")
     path = tmp_path / "out" / "images.json"
