@@ -97,7 +97,9 @@ def check(recipe: PathLike, overrides: Sequence[str] = (), *, quiet: bool = True
     if loaded is not None:
         return data_check.check(loaded, say)
     if overrides:
-        raise RecipeError(f"a folder has no settings to replace: {overrides[0]}", "write a recipe: tutelage init")
+        raise RecipeError(
+            "invalid-override", f"a folder has no settings to replace: {overrides[0]}", "write a recipe: tutelage init"
+        )
     return data_check.check_folder(Path(recipe), say)
 
 
@@ -210,7 +212,7 @@ def evaluate(
         return score.on_folders(Path(images), Path(masks), map(Path, nets), way, folder, quiet)
     from tutelage.errors import RunError
 
-    raise RunError("no data to evaluate on", "give --recipe and --data, or --images and --masks")
+    raise RunError("missing-option", "no data to evaluate on", "give --recipe and --data, or --images and --masks")
 
 
 def compare(a: Sequence[PathLike], b: Sequence[PathLike]) -> Comparison:
@@ -287,11 +289,15 @@ def import_checkpoint(
 
     target = Path(out)
     if target.suffix != ".safetensors":
-        raise RunError(f"a net file is called NAME.safetensors, not {target.name}", f"--out {target.stem}.safetensors")
+        raise RunError(
+            "invalid-value",
+            f"a net file is called NAME.safetensors, not {target.name}",
+            f"--out {target.stem}.safetensors",
+        )
     if target.exists() and not force:
-        raise RunError(f"{target} exists", "give --force to replace it, or another --out")
+        raise RunError("file-exists", f"{target} exists", "give --force to replace it, or another --out")
     if (classes is None) == (like is None):
-        raise RunError("the classes of the net are not known", "give either --classes or --like")
+        raise RunError("missing-option", "the classes of the net are not known", "give either --classes or --like")
     cirkd_checkpoint.settings_of(net)  # before any data is opened
     task = _named_classes(str(classes)) if like is None else Builder(_read(like, ())).classes
     imported, report = cirkd_checkpoint.import_checkpoint(Path(file), net, len(task))
@@ -317,7 +323,9 @@ def clean(out: PathLike, *, keep: int = 1, really: bool = False) -> list[tuple[P
 
     store = Store(Path(out))
     if not store.out.is_dir():
-        raise RunError(f"run folder not found: {out}", "name the folder that holds the stages, e.g. runs/demo")
+        raise RunError(
+            "folder-missing", f"run folder not found: {out}", "name the folder that holds the stages, e.g. runs/demo"
+        )
     recipes = store.recipes()
     kept = recipes[len(recipes) - keep :] if keep else []
     known = store.referenced(kept)

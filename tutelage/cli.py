@@ -56,15 +56,22 @@ def _unforeseen(error: Exception) -> TutelageError:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         place = "" if error.filename is None else f": {error.filename}"
         return TutelageError(
-            f"the disk is full{place} ({error.strerror})", "free some space and give the same command again"
+            "disk-full",
+            f"the disk is full{place} ({error.strerror})",
+            "free some space and give the same command again",
         )
     if isinstance(error, OSError) and error.filename is not None:
         reason = f"{error.filename} ({error.strerror})"
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return TutelageError(f"the system refuses: {reason}", "change its permissions, or name another place")
+            return TutelageError(
+                "permission-denied", f"the system refuses: {reason}", "change its permissions, or name another place"
+            )
         if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
-            return TutelageError(f"a file stands where a folder should be, or a folder: {reason}", "name another place")
+            return TutelageError(
+                "path-conflict", f"a file stands where a folder should be, or a folder: {reason}", "name another place"
+            )
     return TutelageError(
+        "unexpected-error",
         f"{type(error).__name__}: {error}",
         "this is not a fault that tutelage knows; run the command again with --debug for the traceback",
     )
@@ -244,7 +251,7 @@ def _ladder(given: argparse.Namespace) -> int:
     overrides = [*given.overrides, *(text for text in given.seeds if "=" in text)]
     seeds = [text for text in given.seeds if "=" not in text]
     if not all(re.fullmatch(r"-?\d+", seed) for seed in seeds):
-        raise RecipeError(f"these are no seeds: {' '.join(seeds)}", "e.g. --seeds 0 1")
+        raise RecipeError("invalid-value", f"these are no seeds: {' '.join(seeds)}", "e.g. --seeds 0 1")
     which: dict[str, Any] = {"only": given.only, "seeds": [int(seed) for seed in seeds]}
     if given.plan:
         planned = api.plan_ladder(given.recipe, overrides, **which, measure=not given.no_smoke)
@@ -346,7 +353,9 @@ def _class_groups(option: str, given: Sequence[str]) -> dict[str, list[str]]:
     for one in given:
         name, equals, classes = one.partition("=")
         if not (name and equals and classes):
-            raise RunError(f"{option} {one} is no name with classes", f"write {option} vegetation=crop,weed")
+            raise RunError(
+                "invalid-value", f"{option} {one} is no name with classes", f"write {option} vegetation=crop,weed"
+            )
         groups[name] = [part.strip() for part in classes.split(",")]
     return groups
 
@@ -435,14 +444,14 @@ def _toycity(given: argparse.Namespace) -> int:
 def _size(text: str) -> tuple[int, int]:
     height, separator, width = text.partition("x")
     if not separator or not height.isdigit() or not width.isdigit():
-        raise RecipeError(f"size {text!r} is no HEIGHTxWIDTH", "e.g. 512x1024")
+        raise RecipeError("invalid-value", f"size {text!r} is no HEIGHTxWIDTH", "e.g. 512x1024")
     return int(height), int(width)
 
 
 def _counts(text: str) -> dict[str, int]:
     pairs = [part.partition("=") for part in text.split(",")]
     if not all(name and count.isdigit() for name, _, count in pairs):
-        raise RecipeError(f"splits {text!r} are no name=count,...", "e.g. train=200,val=50,test=50")
+        raise RecipeError("invalid-value", f"splits {text!r} are no name=count,...", "e.g. train=200,val=50,test=50")
     return {name: int(count) for name, _, count in pairs}
 
 

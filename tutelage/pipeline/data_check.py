@@ -47,7 +47,7 @@ def check_folder(folder: Path, say: Callable[[str], None] = lambda text: None) -
         seen = look(folder)
     except DataError as error:
         remedy = "name the folder that holds both images and masks" if "--masks" in error.remedy else error.remedy
-        raise DataError(error.message, remedy) from error
+        raise DataError(error.code, error.message, remedy) from error
     part, reading = seen.data, seen.reading
     say(f"{folder}: {len(part.found.pairs)} images with masks; classes {', '.join(reading.classes)}")
     for doubt in seen.doubts:

@@ -144,7 +144,7 @@ def _read_score(scored: Artefact, label: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunError(f"scores cannot be read: {path} ({error})", "run the evaluation again") from None
+        raise RunError("file-damaged", f"cannot read scores: {path} ({error})", "run the evaluation again") from None
     return dict(content)
 
 

@@ -58,7 +58,9 @@ def write_proposal(
     """
     path = out / "recipe.yaml" if out.is_dir() else out
     if path.exists() and not force:
-        raise RecipeError(f"recipe exists: {path}", "choose another name with --out, or replace it with --force")
+        raise RecipeError(
+            "file-exists", f"recipe exists: {path}", "choose another name with --out, or replace it with --force"
+        )
     seen = look(images, masks, unlabeled, target, classes)
     name = checked_name(path.stem, set())
     write_text(path, recipe_text(seen, path.resolve().parent, name=name, force=force))
