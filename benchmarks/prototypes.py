@@ -19,11 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.common import in_process, one_thread, peak_since, ratio_line
-from tutelage.annotate.class_quantiles import (
-    confidence_histogram,
-    exact_thresholds,
-    histogram_thresholds,
-)
+from tests.annotate.exact_quantiles import confidence_histogram, exact_thresholds
+from tutelage.annotate.class_quantiles import histogram_thresholds
 from tutelage.engine.allocator import keep_freed_memory
 from tutelage.engine.meter import peak_memory
 from tutelage.losses.prototype_contrast import prototype_contrast

@@ -602,7 +602,7 @@ RUNS = [
         ("run folder", "place/here", "out="),
         ("run", "recipe.yaml", "out=place/here"),
     ),
-    Fault("run-folder-read-only", read_only("runs"), ("run folder may not be written to: runs", "out=")),
+    Fault("run-folder-read-only", read_only("runs"), ("run-folder", "runs", "out=")),
     Fault("disk-full-at-once", full_disk(), ("the disk is full", "runs", "free some space")),
     Fault(
         "disk-full-for-lists",

@@ -55,7 +55,20 @@ def codes(trees: list[ast.Module]) -> set[str]:
         first = call.args[0]
         options = [first.body, first.orelse] if isinstance(first, ast.IfExp) else [first]
         found |= {one.value for one in options if isinstance(one, ast.Constant) and isinstance(one.value, str)}
+    found |= _codes_of_recipes(trees)
     return {code for code in found if CODE.fullmatch(code)}
+
+
+def _codes_of_recipes(trees: list[ast.Module]) -> set[str]:
+    """Codes of `Fault(place, code, text)`, and of (code, text) pairs that functions return."""
+    found = set()
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.Call) and _name(node.func) == "Fault" and len(node.args) > 2:
+            found.add(node.args[1])
+        elif isinstance(node, ast.FunctionDef) and ast.unparse(node.returns or ast.Constant("")) == "tuple[str, str]":
+            returned = (it.value for it in ast.walk(node) if isinstance(it, ast.Return))
+            found |= {it.elts[0] for it in returned if isinstance(it, ast.Tuple) and node.name == "_sentence"}
+    return {it.value for it in found if isinstance(it, ast.Constant) and isinstance(it.value, str)}
 
 
 def _rows() -> list[list[str]]:

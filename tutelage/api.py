@@ -236,7 +236,7 @@ def evaluate(
         return score.on_recipe(_read(recipe, ()), data, map(Path, nets), way, folder, quiet)
     if images is not None and masks is not None:
         return score.on_folders(Path(images), Path(masks), map(Path, nets), way, folder, quiet)
-    raise RunError("input-missing", "no data to evaluate on", "give --recipe and --data, or --images and --masks")
+    raise RunError("missing-option", "no data to evaluate on", "give --recipe and --data, or --images and --masks")
 
 
 def predict(
@@ -319,10 +319,10 @@ def import_checkpoint(
         text = f"invalid name of a net file: {target.name}; expected NAME.safetensors"
         raise RunError("invalid-value", text, f"--out {target.stem}.safetensors")
     if target.exists() and not force:
-        raise RunError("output-exists", f"{target} exists", "give --force to replace it, or another --out")
+        raise RunError("file-exists", f"{target} exists", "give --force to replace it, or another --out")
     if (classes is None) == (like is None):
         text = "the classes of the net need exactly one of --classes and --like"
-        raise RunError("option-conflict", text, "give one of them")
+        raise RunError("missing-option", text, "give one of them")
     cirkd_checkpoint.settings_of(net)  # before any data is opened
     task = _named_classes(str(classes)) if like is None else Builder(_read(like, ())).classes
     imported, report = cirkd_checkpoint.import_checkpoint(Path(file), net, len(task))
@@ -394,7 +394,7 @@ def toycity(
 def _named_classes(text: str) -> "Classes":
     """``19``, ``a,b,c`` or a file of names as classes."""
     from tutelage.data.dataset import Classes
-    from tutelage.data.proposal.names import given_names
+    from tutelage.proposal.names import given_names
 
     if text.isdecimal():
         return Classes(tuple(f"class {number}" for number in range(int(text))))

@@ -91,13 +91,13 @@ def _unforeseen(error: Exception) -> TutelageError:
         reason = f"{error.filename} ({error.strerror})"
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             text = f"no permission: {reason}"
-            return TutelageError("no-permission", text, "change its permissions, or name another place")
+            return TutelageError("permission-denied", text, "change its permissions, or name another place")
         if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
             text = f"expected a folder but found a file, or a file but found a folder: {reason}"
-            return TutelageError("file-or-folder", text, "name another place")
+            return TutelageError("path-conflict", text, "name another place")
     text = f"{type(error).__name__}: {error}"
     return TutelageError(
-        "unforeseen", text, "this may be a bug in tutelage; run the command again with --debug for the traceback"
+        "unexpected-error", text, "this may be a bug in tutelage; run the command again with --debug for the traceback"
     )
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
-_CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)+|[a-z]+")
-
 
 class TutelageError(Exception):
     """An error that the user can fix.
@@ -14,11 +10,7 @@ class TutelageError(Exception):
     key; ``remedy`` states the fix. The command line prints all three without a traceback and exits with status 1.
     """
 
-    def __init__(self, *parts: str) -> None:
-        # Transitional: sites that do not name a code yet.
-        if not (len(parts) > 1 and _CODE.fullmatch(parts[0])):
-            parts = ("unclassified", *parts)
-        code, message, remedy = (*parts, "")[:3]
+    def __init__(self, code: str, message: str, remedy: str = "") -> None:
         super().__init__(message)
         self.code = code
         self.message = message

@@ -7,13 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tutelage.annotate.class_quantiles import (
-    BINS,
-    confidence_histogram,
-    exact_thresholds,
-    histogram_thresholds,
-    keep_confident,
-)
+from tests.annotate.exact_quantiles import confidence_histogram, exact_thresholds, keep_confident
+from tutelage.annotate.class_quantiles import BINS, histogram_thresholds
 
 CONFIDENCE = np.array([0.2, 0.6, 0.4, 0.95, 0.97, 0.5], dtype=np.float32)
 PREDICTION = np.array([0, 0, 0, 1, 1, 3], dtype=np.uint8)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.annotate.exact_quantiles import exact_thresholds, keep_confident
 from tests.annotate.exact_ratios import exact_ratio_thresholds, ratio_labels
 from tests.annotate.nets import ColourNet, write_dataset
 from tests.annotate.test_pseudo_labels import contents, maps, read
 from tests.prototypes.likelihoods import image_maps, quantile_thresholds
-from tutelage.annotate.class_quantiles import exact_thresholds, keep_confident
 from tutelage.annotate.image_scores import ImageScores
 from tutelage.annotate.policies import (
     BINS,

@@ -14,8 +14,9 @@ from tests.report import example
 from tests.report.test_page import checked
 from tutelage.audit.content import Audit, Estimate, LabelGallery, LabelPicture, Labels, Scaling
 from tutelage.audit.section import AuditSection, audit_views, shaded
+from tutelage.evaluation.intervals import Interval
 from tutelage.report import pictures
-from tutelage.report.content import Gallery, Interval, Reliability
+from tutelage.report.content import Gallery, Reliability
 from tutelage.report.page import render
 
 K = 5

@@ -142,7 +142,7 @@ def test_blocks_are_drawn_where_there_are_some(runs: Runs) -> None:
     a, b = runs.write("a", blocks=6), runs.write("b", better(COUNTS, 5), blocks=6)
     found = compare([a], [b])
     assert found.blocks
-    assert found.gain.groups == 6
+    assert found.gain.interval.groups == 6
     assert "over 6 blocks of images" in found.text()
     few = [runs.write(f"{name}few", counts, blocks=3) for name, counts in (("a", COUNTS), ("b", better(COUNTS, 5)))]
     unsure = compare(few[:1], few[1:])

@@ -83,7 +83,7 @@ def test_a_block_counts_all_of_its_images() -> None:
     counts = counts_of_images(1)
     blocks = np.arange(40) // 5
     of_blocks = counts.reshape(8, 5, 4, 3).sum(1)
-    assert bootstrap_miou(counts, blocks) == replace(bootstrap_miou(of_blocks), groups=8)
+    assert bootstrap_miou(counts, blocks) == replace(bootstrap_miou(of_blocks), groups=8, over="blocks")
 
 
 def test_few_blocks_are_flagged() -> None:

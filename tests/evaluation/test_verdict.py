@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tutelage.evaluation.intervals import Gain
+from tutelage.evaluation.intervals import Gain, Interval
 from tutelage.evaluation.verdict import holm, judge
 
 WORTH = 0.005
@@ -15,7 +15,7 @@ SPREADS = (0.004, 0.004)
 
 
 def gain(middle: float, low: float, high: float, seeds: tuple[int, int] = (3, 3), reliable: bool = True) -> Gain:
-    return Gain(middle, low, high, 0.04, 40, seeds, reliable, "")
+    return Gain(middle, Interval(low, high, "images", 40, reliable), 0.04, seeds)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_one_seed_or_too_few_images_never_decide() -> None:
     assert (one.verdict, one.seeds) == ("cannot tell", 3)
     assert judge(replace(clear, seeds=(3, 1)), SPREADS, WORTH).verdict == "cannot tell"
     assert judge(replace(clear, seeds=(1, 3)), SPREADS, WORTH).verdict == "cannot tell"
-    few = judge(replace(clear, reliable=False), SPREADS, WORTH)
+    few = judge(replace(clear, interval=replace(clear.interval, reliable=False)), SPREADS, WORTH)
     assert (few.verdict, few.seeds, few.images) == ("cannot tell", None, None)
 
 

@@ -11,14 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tests.annotate.exact_quantiles import confidence_histogram, exact_thresholds, keep_confident
 from tests.golden.compare import assert_gradient, assert_values, labels, tensor
 from tests.golden.conftest import Golden
-from tutelage.annotate.class_quantiles import (
-    confidence_histogram,
-    exact_thresholds,
-    histogram_thresholds,
-    keep_confident,
-)
+from tutelage.annotate.class_quantiles import histogram_thresholds
 from tutelage.losses.adversarial import SOURCE, TARGET, domain_loss
 from tutelage.losses.prototype_contrast import prototype_contrast
 from tutelage.losses.regions import shrink_labels

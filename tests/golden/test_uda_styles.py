@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.annotate.exact_quantiles import exact_thresholds, keep_confident
 from tests.annotate.exact_ratios import exact_ratio_thresholds, ratio_labels
 from tests.golden.compare import assert_gradient, assert_values, labels, tensor
 from tests.golden.conftest import Golden
-from tutelage.annotate.class_quantiles import exact_thresholds, keep_confident
 from tutelage.data.rare_classes import class_probabilities
 from tutelage.data.stylise import fourier_adapt, window_half
 from tutelage.losses.segmentation import cross_entropy

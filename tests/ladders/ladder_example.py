@@ -5,25 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from tutelage.evaluation.intervals import Gain, Interval
+from tutelage.evaluation.verdict import Judgement
 from tutelage.ladders.page import (
     GroupedResult,
-    Grouping,
-    Judgement,
     LadderContent,
     RungCost,
+    RungGrouping,
     RungResult,
     Share,
     TeacherResult,
     Trial,
 )
-from tutelage.report.content import Comparison, Interval
 
 
 def rung(name: str, level: float, gain: tuple[float, float, float] | None, **changes: Any) -> RungResult:
     """A rung with three seeds around a level; ``gain`` with its interval's ends."""
     comparison = None
     if gain is not None:
-        comparison = Comparison(gain[0], Interval(gain[1], gain[2], "blocks", 40), 0.0312)
+        comparison = Gain(gain[0], Interval(gain[1], gain[2], "blocks", 40), 0.0312)
     made = RungResult(
         name=name,
         method=f"name: {name}",
@@ -70,9 +70,9 @@ def trials(*scores: float | None, chosen: int | None) -> tuple[Trial, ...]:
     return tuple(Trial(f"optimizer.lr: {n + 1}", score, n == chosen) for n, score in enumerate(scores))
 
 
-def grouping(name: str, classes: tuple[str, ...], groups: dict[str, tuple[str, ...]], level: float) -> Grouping:
+def grouping(name: str, classes: tuple[str, ...], groups: dict[str, tuple[str, ...]], level: float) -> RungGrouping:
     """Other classes in which the rungs of the example are scored."""
-    comparison = Comparison(0.02, Interval(0.005, 0.035, "blocks", 40), 0.01)
+    comparison = Gain(0.02, Interval(0.005, 0.035, "blocks", 40), 0.01)
     results = {
         "plain": GroupedResult({0: level - 0.01, 1: level + 0.01}),
         "pixel_kd": GroupedResult({0: level + 0.01, 1: level + 0.03}, comparison, 0.03, Share(0.4, 0.2, 0.6)),
@@ -80,7 +80,7 @@ def grouping(name: str, classes: tuple[str, ...], groups: dict[str, tuple[str, .
         "at": GroupedResult({0: level}, comparison),
         "mgd": GroupedResult({}),
     }
-    return Grouping(name, classes, groups, results)
+    return RungGrouping(name, classes, groups, results)
 
 
 def grouped(**changes: Any) -> LadderContent:

@@ -10,9 +10,10 @@ import pytest
 
 from tests.ladders import ladder_example as example
 from tests.report.test_page import checked
+from tutelage.evaluation.intervals import Gain, Interval
+from tutelage.evaluation.verdict import Judgement
 from tutelage.ladders.page import (
     HEAD,
-    Judgement,
     LadderContent,
     RungCost,
     RungResult,
@@ -26,7 +27,6 @@ from tutelage.ladders.page import (
     sentence,
     verdict,
 )
-from tutelage.report.content import Comparison, Interval
 
 
 def changed(which: str, given: LadderContent | None = None, **changes: Any) -> LadderContent:
@@ -57,11 +57,11 @@ def test_what_would_tell() -> None:
         changed("at", judgement=Judgement("cannot tell", images=4)), "at"
     )
     assert "too close" in told(changed("at", judgement=Judgement("cannot tell")), "at")
-    few = Comparison(0.005, Interval(-0.01, 0.02, "images", 2, False, "only 2 images"), 0.4)
+    few = Gain(0.005, Interval(-0.01, 0.02, "images", 2, False, "only 2 images"), 0.4)
     assert "the interval is not reliable (only 2 images); it needs more test images" in told(
         changed("at", comparison=few, judgement=Judgement("cannot tell")), "at"
     )
-    harm = Comparison(-0.01, Interval(-0.02, -0.001), 0.01)
+    harm = Gain(-0.01, Interval(-0.02, -0.001), 0.01)
     assert told(changed("cwd", comparison=harm), "cwd").endswith("; it does harm here")
 
 

@@ -463,7 +463,7 @@ def test_other_classes_have_tables_of_their_own(done: Project) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("ladder.score.subsets={few: [road, bus]}", "ladder.score: subsets.few names bus, which the data do not have"),
+        ("ladder.score.subsets={few: [road, bus]}", "ladder.score: subsets.few: unknown class: bus"),
         ("ladder.score.merged={sky: [road, car]}", "ladder.score: merged.sky has the name of a class"),
         ("ladder.score.merged={a: [road, car], b: [car]}", "car can be part of one group only"),
         ("ladder.score.subsets={few: [road, road]}", "subsets.few names road twice"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import tutelage
-from tests.data.test_proposal import pairs, photo
+from tests.proposal.test_folder_scan import pairs, photo
 from tutelage.errors import RecipeError
 from tutelage.proposal.recipe_text import write_proposal
 from tutelage.recipe.loading import load_recipe

@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from tutelage.evaluation.intervals import Gain, Interval
 from tutelage.report.content import (
     ClassInfo,
-    Comparison,
     Gallery,
     GalleryImage,
     GroupedQuality,
     Grouping,
     Identity,
     InferenceCost,
-    Interval,
     Quality,
     Reliability,
     ReportContent,
@@ -104,7 +103,7 @@ def groupings(labels: tuple[str, ...], level: float = 0.5) -> tuple[Grouping, ..
             for number, label in enumerate(labels)
         }
 
-    gain = Comparison(0.05, Interval(0.01, 0.09, "images", 40), 0.01)
+    gain = Gain(0.05, Interval(0.01, 0.09, "images", 40), 0.01)
     return (
         Grouping("few", ("class 0", "class 1"), {}, nets(0), gain),
         Grouping("ground", ("ground", "class 2"), {"ground": ("class 0", "class 1")}, nets(2), gain),
@@ -125,7 +124,7 @@ def content(count: int = 5, names: tuple[str, ...] = (), **changes: Any) -> Repo
         baseline="plain",
         teacher="big",
         identity=Identity("whole image, resize rule grid", "0123456789ab", "town/test", "fingerprint99", 40, "ev123"),
-        comparison=Comparison(0.05, Interval(0.03, 0.07, "images", 40), 0.001),
+        comparison=Gain(0.05, Interval(0.03, 0.07, "images", 40), 0.001),
         confusion=confusion.astype(np.int64),
         trainings=tuple(training(label) for label in labels),
         pictures=(picture("one.png", count, labels), picture("two.png", count, labels, 40, 20)),

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from tests.report import example
+from tutelage.evaluation.intervals import Gain, Interval
 from tutelage.report import tables
-from tutelage.report.content import Comparison, Gallery, Grouping, InferenceCost, Interval, ReportContent, Training
+from tutelage.report.content import Gallery, Grouping, InferenceCost, ReportContent, Training
 from tutelage.report.page import render
 
 _VOID = {"meta", "link", "img", "br", "hr", "input", "rect", "circle", "line", "polyline"}
@@ -202,7 +203,7 @@ def test_names_from_outside_are_escaped(nasty: str) -> None:
                 for one in given.pictures
             ),
             galleries=(Gallery(nasty, nasty, (0, 1)),),
-            comparison=Comparison(0.01, Interval(-0.1, 0.2, "blocks", 3, reliable=False, reason=nasty or "few")),
+            comparison=Gain(0.01, Interval(-0.1, 0.2, "blocks", 3, reliable=False, reason=nasty or "few")),
             cost_setting=nasty,
             environment=((nasty, nasty),),
             recipe=nasty,
@@ -272,7 +273,7 @@ def _nothing_counted() -> ReportContent:
         nets=tuple(replace(net, quality=empty, cost=InferenceCost(1, None, nan)) for net in given.nets),
         confusion=np.zeros((5, 5), dtype=np.int64),
         classes=tuple(replace(one, pixels=0) for one in given.classes),
-        comparison=Comparison(nan, Interval(nan, nan, "images", 1, False, "only 1 image"), nan),
+        comparison=Gain(nan, Interval(nan, nan, "images", 1, False, "only 1 image"), nan),
     )
 
 
@@ -312,7 +313,7 @@ _CASES: dict[str, Callable[[], ReportContent]] = {
     "nothing but scores": lambda: example.content(
         trainings=(), pictures=(), galleries=(), confusion=None, environment=(), recipe="", cost_setting=""
     ),
-    "zero gain": lambda: example.content(comparison=Comparison(0.0, Interval(0.0, 0.0, "images", 40), 1.0)),
+    "zero gain": lambda: example.content(comparison=Gain(0.0, Interval(0.0, 0.0, "images", 40), 1.0)),
 }
 
 
@@ -365,10 +366,10 @@ def test_a_long_recipe_is_cut_and_a_long_log_thinned() -> None:
     assert "more characters" in text
 
 
-def test_the_room_imports_neither_torch_nor_the_other_rooms() -> None:
+def test_the_page_imports_neither_torch_nor_packages_above() -> None:
     code = (
         "import sys, tutelage.report.page\n"
-        "ours = ('tutelage.report', 'tutelage.errors', 'tutelage.settings')\n"
+        "ours = ('tutelage.report', 'tutelage.errors', 'tutelage.settings', 'tutelage.evaluation')\n"
         "rooms = [n for n in sys.modules if n.startswith('tutelage.') and not n.startswith(ours)]\n"
         "print(rooms + [n for n in ('torch',) if n in sys.modules])"
     )

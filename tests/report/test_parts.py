@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from tests.report import example
+from tutelage.evaluation.intervals import Gain, Interval
 from tutelage.report import charts, pictures, plots, tables, words
-from tutelage.report.content import Comparison, Gallery, InferenceCost, Interval
+from tutelage.report.content import Gallery, InferenceCost
 
 # Words
 
@@ -53,7 +54,7 @@ def test_words(said: str, expected: str) -> None:
 
 def verdict(gain: float | None, low: float | None, high: float | None, **changes: object) -> words.Verdict:
     bounds = replace(Interval(low, high, "blocks", 12), **changes)  # type: ignore[arg-type]
-    return words.verdict(example.content(comparison=Comparison(gain, bounds)))
+    return words.verdict(example.content(comparison=Gain(gain, bounds)))
 
 
 def test_a_clear_gain_and_a_clear_loss() -> None:
@@ -105,7 +106,7 @@ def test_a_comparison_in_which_one_side_was_chosen_on_the_scored_images_is_not_c
     assert unfair.headline.endswith("not a fair comparison")
     assert "Only the weights of distilled" in " ".join(unfair.sentences)
     assert fair.tone == "gain"
-    loss = Comparison(-0.03, Interval(-0.05, -0.01, "blocks", 12))
+    loss = Gain(-0.03, Interval(-0.05, -0.01, "blocks", 12))
     assert words.verdict(example.content(trainings=one, comparison=loss)).tone == "loss"  # in spite of the favour
 
 
@@ -255,7 +256,7 @@ def test_a_long_curve_is_thinned_to_means() -> None:
 def test_a_chart_without_points_is_nothing() -> None:
     assert plots.line_chart([plots.Line("a", ())], "about") == ""
     assert plots.line_chart([plots.Line("a", ((1, float("inf")),))], "about") == ""
-    assert plots.gain_chart(Comparison(0.1, Interval(None, None)), "about") == ""
+    assert plots.gain_chart(Gain(0.1, Interval(None, None)), "about") == ""
 
 
 def test_the_text_of_a_chart_follows_its_curves_from_begin_to_end() -> None:

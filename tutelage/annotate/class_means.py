@@ -97,9 +97,10 @@ def fit_means(
     }
     if not any(present):
         raise TutelageError(
-            "no class has a mean: in no image is there a class with "
-            f"{settings.min_pixels} positions that {'are predicted right' if labels else 'count'}",
-            "look whether the net predicts anything right; lower `threshold` or `min_pixels`",
+            "no-class-means",
+            f"no class has a mean: no image has {settings.min_pixels} positions of a class that "
+            f"{'are predicted correctly' if labels else 'count'}",
+            "check that the net predicts anything right; lower `threshold` or `min_pixels`",
         )
     if collectives.rank() == 0:
         means.save(path, classes, facts)

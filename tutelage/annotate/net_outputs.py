@@ -80,6 +80,7 @@ def _read(dataset: Dataset, index: int, labels: bool) -> ImageWithMask:
     if label is not None and label.shape != image.shape[:2]:
         sample = dataset.samples[index]
         raise DataError(
+            "size-mismatch",
             f"image and mask differ in size: {sample.image} is {image.shape[1]}x{image.shape[0]}, "
             f"{sample.label} is {label.shape[1]}x{label.shape[0]}",
             "run `tutelage check`; it lists all such pairs and likely reasons",

@@ -432,9 +432,13 @@ def _finish(
     names = [name for name in given if name in records]
     lost = [name for name in given if name not in records]
     if lost and (work.on_unreadable == "error" or not set(lost) <= unreadable):
-        raise TutelageError(f"pseudo labels of {lost[0]} are missing in {root}", "run the annotate stage again")
+        raise TutelageError(
+            "file-missing", f"pseudo labels of {lost[0]} are missing in {root}", "run the annotate stage again"
+        )
     if not names:
-        raise DataError(f"{work.dataset.name}: none of {len(given)} images can be read", "check the data set")
+        raise DataError(
+            "image-unreadable", f"{work.dataset.name}: none of {len(given)} images can be read", "check the data set"
+        )
     said_K = np.array([records[name].said for name in names], dtype=np.int64).sum(0)
     counts_NC = np.array([records[name].counts for name in names], dtype=np.int64)
     kept_K = counts_NC[:, :classes].sum(0)

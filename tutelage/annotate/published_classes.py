@@ -24,12 +24,17 @@ def by_class(
         return None
     if not isinstance(chosen, str):
         if len(chosen) != len(classes):
-            raise TutelageError(f"{len(chosen)} numbers under {what} for {len(classes)} classes", "give one a class")
+            raise TutelageError(
+                "class-weights-length",
+                f"{len(chosen)} numbers under {what} for {len(classes)} classes",
+                "give one per class",
+            )
         return torch.tensor(list(chosen), dtype=torch.float64)
     known = {plain(name): value for name, value in zip(class_list("cityscapes").names, published[chosen], strict=True)}
     unknown = [name for name in classes if plain(name) not in known]
     if unknown:
         raise TutelageError(
+            "class-weights-length",
             f"{what}: {chosen} has numbers for the classes of Cityscapes, and none for {', '.join(unknown)}",
             f"give a list of {len(classes)} numbers",
         )

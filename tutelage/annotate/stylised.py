@@ -46,7 +46,9 @@ def stylise_dataset(
     for one of the target another is drawn. With several processes each makes its share; the files are the same.
     """
     if not len(target):
-        raise DataError(f"there is no image in {target.name} whose style could be taken", "check its list or folder")
+        raise DataError(
+            "dataset-empty", f"{target.name} has no image whose style could be used", "check its list or folder"
+        )
     folder = CopyFolder(root)
     mine = list(range(len(source)))[collectives.rank() :: collectives.world()]
     todo = [index for index in mine if not folder.image(source.samples[index].name).is_file()]
@@ -98,7 +100,9 @@ def _style(target: Dataset, name: str, seed: int, on_unreadable: OnUnreadable) -
             if on_unreadable == "error":
                 raise
     raise DataError(
-        f"{_TRIES} images of {target.name} in a row cannot be read (styles for {name})", "run `tutelage check` on them"
+        "image-unreadable",
+        f"{_TRIES} images of {target.name} in a row cannot be read (styles for {name})",
+        "run `tutelage check` on them",
     )
 
 

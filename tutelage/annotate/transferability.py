@@ -89,7 +89,9 @@ def fit_transferability(
         sample.add(rows_NC, torch.zeros(rows_NC.shape[0], dtype=torch.int64), number_N)
         target_seen += part["images"].tolist()
     if sample is None:
-        raise TutelageError(f"no image of {target.name} could be read", "run `tutelage check` on it")
+        raise TutelageError(
+            "image-unreadable", f"no image of {target.name} could be read", "run `tutelage check` on it"
+        )
     clusters = kmeans(sample.rows(0), settings.centres, seed=seed, owner="the target's features")
     centres_MC = clusters.centres_MC
     before[0] = len(target)
@@ -102,7 +104,9 @@ def fit_transferability(
 
     found = [part for part in in_parts(parts, "source", len(source), see_source, counted, _PART) if len(part["images"])]
     if not found:
-        raise TutelageError(f"no image of {source.name} could be read", "run `tutelage check` on it")
+        raise TutelageError(
+            "image-unreadable", f"no image of {source.name} could be read", "run `tutelage check` on it"
+        )
     seen = torch.cat([part["images"] for part in found])
     distance_Ihw = torch.cat([part["distance"] for part in found])
     if settings.scale == "ema":
@@ -186,6 +190,7 @@ def _pooled(net: Segmentor, image_B3HW: Tensor, settings: TransferabilityFit) ->
     down, across = settings.pool
     if down > level_BChw.shape[2] or across > level_BChw.shape[3]:
         raise TutelageError(
+            "invalid-value",
             f"pool {list(settings.pool)} is larger than the features of images of {list(settings.size)}: "
             f"{list(level_BChw.shape[2:])}",
             "choose a larger size or a smaller pool",

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.report.content import Figure, Figures, Interval, Points, Reliability
+from tutelage.evaluation.intervals import Figure, Interval
+from tutelage.report.content import Figures, Points, Reliability
 
 
 @dataclass(frozen=True)

@@ -122,9 +122,9 @@ def warning_text(warning: Mapping[str, Any], names: Sequence[str]) -> str:
     }[warning["kind"]]
 
 
-def rounded(value: float) -> float | None:
+def rounded(value: float | None) -> float | None:
     """A figure as records hold it; ``None`` where there is none, since JSON has no NaN."""
-    return None if math.isnan(value) else round(float(value), _DIGITS)
+    return None if value is None or math.isnan(value) else round(float(value), _DIGITS)
 
 
 def _interval(interval: Interval) -> dict[str, Any]:

@@ -26,10 +26,11 @@ from tutelage.data.labels import IGNORE
 from tutelage.data.pseudo_labels import PseudoLabelFolder
 from tutelage.data.subsample import evenly
 from tutelage.evaluation.inference import predict_labels
+from tutelage.evaluation.intervals import Interval
 from tutelage.evaluation.levels import level_of
 from tutelage.evaluation.protocol import Protocol
 from tutelage.nets.segmentor import Segmentor
-from tutelage.report.content import Interval, Points, Reliability
+from tutelage.report.content import Points, Reliability
 from tutelage.report.pictures import shrunk
 
 _COMPARED = 64

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.audit.content import Audit, Estimate, LabelPicture, Labels
+from tutelage.evaluation.intervals import Figure
 from tutelage.report import charts, pictures, plots
 from tutelage.report.charts import Chart
-from tutelage.report.content import ClassInfo, Figure, Reliability, ReportContent
+from tutelage.report.content import ClassInfo, Reliability, ReportContent
 from tutelage.report.page import filled
 from tutelage.report.tables import TableCell, TableRow, at
 from tutelage.report.words import NONE, interval, known, percent, significant

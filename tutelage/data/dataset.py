@@ -131,7 +131,7 @@ class Dataset:
     def require_images(self, what: str) -> Dataset:
         """This data set; raises :class:`DataError`, naming ``what``, where it has no images."""
         if not self.samples:
-            raise DataError("no-images", f"data set {what!r} has no images", "check its list or folder")
+            raise DataError("dataset-empty", f"data set {what!r} has no images", "check its list or folder")
         return self
 
     def require_labels(self, what: str) -> None:

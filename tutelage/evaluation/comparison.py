@@ -151,7 +151,7 @@ class Comparison:
         """Limits of the numbers."""
         found = []
         if not self.gain.reliable:
-            found.append(f"The interval is not reliable: {self.gain.reason}.")
+            found.append(f"The interval is not reliable: {self.gain.interval.reason}.")
         fewest = min(self.gain.seeds)
         if self.gain.seeds == (1, 1):
             found.append("One run per side: the interval does not include the spread between seeds.")
@@ -173,7 +173,7 @@ class Comparison:
             "",
             f"{self.verdict}: b - a is {100 * gain.gain:+.2f} points of mIoU, 95 % interval "
             f"[{100 * gain.low:+.2f}, {100 * gain.high:+.2f}], p = {_p_text(gain.p_value)} "
-            f"(paired bootstrap over {gain.groups} {unit}{_seeds_text(gain)})",
+            f"(paired bootstrap over {gain.interval.groups} {unit}{_seeds_text(gain)})",
             *self.caveats,
         ]
         return "\n".join(lines)
@@ -211,10 +211,10 @@ class Comparison:
             "a": _side_dict(self.a),
             "b": _side_dict(self.b),
             **_gain_dict(self.gain),
-            "over": "blocks" if self.blocks else "images",
-            "groups": self.gain.groups,
+            "over": self.gain.interval.over,
+            "groups": self.gain.interval.groups,
             "reliable": self.gain.reliable,
-            "reason": self.gain.reason,
+            "reason": self.gain.interval.reason,
             "classes": _class_dicts(self.classes),
             "subsets": {one.name: _grouped_dict(one) for one in self.subsets},
             "merged": self.merged and {"groups": dict(self.merged.groups), **_grouped_dict(self.merged)},
@@ -438,8 +438,8 @@ def _seeds_text(gain: Gain) -> str:
     return "" if gain.seeds == (1, 1) else f", and over {gain.seeds[0]} and {gain.seeds[1]} seeds"
 
 
-def _p_text(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else "below 0.001"
+def _p_text(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3f}" if value >= 0.001 else "below 0.001"
 
 
 def _side_dict(side: Side) -> dict[str, Any]:
@@ -458,4 +458,4 @@ def _grouped_dict(one: GroupedGain) -> dict[str, Any]:
 
 def _gain_dict(gain: Gain) -> dict[str, Any]:
     values = {"gain": gain.gain, "low": gain.low, "high": gain.high, "p_value": gain.p_value}
-    return {name: None if np.isnan(value) else value for name, value in values.items()}
+    return {name: None if value is None or np.isnan(value) else value for name, value in values.items()}

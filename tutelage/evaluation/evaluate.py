@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -222,16 +222,8 @@ def summary(
 
 
 def _interval(counts_NK3: NDArray[np.int64], groups: Sequence[str]) -> dict[str, Any]:
-    blocks = blocks_of(groups)
-    found = bootstrap_miou(counts_NK3, blocks)
-    return {
-        "low": found.low,
-        "high": found.high,
-        "over": "blocks" if blocks is not None else "images",
-        "groups": found.groups,
-        "reliable": found.reliable,
-        "reason": found.reason,
-    }
+    found = asdict(bootstrap_miou(counts_NK3, blocks_of(groups)))
+    return {name: value for name, value in found.items() if name != "estimate"}
 
 
 def _merged(evaluation: Evaluation, classes: Sequence[str], groups: ClassGroups) -> dict[str, Any]:

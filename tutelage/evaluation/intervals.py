@@ -13,6 +13,7 @@ Letters: N images, G groups (images, or blocks of them), R resamples, C classes,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,37 +28,52 @@ FEWEST_GROUPS = 5
 _CHUNK = 1 << 22
 
 
+Figure = float | None
+"""A number that may not exist: ``None`` or NaN."""
+
+
 @dataclass(frozen=True)
 class Interval:
-    """An mIoU, or another fraction, with its 95 % interval."""
+    """A 95 % interval of an mIoU, of another fraction, or of a difference."""
 
-    estimate: float
-    low: float
-    high: float
-    groups: int
-    """How many images, or blocks, were drawn from."""
-    reliable: bool
+    low: Figure
+    high: Figure
+    over: str = "images"
+    """What was drawn: ``images`` or ``blocks``."""
+    groups: int = 0
+    """How many of them there were."""
+    reliable: bool = True
     """Whether there were enough of them for a meaningful interval."""
-    reason: str
+    reason: str = ""
     """Why it is not reliable; empty if it is."""
+    estimate: float = math.nan
+    """The value that the interval is for."""
 
 
 @dataclass(frozen=True)
 class Gain:
-    """The gain of b over a in mIoU, with its 95 % interval and two-sided p value."""
+    """The gain of b over a in mIoU on the same images, with its 95 % interval and two-sided p value."""
 
     gain: float
-    low: float
-    high: float
-    p_value: float
-    groups: int
-    """How many images, or blocks, were drawn from."""
-    seeds: tuple[int, int]
+    interval: Interval
+    p_value: Figure = None
+    seeds: tuple[int, int] = (1, 1)
     """Numbers of compared seeds of a and b; with several, the interval includes the spread between them."""
-    reliable: bool
-    """Whether there were enough groups for a meaningful interval."""
-    reason: str
-    """Why it is not reliable; empty if it is."""
+
+    @property
+    def low(self) -> float:
+        """Lower end of the interval, NaN where there is none."""
+        return math.nan if self.interval.low is None else self.interval.low
+
+    @property
+    def high(self) -> float:
+        """Upper end of the interval, NaN where there is none."""
+        return math.nan if self.interval.high is None else self.interval.high
+
+    @property
+    def reliable(self) -> bool:
+        """Whether there were enough groups for a meaningful interval."""
+        return self.interval.reliable
 
 
 def miou_of_counts(counts: NDArray[Any]) -> NDArray[np.float64]:
@@ -87,7 +103,8 @@ def bootstrap_miou(
     drawn = np.concatenate([_drawn_miou(weights, groups_GC3) for weights in _weights(generator, groups, resamples)])
     low, high = _percentiles(drawn)
     reliable, reason = _reliability(groups, blocks is not None)
-    return Interval(float(miou_of_counts(groups_GC3.sum(0))), low, high, groups, reliable, reason)
+    over = "images" if blocks is None else "blocks"
+    return Interval(low, high, over, groups, reliable, reason, float(miou_of_counts(groups_GC3.sum(0))))
 
 
 def paired_bootstrap(
@@ -122,13 +139,9 @@ def paired_bootstrap(
     reliable, reason = _reliability(groups, blocks is not None)
     return Gain(
         gain=float(np.mean(scores[len(seeds_a) :]) - np.mean(scores[: len(seeds_a)])),
-        low=low,
-        high=high,
+        interval=Interval(low, high, "images" if blocks is None else "blocks", groups, reliable, reason),
         p_value=min(1.0, float(2 * (other_side + 1) / (len(drawn) + 1))),
-        groups=groups,
         seeds=(len(seeds_a), len(seeds_b)),
-        reliable=reliable,
-        reason=reason,
     )
 
 
@@ -177,7 +190,7 @@ def gap_share(
     share = (b - a) / (c - a) if c != a else float("nan")
     reason = ""
     if not gap.reliable:
-        reason = gap.reason
+        reason = gap.interval.reason
     elif not gap.low > 0:
         reason = "the gap itself may be 0"
     return GapShare(share, low, high, gap, reason)
@@ -209,11 +222,11 @@ def bootstrap_shares(
     sums = np.concatenate([weights @ flat for weights in _weights(generator, groups, resamples)])
     drawn_RC = _ratio(sums.reshape(-1, columns, 2))
     estimates, occurs = _ratio(pairs_GC2.sum(0)), (pairs_GC2[..., 1] > 0).sum(0)
-    result = []
+    result, over = [], "images" if blocks is None else "blocks"
     for column, estimate in enumerate(estimates):
         low, high = _percentiles(drawn_RC[:, column])
         reliable, reason = _reliability(int(occurs[column]), blocks is not None)
-        result.append(Interval(float(estimate), low, high, int(occurs[column]), reliable, reason))
+        result.append(Interval(low, high, over, int(occurs[column]), reliable, reason, float(estimate)))
     return result
 
 

@@ -11,21 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tutelage import __version__
+from tutelage.evaluation.intervals import Figure, Gain
+from tutelage.evaluation.verdict import Judgement
 from tutelage.report import plots
-from tutelage.report.content import Comparison, Figure
 from tutelage.report.page import filled, style
 from tutelage.report.words import NONE, counted, duration, interval, known, magnitude, memory, percent, ratio, signed
 
 _FEW_SEEDS = 5
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """Whether a rung pays, and what would tell where the data do not."""
-
-    verdict: Literal["worth it", "not worth it", "cannot tell"]
-    seeds: int | None = None
-    images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +81,7 @@ class GroupedResult(_OverSeeds):
     """One way to train the student, scored in other classes; fields as in :class:`RungResult`."""
 
     scores: Mapping[int, float]
-    comparison: Comparison | None = None
+    comparison: Gain | None = None
     adjusted_p: Figure = None
     share: Share | None = None
     iou: Mapping[str, Figure] = field(default_factory=dict)
@@ -97,7 +89,7 @@ class GroupedResult(_OverSeeds):
 
 
 @dataclass(frozen=True)
-class Grouping:
+class RungGrouping:
     """Other classes in which the same predictions are scored: some of them, or several taken as one."""
 
     name: str
@@ -123,7 +115,7 @@ class RungResult(_OverSeeds):
     """The seeds that are not."""
     diverged: tuple[int, ...] = ()
     """Those of them whose loss became infinite."""
-    comparison: Comparison | None = None
+    comparison: Gain | None = None
     """With the plain rung, over all finished seeds of both; None where one of them has none."""
     adjusted_p: Figure = None
     """The p value in view of how many rungs are compared (Holm)."""
@@ -182,9 +174,9 @@ class LadderContent:
     """Rungs two of whose trials share the first place."""
     classes: int | None = None
     """How many classes the mIoU is over."""
-    subsets: tuple[Grouping, ...] = ()
+    subsets: tuple[RungGrouping, ...] = ()
     """Means over some of the classes."""
-    merged: Grouping | None = None
+    merged: RungGrouping | None = None
     """Scores with several classes taken as one."""
     environment: tuple[tuple[str, str], ...] = ()
     recipe: str = ""
@@ -255,7 +247,7 @@ def _price(content: LadderContent, rung: RungResult) -> str:
     return "" if times is None else f" for {times:.1f} times the training time"
 
 
-def _remedy(content: LadderContent, rung: RungResult, judgement: Judgement, comparison: Comparison) -> str:
+def _remedy(content: LadderContent, rung: RungResult, judgement: Judgement, comparison: Gain) -> str:
     plain = content.rung(content.plain)
     if min(len(rung.scores), len(plain.scores)) < 2:
         one = rung.name if len(rung.scores) < 2 else plain.name
@@ -444,7 +436,7 @@ def _marked(rung: RungResult) -> str:
     return f"{rung.name} ({rung.leak})" if rung.leak else rung.name
 
 
-def merged_title(grouping: Grouping) -> str:
+def merged_title(grouping: RungGrouping) -> str:
     """``vegetation (crop, weed) taken as one class``."""
     told = ", ".join(f"{name} ({', '.join(members)})" for name, members in grouping.groups.items())
     return f"{told} taken as one class{'' if len(grouping.groups) == 1 else ' each'}"

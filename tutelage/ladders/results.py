@@ -24,10 +24,9 @@ from tutelage.evaluation.verdict import holm, judge
 from tutelage.ladders import page as words
 from tutelage.ladders.page import (
     GroupedResult,
-    Grouping,
-    Judgement,
     LadderContent,
     RungCost,
+    RungGrouping,
     RungResult,
     Share,
     TeacherResult,
@@ -45,7 +44,6 @@ from tutelage.recipe.ladder_settings import PSEUDO_LABELS, LadderSettings
 from tutelage.recipe.leaks import ON_TARGET, chosen_on_target, is_bare
 from tutelage.recipe.loading import resolved
 from tutelage.recipe.schema import Recipe
-from tutelage.report.content import Comparison, Interval
 from tutelage.runs.atomic import write_json, write_text
 from tutelage.runs.store import Artefact
 from tutelage.settings import plain, references
@@ -164,7 +162,7 @@ def gather(builder: Builder, recipe: Recipe, expanded: Expanded) -> LadderConten
     )
 
 
-def _adjusted(ladder: LadderSettings, comparisons: Mapping[str, Comparison | None]) -> dict[str, float]:
+def _adjusted(ladder: LadderSettings, comparisons: Mapping[str, Gain | None]) -> dict[str, float]:
     """p values in view of how many rungs are compared; the oracle is none of them."""
     found = {
         name: it.p_value
@@ -192,7 +190,7 @@ def _subset_counts(runs: Mapping[str, Mapping[int, Scored]], classes: Sequence[s
     return _counts_of(runs, lambda run: run.counts_of_subset(classes))
 
 
-def _merged(builder: Builder, ladder: LadderSettings, runs: Mapping[str, Mapping[int, Scored]]) -> Grouping | None:
+def _merged(builder: Builder, ladder: LadderSettings, runs: Mapping[str, Mapping[int, Scored]]) -> RungGrouping | None:
     groups = ladder.score.merged
     if not groups:
         return None
@@ -208,7 +206,7 @@ def _grouping(
     classes: Sequence[str],
     counts: _Counts,
     blocks: list[str] | None,
-) -> Grouping:
+) -> RungGrouping:
     """All rungs scored in other classes: what :func:`_rung` says of a score, without what it says of a training."""
     results = {}
     for rung, own in counts.items():
@@ -219,14 +217,14 @@ def _grouping(
             gain = paired_bootstrap(list(counts[ladder.plain].values()), list(own.values()), blocks)
         results[rung] = GroupedResult(
             scores={seed: _number(float(miou_of_counts(one.sum(0)))) or 0.0 for seed, one in own.items()},
-            comparison=None if gain is None else _comparison(gain, blocked=blocks is not None),
+            comparison=gain,
             share=_share(ladder, rung, counts, blocks),
             iou={one: _number(value) for one, value in zip(classes, mean_iou, strict=True)},
         )
     adjusted = _adjusted(ladder, {rung: result.comparison for rung, result in results.items()})
     results = {rung: replace(result, adjusted_p=adjusted.get(rung)) for rung, result in results.items()}
     kept = {group: tuple(members) for group, members in groups.items()}
-    return Grouping(name, tuple(classes), kept, results)
+    return RungGrouping(name, tuple(classes), kept, results)
 
 
 def _scored(builder: Builder, expanded: Expanded, name: str) -> dict[int, Scored]:
@@ -255,9 +253,9 @@ def _rung(
     if own and plain and name != ladder.plain:
         before, after = Side(tuple(plain.values())), Side(tuple(own.values()))
         gain = _gain(before, after)
-        comparison = _comparison(gain, blocked=blocks_of(after.runs[0].groups) is not None)
+        comparison = gain
         if name != ladder.oracle:
-            judgement = Judgement(**asdict(judge(gain, (before.spread, after.spread), ladder.worth / 100)))
+            judgement = judge(gain, (before.spread, after.spread), ladder.worth / 100)
     return RungResult(
         name=name,
         method=", ".join([*([] if rung.stages else [rung.name]), *([_in_line(told)] if told else [])]),
@@ -332,18 +330,6 @@ def _gain(before: Side, after: Side) -> Gain:
     """One recipe scored all runs, by one protocol on the same images; so they compare."""
     counts_a, counts_b = ([run.counts_NK3 for run in side.runs] for side in (before, after))
     return paired_bootstrap(counts_a, counts_b, blocks_of(after.runs[0].groups))
-
-
-def _comparison(gain: Gain, blocked: bool) -> Comparison:
-    bounds = Interval(
-        low=_number(gain.low),
-        high=_number(gain.high),
-        over="blocks" if blocked else "images",
-        groups=gain.groups,
-        reliable=gain.reliable,
-        reason=gain.reason,
-    )
-    return Comparison(_number(gain.gain), bounds, _number(gain.p_value))
 
 
 def _trials(builder: Builder, attempts: Sequence[Attempt], found: Tuned) -> tuple[Trial, ...]:
@@ -517,9 +503,9 @@ def _gain_dict(result: RungResult | GroupedResult) -> dict[str, Any] | None:
     if comparison is None:
         return None
     return {
-        "gain": comparison.gain,
-        "low": comparison.interval.low,
-        "high": comparison.interval.high,
+        "gain": _number(comparison.gain),
+        "low": _number(comparison.low),
+        "high": _number(comparison.high),
         "p_value": comparison.p_value,
         "adjusted_p": result.adjusted_p,
         "over": comparison.interval.over,
@@ -529,7 +515,7 @@ def _gain_dict(result: RungResult | GroupedResult) -> dict[str, Any] | None:
     }
 
 
-def _grouping_dict(grouping: Grouping) -> dict[str, Any]:
+def _grouping_dict(grouping: RungGrouping) -> dict[str, Any]:
     return {
         "classes": list(grouping.classes),
         "rungs": {

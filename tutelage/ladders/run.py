@@ -68,7 +68,9 @@ def run(
         name, error = next(iter(failed.items()))
         others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         raise RunError(
-            f"stage {name!r} failed{others}; all else is in {outcome.files.markdown}: {error.message}", error.remedy
+            "stage-failed",
+            f"stage {name!r} failed{others}; all else is in {outcome.files.markdown}: {error.message}",
+            error.remedy,
         )
     return outcome
 
@@ -109,7 +111,9 @@ def ladder_of(loaded: LoadedRecipe) -> LadderSettings:
     """The ladder of a recipe."""
     if loaded.recipe.ladder is None:
         raise RecipeError(
-            f"{loaded.document.name} has no ladder", "add a section `ladder:`; docs/ladder.md has one to begin with"
+            "missing-key",
+            f"{loaded.document.name} has no ladder",
+            "add a section `ladder:`; docs/ladder.md has one to begin with",
         )
     return loaded.recipe.ladder
 
@@ -118,11 +122,13 @@ def chosen_pairs(ladder: LadderSettings, rungs: Sequence[str], seeds: Sequence[i
     """The pairs of rung and seed to make: all rungs at the first seed, then all at the second."""
     unknown = [name for name in rungs if name not in ladder.rungs]
     if unknown:
-        raise RunError(f"no rung {unknown[0]!r} in the ladder", f"rungs: {', '.join(ladder.rungs)}")
+        raise RunError("unknown-rung", f"no rung {unknown[0]!r} in the ladder", f"rungs: {', '.join(ladder.rungs)}")
     others = [seed for seed in seeds if seed not in ladder.seeds]
     if others:
         known = ", ".join(map(str, ladder.seeds))
-        raise RunError(f"no seed {others[0]} in the ladder", f"seeds: {known}; ladder.seeds=[...] sets them")
+        raise RunError(
+            "unknown-seed", f"no seed {others[0]} in the ladder", f"seeds: {known}; ladder.seeds=[...] sets them"
+        )
     return [
         (name, seed)
         for seed in ladder.seeds

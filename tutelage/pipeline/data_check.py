@@ -7,12 +7,12 @@ from pathlib import Path
 
 from tutelage.data.checks import Finding, check_datasets
 from tutelage.data.dataset import Dataset
-from tutelage.data.proposal import look
 from tutelage.data.settings import StreamSettings
 from tutelage.errors import DataError
 from tutelage.pipeline.builder import Builder
 from tutelage.pipeline.display import Display
 from tutelage.proposal.data_sections import existing_splits, open_pairs
+from tutelage.proposal.folder_scan import look
 from tutelage.recipe.base import listed
 from tutelage.recipe.ladder import expand, untuned
 from tutelage.recipe.loading import LoadedRecipe
@@ -47,7 +47,7 @@ def check_folder(folder: Path, say: Callable[[str], None] = lambda text: None) -
         seen = look(folder)
     except DataError as error:
         remedy = "name the folder that holds both images and masks" if "--masks" in error.remedy else error.remedy
-        raise DataError(error.message, remedy) from error
+        raise DataError(error.code, error.message, remedy) from error
     part, reading = seen.data, seen.reading
     say(f"{folder}: {len(part.found.pairs)} images with masks; classes {', '.join(reading.classes)}")
     for doubt in seen.doubts:

@@ -47,7 +47,7 @@ def write_partitions(
     try:
         chosen = _deal(dataset, parts, few, draws, seed, by_group, stratify)
     except DataError as error:
-        raise DataError(error.message, named(error.remedy, data.partition("/")[0])) from error
+        raise DataError(error.code, error.message, named(error.remedy, data.partition("/")[0])) from error
     for line, (name, indices) in zip(describe_parts(dataset, chosen), chosen.items(), strict=True):
         if name.rpartition("/")[2] == "unlabeled":
             say(line)
@@ -79,6 +79,10 @@ def _parts(text: str) -> dict[str, str]:
     for pair in text.split(","):
         name, separator, size = pair.partition("=")
         if not separator or not name.strip() or not size.strip():
-            raise RecipeError(f"part {pair!r} is no name=size", "e.g. train=0.7,val=0.1,test=0.2, or counts")
+            raise RecipeError(
+                "invalid-value",
+                f"invalid part {pair!r}; expected name=size",
+                "e.g. train=0.7,val=0.1,test=0.2, or counts",
+            )
         result[name.strip()] = size.strip()
     return result

@@ -24,7 +24,7 @@ from tutelage.data.dataset import Dataset
 from tutelage.errors import RunError
 from tutelage.evaluation.evaluate import Counts, blocks_of, read_counts
 from tutelage.evaluation.inference import predict_labels
-from tutelage.evaluation.intervals import miou_of_counts, paired_bootstrap
+from tutelage.evaluation.intervals import Figure, Gain, Interval, miou_of_counts, paired_bootstrap
 from tutelage.evaluation.protocol import Protocol
 from tutelage.nets.segmentor import Segmentor
 from tutelage.pipeline.builder import Builder
@@ -35,15 +35,12 @@ from tutelage.recipe.stages.evaluate import EvaluateStage
 from tutelage.recipe.stages.report import ReportStage
 from tutelage.report.content import (
     ClassInfo,
-    Comparison,
-    Figure,
     Figures,
     Gallery,
     GalleryImage,
     GroupedQuality,
     Grouping,
     Identity,
-    Interval,
     Quality,
     Reliability,
     ReportContent,
@@ -147,7 +144,7 @@ def _read_score(scored: Artefact, label: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunError(f"scores cannot be read: {path} ({error})", "run the evaluation again") from None
+        raise RunError("file-damaged", f"cannot read scores: {path} ({error})", "run the evaluation again") from None
     return dict(content)
 
 
@@ -178,9 +175,7 @@ def _quality(score: Mapping[str, Any]) -> Quality:
 
 def _bounds(given: Mapping[str, Any] | None) -> Interval | None:
     """An interval; None where a score of before has none."""
-    if given is None:
-        return None
-    return Interval(given["low"], given["high"], given["over"], given["groups"], given["reliable"], given["reason"])
+    return None if given is None else Interval(**given)
 
 
 def _groupings(
@@ -225,7 +220,7 @@ def _comparison(
     scored: Artefact,
     roles: Roles,
     pick: Callable[[Counts], NDArray[np.int64] | None] = lambda counts: counts.counts_NK3,
-) -> Comparison | None:
+) -> Gain | None:
     """Student against baseline, by those of their counts that are picked, where both have them."""
     if roles.baseline is None:
         return None
@@ -234,10 +229,7 @@ def _comparison(
     if before is None or after is None:
         return None
     blocks = blocks_of(sides[1].groups)
-    gain = paired_bootstrap(before, after, blocks)
-    over = "images" if blocks is None else "blocks"
-    bounds = Interval(gain.low, gain.high, over, gain.groups, gain.reliable, gain.reason)
-    return Comparison(gain.gain, bounds, gain.p_value)
+    return paired_bootstrap(before, after, blocks)
 
 
 # Pictures

@@ -159,6 +159,7 @@ def _make(builder: Builder, name: str, work: Workplace) -> None:
         if "Expected more than 1 value per channel" not in str(error):
             raise
         raise TutelageError(
+            "batch-norm-single-value",
             f"stage {name!r}: batch norm cannot train on one value per channel (a batch, or micro-batch, of one)",
             "use a batch of at least two images per micro-batch and process, or a decoder that does not pool the "
             "whole image, e.g. lraspp, fpn or segformer",
@@ -167,6 +168,7 @@ def _make(builder: Builder, name: str, work: Workplace) -> None:
         if error.errno in (28, 122, 27):  # no space, quota, file too large
             place = error.filename or builder.artefacts[name].folder
             raise RunError(
+                "disk-full",
                 f"stage {name!r}: the disk is full ({error.strerror}): {place}",
                 "free some space (`tutelage clean` removes what no recipe refers to) and run the same command again",
             ) from error
@@ -175,6 +177,7 @@ def _make(builder: Builder, name: str, work: Workplace) -> None:
 
 def _out_of_memory(name: str, text: str) -> RunError:
     return RunError(
+        "out-of-memory",
         f"stage {name!r}: out of memory ({text.splitlines()[0] if text else 'no details'})",
         "make the batch or the crop smaller, use accumulate: 2 or more, or precision: bf16",
     )
@@ -200,7 +203,7 @@ def plan(loaded: LoadedRecipe) -> list[Planned]:
 def _check_names(only: Sequence[str], known: Sequence[str]) -> None:
     unknown = [name for name in only if name not in known]
     if unknown:
-        raise RunError(f"no stage {unknown[0]!r} in the recipe", f"stages: {', '.join(known)}")
+        raise RunError("unknown-stage", f"no stage {unknown[0]!r} in the recipe", f"stages: {', '.join(known)}")
 
 
 def _check_inputs(builder: Builder, name: str, only: Sequence[str]) -> None:
@@ -208,7 +211,11 @@ def _check_inputs(builder: Builder, name: str, only: Sequence[str]) -> None:
     for needed in stages_before(builder.recipe, name):
         fault = None if needed in only else builder.artefacts[needed].fault()
         if fault is not None:
-            raise RunError(f"stage {name!r} needs stage {needed!r}: {fault}", f"add --only {needed}, or run all stages")
+            raise RunError(
+                "stage-unfinished",
+                f"stage {name!r} needs stage {needed!r}: {fault}",
+                f"add --only {needed}, or run all stages",
+            )
 
 
 def _set_threads(run_settings: RunSettings) -> None:
@@ -221,10 +228,10 @@ def _writable(store: Store) -> None:
         store.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(
-            f"run folder cannot be made: {store.out} ({error.strerror})", "choose another with out=..."
+            "run-folder", f"cannot create run folder: {store.out} ({error.strerror})", "choose another with out=..."
         ) from None
     if not os.access(store.out, os.W_OK):
-        raise RunError(f"run folder may not be written to: {store.out}", "choose another with out=...")
+        raise RunError("run-folder", f"run folder is not writable: {store.out}", "choose another with out=...")
 
 
 def _publish_report(builder: Builder, store: Store) -> None:

@@ -57,6 +57,7 @@ def on_folders(images: Path, masks: Path, nets: Iterable[Path], way: Way, out: P
 def _score(path: Path, model: Model, dataset: Dataset, way: Way, out: Path | None, quiet: bool) -> dict[str, Any]:
     if model.classes != dataset.classes.names:
         raise RunError(
+            "other-classes",
             f"{path} has the classes {', '.join(model.classes)}; {dataset.name} has {', '.join(dataset.classes.names)}",
             "evaluate on data with the net's classes (data.<name>.bridge maps others onto them)",
         )

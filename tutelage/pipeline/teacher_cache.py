@@ -103,6 +103,7 @@ def samples_of(stream: Stream) -> dict[str, tuple[Dataset, int]]:
             other = result.setdefault(name, (dataset, index))
             if other[0].samples[other[1]].image != sample.image:
                 raise RecipeError(
+                    "duplicate-name",
                     f"stream {stream.name!r}: two images are called {name}, and a cache could not tell them apart: "
                     f"{other[0].samples[other[1]].image} and {sample.image}",
                     "rename one of the splits, or write cache: null",

@@ -14,9 +14,9 @@ from tutelage.data.checks import poisons
 from tutelage.data.dataset import Dataset
 from tutelage.data.folder import FolderSettings, open_folder
 from tutelage.data.lists import read_list, sample, write_list
-from tutelage.data.proposal.folder_scan import FolderScan, Part
-from tutelage.data.proposal.pairs import FolderContents, Pair, picture_files
 from tutelage.data.splits import missing_classes, split_dataset, write_splits
+from tutelage.proposal.folder_scan import FolderScan, Part
+from tutelage.proposal.pairs import FolderContents, Pair, picture_files
 
 _SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 _OF_TRAIN = {"train": 0.85, "val": 0.15}

@@ -12,7 +12,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tutelage.data.proposal import FolderScan, look
 from tutelage.errors import RecipeError
 from tutelage.proposal.data_sections import (
     DataSection,
@@ -22,6 +21,7 @@ from tutelage.proposal.data_sections import (
     target_entry,
     unlabeled_entry,
 )
+from tutelage.proposal.folder_scan import FolderScan, look
 from tutelage.proposal.stage_sections import Plan, stages_text
 from tutelage.recipe.loading import parse_recipe
 from tutelage.runs.atomic import write_text
@@ -58,7 +58,9 @@ def write_proposal(
     """
     path = out / "recipe.yaml" if out.is_dir() else out
     if path.exists() and not force:
-        raise RecipeError(f"recipe exists: {path}", "choose another name with --out, or replace it with --force")
+        raise RecipeError(
+            "file-exists", f"recipe exists: {path}", "choose another name with --out, or replace it with --force"
+        )
     seen = look(images, masks, unlabeled, target, classes)
     name = checked_name(path.stem, set())
     write_text(path, recipe_text(seen, path.resolve().parent, name=name, force=force))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tutelage.data.proposal.folder_scan import Sizes
+from tutelage.proposal.folder_scan import Sizes
 
 _SECONDS = 1200  # of training, which leaves the rest of 25 minutes to scoring
 # Seconds per megapixel of crops on two cores, forward and backward: measured 2.5, 1.1, 1.6, 2.4 and 4.6, and a margin.

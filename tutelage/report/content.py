@@ -15,8 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-Figure = float | None
-"""A number that may not exist."""
+from tutelage.evaluation.intervals import Figure, Gain, Interval
 
 Figures = tuple[Figure, ...]
 
@@ -33,30 +32,6 @@ class ClassInfo:
     name: str
     colour: tuple[int, int, int]
     pixels: int = 0
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A 95 % interval, and over what it was drawn."""
-
-    low: Figure
-    high: Figure
-    over: str = "images"
-    """``images`` or ``blocks``."""
-    groups: int = 0
-    """How many of them there were."""
-    reliable: bool = True
-    reason: str = ""
-    """Why it is not reliable."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What the student gains over the baseline in mIoU, on the same images."""
-
-    gain: Figure
-    interval: Interval
-    p_value: Figure = None
 
 
 @dataclass(frozen=True)
@@ -199,7 +174,7 @@ class Grouping:
     """What was merged; empty for a subset."""
     nets: Mapping[str, GroupedQuality] = field(default_factory=dict)
     """Net's label → its scores."""
-    comparison: Comparison | None = None
+    comparison: Gain | None = None
 
 
 class Section(Protocol):
@@ -233,7 +208,7 @@ class ReportContent:
     identity: Identity
     baseline: str | None = None
     teacher: str | None = None
-    comparison: Comparison | None = None
+    comparison: Gain | None = None
     groupings: tuple[Grouping, ...] = ()
     """Means over some of the classes, and scores with several taken as one."""
     confusion: NDArray[np.int64] | None = None

@@ -13,7 +13,8 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-from tutelage.report.content import Comparison, Points, Reliability
+from tutelage.evaluation.intervals import Gain
+from tutelage.report.content import Points, Reliability
 from tutelage.report.words import known, percent, short, signed
 
 STYLES = 6
@@ -174,7 +175,7 @@ def reliability_chart(curve: Reliability, about: str, role: str) -> Markup:
     return _svg(256, 286, about, parts)
 
 
-def gain_chart(comparison: Comparison, about: str) -> Markup:
+def gain_chart(comparison: Gain, about: str) -> Markup:
     """The gain as a dot, its interval as a bar, 0 as a line. Empty where there is no interval."""
     low, high, gain = comparison.interval.low, comparison.interval.high, comparison.gain
     if low is None or high is None or gain is None or not all(map(known, (low, high, gain))):
@@ -202,7 +203,7 @@ class GainRow:
     """One row of :func:`gains_chart`; ``tone`` is ``gain``, ``loss`` or ``open``."""
 
     name: str
-    comparison: Comparison
+    comparison: Gain
     tone: str
 
 
@@ -238,7 +239,7 @@ def gains_chart(gains: Sequence[GainRow], worth: float, about: str) -> Markup:
     return _svg(460, height + 42, about, parts)
 
 
-def _bounds(comparison: Comparison) -> tuple[float, float, float] | None:
+def _bounds(comparison: Gain) -> tuple[float, float, float] | None:
     """Low end, gain and high end; ``None`` where one of them is missing."""
     values = (comparison.interval.low, comparison.gain, comparison.interval.high)
     low, gain, high = (value if value is not None and known(value) else None for value in values)

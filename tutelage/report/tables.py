@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.report.content import ClassInfo, Figure, Figures, GroupedQuality, Interval, ReportContent, ScoredNet
+from tutelage.evaluation.intervals import Figure, Interval
+from tutelage.report.content import ClassInfo, Figures, GroupedQuality, ReportContent, ScoredNet
 from tutelage.report.pictures import log_level
 from tutelage.report.words import (
     NONE,

@@ -9,7 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from tutelage.report.content import Comparison, Figure, Interval, ReportContent, ScoredNet, Training
+from tutelage.evaluation.intervals import Figure, Gain, Interval
+from tutelage.report.content import ReportContent, ScoredNet, Training
 
 NONE = "–"
 _MINUS = "−"
@@ -146,7 +147,7 @@ def verdict(content: ReportContent) -> Verdict:
     return Verdict(headline, tone, (first, reading, *_teacher(content, student), *selection), warnings)
 
 
-def _measured(comparison: Comparison) -> str:
+def _measured(comparison: Gain) -> str:
     bounds = interval(comparison.interval, 2, sign=True)
     if not bounds:
         return ""
@@ -154,7 +155,7 @@ def _measured(comparison: Comparison) -> str:
     return f", 95 % interval {bounds} (paired bootstrap over {counted(comparison.interval.groups, noun)})"
 
 
-def _reading(student: str, baseline: str, comparison: Comparison) -> tuple[Literal["gain", "loss", "open"], str, str]:
+def _reading(student: str, baseline: str, comparison: Gain) -> tuple[Literal["gain", "loss", "open"], str, str]:
     """Tone, headline and what the interval says."""
     gain, bounds = comparison.gain, comparison.interval
     difference = f"{signed(gain)} mIoU against {baseline}"
@@ -221,7 +222,7 @@ def _leaking(content: ReportContent) -> list[str]:
     return [net.label for net in content.nets if net.stage in leaking]
 
 
-def _warnings(content: ReportContent, comparison: Comparison | None) -> list[str]:
+def _warnings(content: ReportContent, comparison: Gain | None) -> list[str]:
     result = []
     leaking = _leaking(content)
     if leaking:

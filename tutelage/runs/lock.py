@@ -59,7 +59,7 @@ def locked(path: Path, say: Callable[[str], None] = lambda text: None) -> Iterat
             except BlockingIOError:
                 raise HeldError(
                     "locked-run",
-                    f"another process is running in {path.parent}: {_holder(path)}",
+                    f"another process works in {path.parent}: {_holder(path)}",
                     "wait for it, stop it, or choose another folder with out=...",
                 ) from None
             except OSError as error:

@@ -7,9 +7,9 @@ from typing import Any
 
 from tutelage.data.dataset import plain
 from tutelage.data.labels import IGNORE, pack
-from tutelage.data.proposal.encodings import Encoding, colour_text
-from tutelage.data.proposal.names import Names
 from tutelage.errors import DataError
+from tutelage.proposal.encodings import Encoding, colour_text
+from tutelage.proposal.names import Names
 
 _BACKGROUND = {"background", "bg", "other", "others", "backgroundclutter", "rest", "none"}
 _WORTH_A_NAME = 0.001  # smallest share of the pixels at which a colour without a name is reported

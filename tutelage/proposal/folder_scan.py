@@ -11,11 +11,11 @@ import numpy as np
 from tutelage.data.fact_cache import gather
 from tutelage.data.images import image_size
 from tutelage.data.lists import read_list
-from tutelage.data.proposal.classes import Reading, decide
-from tutelage.data.proposal.encodings import Encoding, scan_masks
-from tutelage.data.proposal.names import find_names, given_names
-from tutelage.data.proposal.pairs import FolderContents, Pair, find, group_pattern, split_of
 from tutelage.errors import DataError
+from tutelage.proposal.classes import Reading, decide
+from tutelage.proposal.encodings import Encoding, scan_masks
+from tutelage.proposal.names import find_names, given_names
+from tutelage.proposal.pairs import FolderContents, Pair, find, group_pattern, split_of
 
 _MEASURED = 2000  # most images whose size is read
 _FEWEST_UNLABELED = 10  # fewest images without mask for an unlabelled stream

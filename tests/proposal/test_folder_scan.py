@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.errors import raises_code
-from tutelage.data.proposal import look
+from tutelage.proposal.folder_scan import look
 
 SIZE = (16, 24)
 
