@@ -35,6 +35,9 @@ PathLike = str | Path
 
 Recipe = Annotated[PathLike, Param("recipe file (YAML)")]
 Overrides = Annotated[Sequence[str], Param("settings that replace the recipe's", metavar="[a.b=c]...")]
+Plugins = Annotated[
+    Sequence[str], Param("import this module, which defines METHODS (repeatable)", name="plugin", metavar="MODULE")
+]
 Quiet = Annotated[bool, Param("print errors only")]
 OnlyRungs = Annotated[Sequence[str], Param("train only this (repeatable)", metavar="RUNG")]
 Seeds = Annotated[Sequence[int | str], Param("only these seeds", metavar="SEED...", spread=True)]
@@ -51,26 +54,29 @@ def run(
     overrides: Overrides = (),
     *,
     only: Annotated[Sequence[str], Param("run only this stage (repeatable)", metavar="STAGE")] = (),
+    plugins: Plugins = (),
     quiet: Quiet = True,
 ) -> "RunResult":
     """Run a recipe; finished stages are skipped, interrupted ones continue."""
-    loaded = _read(recipe, overrides)
+    loaded = _read(recipe, overrides, plugins)
     from tutelage.pipeline import run as work
 
     return work.run(loaded, only=only, quiet=quiet)
 
 
-def plan(recipe: Recipe, overrides: Overrides = ()) -> "list[Planned]":
+def plan(recipe: Recipe, overrides: Overrides = (), *, plugins: Plugins = ()) -> "list[Planned]":
     """List what a run would do and why; the command adds how long it takes."""
-    loaded = _read(recipe, overrides)
+    loaded = _read(recipe, overrides, plugins)
     from tutelage.pipeline import run as work
 
     return work.plan(loaded)
 
 
-def estimate(recipe: PathLike, stage: str, overrides: Sequence[str] = ()) -> "TrainingCost | str":
+def estimate(
+    recipe: PathLike, stage: str, overrides: Sequence[str] = (), *, plugins: Sequence[str] = ()
+) -> "TrainingCost | str":
     """Hours, memory and disk of one training stage, from a few steps of it; a reason if they cannot be measured."""
-    loaded = _read(recipe, overrides)
+    loaded = _read(recipe, overrides, plugins)
     from tutelage.pipeline.training_cost import estimate_cost
 
     return estimate_cost(loaded, stage)
@@ -83,10 +89,11 @@ def ladder(
     only: OnlyRungs = (),
     seeds: Seeds = (),
     report_only: Annotated[bool, Param("train nothing, write the table of the finished rungs")] = False,
+    plugins: Plugins = (),
     quiet: Quiet = True,
 ) -> "LadderResult":
     """Test whether a teacher improves the student: train with and without it, and compare."""
-    loaded, chosen = _read(recipe, overrides), _seeds(seeds)
+    loaded, chosen = _read(recipe, overrides, plugins), _seeds(seeds)
     from tutelage.ladders import run as work
 
     return work.run(loaded, rungs=only, seeds=chosen, report_only=report_only, quiet=quiet)
@@ -98,10 +105,11 @@ def plan_ladder(
     *,
     only: Sequence[str] = (),
     seeds: Sequence[int | str] = (),
+    plugins: Sequence[str] = (),
     measure: bool = True,
 ) -> "list[PlannedRung]":
     """List what :func:`ladder` would train; with ``measure``, how long it takes, from a few steps of each rung."""
-    loaded, chosen = _read(recipe, overrides), _seeds(seeds)
+    loaded, chosen = _read(recipe, overrides, plugins), _seeds(seeds)
     from tutelage.ladders import plan as work
 
     return work.plan(loaded, rungs=only, seeds=chosen, measure=measure)
@@ -115,12 +123,13 @@ def show(
     stages: Annotated[Sequence[str], Param("only this stage (repeatable)", name="stage", metavar="STAGE")] = (),
     count: Annotated[int, Param("samples per stream")] = 8,
     position: Annotated[int, Param("position in the stream to begin at")] = 0,
+    plugins: Plugins = (),
 ) -> list[Path]:
     """Write pictures of exactly what the nets see in each training stage. Returns the files."""
     from tutelage.pipeline import stream_sheets
 
     return stream_sheets.show(
-        _read(recipe, overrides), Path(out), stages=stages or None, count=count, position=position
+        _read(recipe, overrides, plugins), Path(out), stages=stages or None, count=count, position=position
     )
 
 
@@ -128,11 +137,12 @@ def check(
     recipe: Annotated[PathLike, Param("recipe file, or a folder of images and masks")],
     overrides: Overrides = (),
     *,
+    plugins: Plugins = (),
     quiet: bool = True,
 ) -> "list[Finding]":
     """Read every mask once and report errors in the data, most severe first, each with a remedy."""
     say = (lambda text: None) if quiet else print
-    loaded = None if Path(recipe).is_dir() else _read(recipe, overrides)
+    loaded = None if Path(recipe).is_dir() else _read(recipe, overrides, plugins)
     from tutelage.pipeline import data_check
 
     if loaded is not None:
@@ -159,13 +169,14 @@ def split(
         Param("balance: every part shows every class, or has its share of every group"),
     ] = "classes",
     force: Annotated[bool, Param("replace lists that exist")] = False,
+    plugins: Plugins = (),
     quiet: bool = True,
 ) -> list[Path]:
     """Write train/val/test or few-label partitions of a data set as list files. Returns the files."""
     from tutelage.pipeline.partitions import write_partitions
 
     return write_partitions(
-        _read(recipe, overrides),
+        _read(recipe, overrides, plugins),
         data,
         Path(out),
         parts=parts,
@@ -220,6 +231,7 @@ def evaluate(
     merged: Annotated[Groups, Param("also with these classes merged (repeatable)", metavar="NAME=A,B")] = (),
     device: Device = "auto",
     out: Annotated[PathLike | None, Param("folder for the scores (JSON and per-image counts)")] = None,
+    plugins: Plugins = (),
     quiet: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Score trained nets on labelled data. Returns all figures by name.
@@ -233,7 +245,7 @@ def evaluate(
     way = score.Way(_protocol(protocol), device, *groups)
     folder = None if out is None else Path(out)
     if recipe is not None and data is not None:
-        return score.on_recipe(_read(recipe, ()), data, map(Path, nets), way, folder, quiet)
+        return score.on_recipe(_read(recipe, (), plugins), data, map(Path, nets), way, folder, quiet)
     if images is not None and masks is not None:
         return score.on_folders(Path(images), Path(masks), map(Path, nets), way, folder, quiet)
     raise RunError("missing-option", "no data to evaluate on", "give --recipe and --data, or --images and --masks")
@@ -305,6 +317,7 @@ def import_checkpoint(
     classes: Annotated[int | str | None, Param("number of classes, or a,b,c, or a file with class names")] = None,
     like: Annotated[PathLike | None, Param("take class names and colours from a recipe", metavar="RECIPE")] = None,
     force: Annotated[bool, Param("replace a file that exists")] = False,
+    plugins: Plugins = (),
 ) -> "Imported":
     """Convert a published checkpoint to a net file that every command reads.
 
@@ -324,7 +337,7 @@ def import_checkpoint(
         text = "the classes of the net need exactly one of --classes and --like"
         raise RunError("missing-option", text, "give one of them")
     cirkd_checkpoint.settings_of(net)  # before any data is opened
-    task = _named_classes(str(classes)) if like is None else Builder(_read(like, ())).classes
+    task = _named_classes(str(classes)) if like is None else Builder(_read(like, (), plugins)).classes
     imported, report = cirkd_checkpoint.import_checkpoint(Path(file), net, len(task))
     facts = {"imported": {"file": Path(file).name, "net": net}}
     save_segmentor(imported, target, classes=task.names, palette=task.palette, extra=facts)
@@ -343,10 +356,12 @@ def doctor(
     return diagnose(hub)
 
 
-def schema() -> dict[str, Any]:
+def schema(*, plugins: Plugins = ()) -> dict[str, Any]:
     """Print the JSON schema of recipes, for editors."""
+    from tutelage.methods import load_plugins
     from tutelage.recipe.loading import json_schema
 
+    load_plugins(plugins)
     return json_schema()
 
 
@@ -442,9 +457,11 @@ def _seeds(given: Sequence[int | str]) -> list[int]:
         raise RecipeError("invalid-value", text, "e.g. --seeds 0 1") from None
 
 
-def _read(recipe: PathLike, overrides: Sequence[str]) -> "LoadedRecipe":
+def _read(recipe: PathLike, overrides: Sequence[str], plugins: Sequence[str]) -> "LoadedRecipe":
+    from tutelage.methods import load_plugins
     from tutelage.recipe.loading import load_recipe
 
+    load_plugins(plugins)
     return load_recipe(Path(recipe), overrides)
 
 
