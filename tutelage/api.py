@@ -17,7 +17,6 @@ from tutelage.signatures import Param
 
 if TYPE_CHECKING:
     from tutelage.data.checks import Finding
-    from tutelage.data.dataset import Classes
     from tutelage.deploy.model import Model
     from tutelage.deploy.outputs import Kind
     from tutelage.deploy.predict import PredictReport
@@ -239,9 +238,10 @@ def evaluate(
     ``subsets`` adds mean IoUs over some classes, ``merged`` scores in which several classes count as one. With ``out``,
     figures and per-image counts are written there, for :func:`compare`.
     """
+    from tutelage.evaluation.class_groups import class_groups
     from tutelage.pipeline import score
 
-    groups = _class_groups("--subset", subsets), _class_groups("--merged", merged)
+    groups = class_groups("--subset", subsets), class_groups("--merged", merged)
     way = score.Way(_protocol(protocol), device, *groups)
     folder = None if out is None else Path(out)
     if recipe is not None and data is not None:
@@ -323,25 +323,10 @@ def import_checkpoint(
 
     Returns which tensors were loaded. Raises :class:`~tutelage.errors.TutelageError` if the file lacks some of the net.
     """
-    from tutelage.nets.published import cirkd_checkpoint
-    from tutelage.nets.storage import save_segmentor
-    from tutelage.pipeline.builder import Builder
+    from tutelage.pipeline.checkpoint_import import import_checkpoint as work
 
-    target = Path(out)
-    if target.suffix != ".safetensors":
-        text = f"invalid name of a net file: {target.name}; expected NAME.safetensors"
-        raise RunError("invalid-value", text, f"--out {target.stem}.safetensors")
-    if target.exists() and not force:
-        raise RunError("file-exists", f"{target} exists", "give --force to replace it, or another --out")
-    if (classes is None) == (like is None):
-        text = "the classes of the net need exactly one of --classes and --like"
-        raise RunError("missing-option", text, "give one of them")
-    cirkd_checkpoint.settings_of(net)  # before any data is opened
-    task = _named_classes(str(classes)) if like is None else Builder(_read(like, (), plugins)).classes
-    imported, report = cirkd_checkpoint.import_checkpoint(Path(file), net, len(task))
-    facts = {"imported": {"file": Path(file).name, "net": net}}
-    save_segmentor(imported, target, classes=task.names, palette=task.palette, extra=facts)
-    return report
+    loaded = None if like is None else _read(like, (), plugins)
+    return work(Path(file), net, Path(out), None if classes is None else str(classes), loaded, force)
 
 
 def doctor(
@@ -378,16 +363,7 @@ def clean(
     if not store.out.is_dir():
         text = f"run folder not found: {out}"
         raise RunError("folder-missing", text, "name the folder that holds the stages, e.g. runs/demo")
-    recipes = store.recipes()
-    kept = recipes[len(recipes) - keep :] if keep else []
-    known = store.referenced(kept)
-    doomed = [(artefact, artefact.size()) for artefact in store.artefacts() if artefact.key not in known]
-    if really:
-        for artefact, _ in doomed:
-            store.remove(artefact)
-        for recipe in recipes[: len(recipes) - len(kept)]:
-            store.forget(recipe)
-    return [(artefact.folder, size) for artefact, size in doomed]
+    return store.clean(keep, really)
 
 
 def toycity(
@@ -404,32 +380,6 @@ def toycity(
     from tutelage.data.sources import ToycitySettings, open_data
 
     open_data(ToycitySettings.model_validate({**content, "domain": domain, "seed": seed}), Path.cwd())
-
-
-def _named_classes(text: str) -> "Classes":
-    """``19``, ``a,b,c`` or a file of names as classes."""
-    from tutelage.data.dataset import Classes
-    from tutelage.proposal.names import given_names
-
-    if text.isdecimal():
-        return Classes(tuple(f"class {number}" for number in range(int(text))))
-    given = given_names(text)
-    free = Classes(given.names)
-    return Classes(free.names, tuple(map(given.colours.get, free.names, free.palette)))
-
-
-def _class_groups(option: str, given: Groups) -> Mapping[str, Sequence[str]]:
-    """``name=a,b`` as name → classes."""
-    if isinstance(given, Mapping):
-        return given
-    groups = {}
-    for one in given:
-        name, equals, classes = one.partition("=")
-        if not (name and equals and classes):
-            text = f"invalid class group {option} {one}; expected a name and classes"
-            raise RunError("invalid-value", text, f"write {option} vegetation=crop,weed")
-        groups[name] = [part.strip() for part in classes.split(",")]
-    return groups
 
 
 def _size(given: Size) -> tuple[int, int]:

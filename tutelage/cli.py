@@ -1,6 +1,5 @@
 """The command line: each command is a function of :mod:`tutelage.api` and a handler that makes its output."""
 
-import errno
 import json
 import os
 import sys
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 import click
 
 from tutelage import __version__, api, tables
-from tutelage.errors import TutelageError
+from tutelage.errors import explained
 from tutelage.signatures import CONTEXT, Commands, Output, Param, command
 
 _EPILOG = """\b
@@ -48,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        known = error if isinstance(error, TutelageError) else _unforeseen(error)
+        known = explained(error)
         print(f"error[{known.code}]: {known}", file=sys.stderr)
         return int(getattr(known, "exit_status", 1))
 
@@ -79,26 +78,6 @@ def program() -> click.Group:
 
 def _debug() -> click.Option:
     return click.Option(["--debug"], is_flag=True, expose_value=False, help="show tracebacks")
-
-
-def _unforeseen(error: Exception) -> TutelageError:
-    """An error that no other place handles: of the operating system, or of tutelage itself."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        place = "" if error.filename is None else f": {error.filename}"
-        text = f"the disk is full{place} ({error.strerror})"
-        return TutelageError("disk-full", text, "free some space and give the same command again")
-    if isinstance(error, OSError) and error.filename is not None:
-        reason = f"{error.filename} ({error.strerror})"
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            text = f"no permission: {reason}"
-            return TutelageError("permission-denied", text, "change its permissions, or name another place")
-        if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
-            text = f"expected a folder but found a file, or a file but found a folder: {reason}"
-            return TutelageError("path-conflict", text, "name another place")
-    text = f"{type(error).__name__}: {error}"
-    return TutelageError(
-        "unexpected-error", text, "this may be a bug in tutelage; run the command again with --debug for the traceback"
-    )
 
 
 def _plan(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tutelage.errors import RecipeError
+from tutelage.errors import RecipeError, RunError
 
 ClassGroups = Mapping[str, Sequence[str]]
 """Name → names of classes."""
@@ -67,3 +67,17 @@ def same_groups(one: ClassGroups, other: ClassGroups) -> bool:
     return {name: set(members) for name, members in one.items()} == {
         name: set(members) for name, members in other.items()
     }
+
+
+def class_groups(option: str, given: ClassGroups | Sequence[str]) -> ClassGroups:
+    """Groups that are given as ``name=a,b``, as name → classes; ``option`` is named in errors."""
+    if isinstance(given, Mapping):
+        return given
+    groups = {}
+    for one in given:
+        name, equals, classes = one.partition("=")
+        if not (name and equals and classes):
+            text = f"invalid class group {option} {one}; expected a name and classes"
+            raise RunError("invalid-value", text, f"write {option} vegetation=crop,weed")
+        groups[name] = [part.strip() for part in classes.split(",")]
+    return groups

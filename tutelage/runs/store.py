@@ -342,6 +342,19 @@ class Store:
         written = (path for path in self.recipes_folder.glob("*.yaml") if PARTIAL not in path.name)
         return sorted(written, key=lambda path: path.stat().st_mtime)
 
+    def clean(self, keep: int, really: bool) -> list[tuple[Path, int]]:
+        """Artefacts, with their bytes, that none of the ``keep`` newest recipes refers to; removed if ``really``."""
+        recipes = self.recipes()
+        old, kept = (recipes[: len(recipes) - keep], recipes[len(recipes) - keep :]) if keep else (recipes, [])
+        known = self.referenced(kept)
+        doomed = [(artefact, artefact.size()) for artefact in self.artefacts() if artefact.key not in known]
+        if really:
+            for artefact, _ in doomed:
+                self.remove(artefact)
+            for recipe in old:
+                self.forget(recipe)
+        return [(artefact.folder, size) for artefact, size in doomed]
+
     def remove(self, artefact: Artefact) -> int:
         """Remove an artefact; returns the bytes freed. Raises :class:`RunError` if another process holds its lock."""
         size = artefact.size()
