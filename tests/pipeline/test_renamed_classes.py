@@ -49,6 +49,20 @@ def test_later_stages_use_nets_and_labels_of_before(project: Project) -> None:
     assert "moving" in ran.out
 
 
+def test_a_report_of_scores_of_before_has_the_new_names(project: Project) -> None:
+    text = RECIPE.replace("data: city/val}", "data: city/val, subsets: {moving: [CAR]}}") + MORE
+    page = "  page: {kind: report, scores: score}\n"
+    project.recipe.write_text(text.replace("CAR", "car"), encoding="utf-8")
+    assert project.tutelage("run", "recipe.yaml").status == 0
+    renamed = (text + page).replace(CLASSES, RENAMED).replace("[CAR]", "[vehicle]")
+    project.recipe.write_text(renamed, encoding="utf-8")
+    ran = project.tutelage("run", "recipe.yaml")
+    assert ran.status == 0
+    assert "score: done" in ran.out
+    (report,) = (project.root / "runs").glob("page-*/report.html")
+    assert "vehicle" in report.read_text(encoding="utf-8")
+
+
 def test_names_in_another_order_are_other_classes(project: Project) -> None:
     project.recipe.write_text(
         (RECIPE + MORE + AGAIN).replace(CLASSES, PERMUTED).replace("SOME", "car"), encoding="utf-8"

@@ -240,6 +240,24 @@ def _merged(evaluation: Evaluation, classes: Sequence[str], groups: ClassGroups)
     }
 
 
+def under_names(content: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The content of a score file with other names of its classes, in their order."""
+    new = dict(zip(content["classes"], names, strict=True))
+
+    def renamed(part: Mapping[str, Any]) -> dict[str, Any]:
+        groups = {name: [new.get(one, one) for one in members] for name, members in part.get("groups", {}).items()}
+        classes = [one if one in groups else new.get(one, one) for one in part["classes"]]
+        return {**part, "classes": classes, **({"groups": groups} if groups else {})}
+
+    merged_classes = content.get("merged")
+    return {
+        **content,
+        "classes": list(names),
+        "subsets": {name: renamed(part) for name, part in content.get("subsets", {}).items()},
+        "merged": None if merged_classes is None else renamed(merged_classes),
+    }
+
+
 def blocks_of(groups: Sequence[str]) -> list[str] | None:
     """Block names for the bootstrap if the images belong to at least two groups, else ``None``."""
     return list(groups) if len(set(groups)) > 1 else None
