@@ -14,8 +14,19 @@ from tutelage import __version__
 from tutelage.evaluation.intervals import Figure, Gain
 from tutelage.evaluation.verdict import Judgement
 from tutelage.report import plots
+from tutelage.report.formatting import (
+    NONE,
+    counted,
+    duration,
+    interval,
+    known,
+    magnitude,
+    memory,
+    percent,
+    ratio,
+    signed,
+)
 from tutelage.report.page import filled, style
-from tutelage.report.words import NONE, counted, duration, interval, known, magnitude, memory, percent, ratio, signed
 
 _FEW_SEEDS = 5
 
