@@ -7,26 +7,25 @@ method, with its streams and its settings. Nothing is listed by hand.
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import json
-import os
 import re
 import types
 import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import click
 from pydantic.fields import FieldInfo
 
-from tutelage.cli import _parser
+from tutelage.cli import program
 from tutelage.methods import METHODS, find_method
 from tutelage.methods.settings.distill_terms import WeightOrSettings
 from tutelage.recipe.schema import Recipe
 from tutelage.recipe.stages.train import MethodChoice
 from tutelage.settings import Settings
 
-_COMMAND_WIDTH = "100"
+_COMMAND_WIDTH = 100
 _MARK = re.compile(r"^<!-- generated: ([a-z_ -]+) -->$", re.MULTILINE)
 _PLAIN = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null", Any: "any value"}
 _BOUNDS = {"gt": "above", "ge": "from", "lt": "below", "le": "to", "multiple_of": "multiple of"}
@@ -80,25 +79,15 @@ def method_reference(name: str) -> str:
 
 
 def command_reference(name: str) -> str:
-    """What ``--help`` says of one command, or of the program where no name is given."""
-    chosen = commands()[name] if name else _parser()
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = _COMMAND_WIDTH
-    try:
-        text = chosen.format_help()
-    finally:
-        if before is None:
-            del os.environ["COLUMNS"]
-        else:
-            os.environ["COLUMNS"] = before
-    return f"```text\n{text.rstrip()}\n```"
+    """The help of one command, or of the program where no name is given."""
+    path = f"tutelage {name}".rstrip()
+    context = click.Context(commands()[name] if name else program(), info_name=path, terminal_width=_COMMAND_WIDTH)
+    return f"```text\n{context.get_help().rstrip()}\n```"
 
 
-def commands() -> dict[str, argparse.ArgumentParser]:
-    """The parser of every command, by name."""
-    actions = _parser()._actions
-    chosen = next(action for action in actions if isinstance(action, argparse._SubParsersAction))
-    return dict(chosen.choices)
+def commands() -> dict[str, click.Command]:
+    """All commands by name."""
+    return program().commands
 
 
 def _find_places(model: type[Settings], place: str, places: dict[type[Settings], list[str]]) -> None:

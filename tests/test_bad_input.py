@@ -733,7 +733,7 @@ def test_debug_shows_the_traceback_of_a_known_fault_too(debug: bool, tmp_path: P
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert ran.returncode == 1
     assert ("Traceback (most recent call last)" in ran.stderr) == debug
-    assert "splits 'all' are no name=count" in ran.stderr
+    assert "invalid splits 'all'; expected name=count" in ran.stderr
 
 
 def test_an_unreadable_image_is_skipped_when_told_to(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import yaml
@@ -16,7 +18,7 @@ from PIL import Image
 import tutelage
 from tests.projects import CLASSES, SIZE, Project, write_project
 from tutelage import api
-from tutelage.cli import main
+from tutelage.cli import main, program
 from tutelage.data.lists import read_entries
 from tutelage.errors import TutelageError
 from tutelage.pipeline import training_cost
@@ -326,8 +328,8 @@ def test_clean_removes_only_what_no_recipe_refers_to_and_only_when_told(project:
 def test_the_commands_are_these(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     text = capsys.readouterr().out
-    listed = text.partition("  command\n")[2].partition("\n\n")[0]
-    assert [line.split()[0] for line in listed.splitlines() if line.startswith("    ") and line[4] != " "] == COMMANDS
+    listed = text.partition("Commands:\n")[2].partition("\n\n")[0]
+    assert [line.split()[0] for line in listed.splitlines() if line[2] != " "] == COMMANDS
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -336,7 +338,7 @@ def test_help_says_what_a_command_does(command: str, capsys: pytest.CaptureFixtu
         main([command, "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    assert text.startswith(f"usage: tutelage {command} ")
+    assert text.startswith(f"Usage: tutelage {command} ")
     assert len(text.split("\n\n")[1].split()) > 3
 
 
@@ -353,7 +355,6 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ["rnu", "recipe.yaml"],
         ["run"],
         ["run", "a.yaml", "--quite"],
-        ["run", "a.yaml", "--quiet", "b"],
         ["models", "a=b"],
     ],
 )
@@ -361,7 +362,32 @@ def test_what_is_no_command_is_refused_with_the_usage(arguments: list[str], caps
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
-    assert "usage: tutelage" in capsys.readouterr().err
+    assert "Usage: tutelage" in capsys.readouterr().err
+
+
+def test_several_values_follow_one_option() -> None:
+    words = ["r.yaml", "--seeds", "0", "-1", "seed=3", "--only", "a", "--seeds", "2", "--only", "b", "name=x"]
+    given = program().commands["ladder"].make_context("ladder", words).params
+    assert given["seeds"] == ("0", "-1", "2")
+    assert given["only"] == ("a", "b")
+    assert given["overrides"] == ("seed=3", "name=x")
+    words = ["a.pt", "--protocol", "kind=sliding", "window=[8,8]", "--device", "cpu"]
+    given = program().commands["evaluate"].make_context("evaluate", words).params
+    assert (given["nets"], given["device"]) == (("a.pt",), "cpu")
+    assert given["protocol"] == ("kind=sliding", "window=[8,8]")
+    for words in (["r.yaml", "--seeds"], ["r.yaml", "--seeds", "--quiet"]):
+        with pytest.raises(click.UsageError, match=r"--seeds.* requires an argument"):
+            program().commands["ladder"].make_context("ladder", words)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_options_are_parameters_of_the_function(name: str) -> None:
+    """Defaults are those of the function, but for switches, which are off."""
+    accepted = inspect.signature(getattr(api, name.replace("-", "_"))).parameters
+    for option in program().commands[name].params:
+        if option.name not in ("no_smoke", "plan", "no_stratify", "json", "debug"):
+            default = accepted[str(option.name)].default
+            assert isinstance(default, bool) or default in (None, (), inspect.Parameter.empty, option.default)
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (BrokenPipeError(), 1)])
@@ -408,10 +434,19 @@ def test_the_package_is_a_program(tmp_path: Path) -> None:
 
 
 def test_python_has_every_verb() -> None:
-    verbs = [name.replace("-", "_") for name in COMMANDS if name != "schema"]
+    verbs = [name.replace("-", "_") for name in COMMANDS]
     assert [name for name in verbs if not callable(getattr(tutelage, name, None))] == []
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         tutelage.trian  # noqa: B018
+
+
+def test_dir_lists_the_functions_and_nothing_else() -> None:
+    public = {name for name, value in vars(api).items() if inspect.isfunction(value) and not name.startswith("_")}
+    assert {name for name in dir(tutelage) if not name.startswith("__")} == set(tutelage.__all__) == public
+    assert all(inspect.isfunction(getattr(tutelage, name)) for name in tutelage.__all__)
+    program = "import tutelage.ladders.run, tutelage.pipeline.run, tutelage.cli; print(type(tutelage.run))"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout == "<class 'function'>\n"
 
 
 def test_python_does_what_the_commands_do(project: Project) -> None:

@@ -1,23 +1,50 @@
 """tutelage: train small, fast semantic-segmentation models with teachers.
 
-The package opens in milliseconds: everything heavy is imported when it is first used.
+The package imports in milliseconds: heavy modules are imported when they are first used.
 """
 
-from __future__ import annotations
+# ruff: noqa: F403, F405
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tutelage.api import *
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "check",
+    "clean",
+    "compare",
+    "doctor",
+    "estimate",
+    "evaluate",
+    "import_checkpoint",
+    "init",
+    "ladder",
+    "load_model",
+    "models",
+    "plan",
+    "plan_ladder",
+    "predict",
+    "run",
+    "schema",
+    "show",
+    "split",
+    "toycity",
+]
+
 
 def __getattr__(name: str) -> Any:
-    """Hand out the verbs of :mod:`tutelage.api` (``tutelage.run(...)``) without importing torch up front."""
-    if name.startswith("_"):
-        raise AttributeError(name)
-    # Not `from tutelage import api`: that asks this function for `api` first.
+    """The functions of :mod:`tutelage.api`, imported when the first of them is used."""
+    if name not in __all__ and name != "api":
+        raise AttributeError(f"module 'tutelage' has no attribute {name!r}")
+    import importlib
+
+    # Not `from tutelage import api`: that calls this function with `api` first.
     api = importlib.import_module("tutelage.api")
-    try:
-        return api if name == "api" else getattr(api, name)
-    except AttributeError:
-        raise AttributeError(f"module 'tutelage' has no attribute {name!r}") from None
+    return api if name == "api" else getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

@@ -1,27 +1,30 @@
-"""The verbs of the command line, for Python: ``tutelage.run("recipe.yaml")``, ``tutelage.load_model(path)``.
+"""The commands of the command line, for Python: ``tutelage.run("recipe.yaml")``, ``tutelage.load_model(path)``.
 
-Functions return what they found as plain objects; :mod:`tutelage.tables` puts it in words for the terminal. Recipes
-are given by their path, overrides as on the command line (``"seed=1"``). Everything that the user can mend is raised
-as a :class:`~tutelage.errors.TutelageError`.
+Functions return plain objects; :mod:`tutelage.cli` prints them. Recipes are given by their path, overrides as on the
+command line (``"seed=1"``). Errors that the user can fix are raised as :class:`~tutelage.errors.TutelageError`.
+
+:mod:`tutelage.cli` builds each command from a signature here: a parameter with ``Param`` is an option or an argument.
 """
 
-from __future__ import annotations
+# Annotations are evaluated (no `annotations` of __future__): the command line reads them.
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tutelage.errors import RecipeError, RunError
+from tutelage.signatures import Param
 
 if TYPE_CHECKING:
     from tutelage.data.checks import Finding
     from tutelage.data.dataset import Classes
-    from tutelage.data.splits import Stratify
     from tutelage.deploy.model import Model
     from tutelage.deploy.outputs import Kind
     from tutelage.deploy.predict import PredictReport
     from tutelage.evaluation.comparison import Comparison
     from tutelage.evaluation.protocol import Protocol
     from tutelage.ladders.plan import PlannedRung
-    from tutelage.ladders.run import LadderResult as Ladder
+    from tutelage.ladders.run import LadderResult
     from tutelage.nets.catalogue import CatalogueRow
     from tutelage.nets.published.cirkd_checkpoint import Imported
     from tutelage.pipeline.run import Planned, RunResult
@@ -30,45 +33,70 @@ if TYPE_CHECKING:
 
 PathLike = str | Path
 
+Recipe = Annotated[PathLike, Param("recipe file (YAML)")]
+Overrides = Annotated[Sequence[str], Param("settings that replace the recipe's", metavar="[a.b=c]...")]
+Plugins = Annotated[
+    Sequence[str], Param("import this module, which defines METHODS (repeatable)", name="plugin", metavar="MODULE")
+]
+Quiet = Annotated[bool, Param("print errors only")]
+OnlyRungs = Annotated[Sequence[str], Param("train only this (repeatable)", metavar="RUNG")]
+Seeds = Annotated[Sequence[int | str], Param("only these seeds", metavar="SEED...", spread=True)]
+Pairs = Annotated[
+    "Sequence[str] | Protocol", Param("e.g. kind=sliding 'window=[512,512]'", metavar="a=b...", spread=True)
+]
+Groups = Mapping[str, Sequence[str]] | Sequence[str]
+Device = Annotated[str, Param("auto, cpu, cuda or cuda:N")]
+Size = str | tuple[int, int]
 
-def run(recipe: PathLike, overrides: Sequence[str] = (), *, only: Sequence[str] = (), quiet: bool = True) -> RunResult:
-    """Run a recipe, or the stages ``only``; finished stages are skipped, interrupted ones go on."""
-    loaded = _read(recipe, overrides)
+
+def run(
+    recipe: Recipe,
+    overrides: Overrides = (),
+    *,
+    only: Annotated[Sequence[str], Param("run only this stage (repeatable)", metavar="STAGE")] = (),
+    plugins: Plugins = (),
+    quiet: Quiet = True,
+) -> "RunResult":
+    """Run a recipe; finished stages are skipped, interrupted ones continue."""
+    loaded = _read(recipe, overrides, plugins)
     from tutelage.pipeline import run as work
 
     return work.run(loaded, only=only, quiet=quiet)
 
 
-def plan(recipe: PathLike, overrides: Sequence[str] = ()) -> list[Planned]:
-    """What :func:`run` would do with each stage, and why."""
-    loaded = _read(recipe, overrides)
+def plan(recipe: Recipe, overrides: Overrides = (), *, plugins: Plugins = ()) -> "list[Planned]":
+    """List what a run would do and why; the command adds how long it takes."""
+    loaded = _read(recipe, overrides, plugins)
     from tutelage.pipeline import run as work
 
     return work.plan(loaded)
 
 
-def estimate(recipe: PathLike, stage: str, overrides: Sequence[str] = ()) -> TrainingCost | str:
-    """Hours, memory and disk of one training stage, from a few steps of it; a reason where that cannot be had."""
-    loaded = _read(recipe, overrides)
+def estimate(
+    recipe: PathLike, stage: str, overrides: Sequence[str] = (), *, plugins: Sequence[str] = ()
+) -> "TrainingCost | str":
+    """Hours, memory and disk of one training stage, from a few steps of it; a reason if they cannot be measured."""
+    loaded = _read(recipe, overrides, plugins)
     from tutelage.pipeline.training_cost import estimate_cost
 
     return estimate_cost(loaded, stage)
 
 
 def ladder(
-    recipe: PathLike,
-    overrides: Sequence[str] = (),
+    recipe: Recipe,
+    overrides: Overrides = (),
     *,
-    only: Sequence[str] = (),
-    seeds: Sequence[int] = (),
-    report_only: bool = False,
-    quiet: bool = True,
-) -> Ladder:
-    """Train and score the rungs of a recipe's ladder, or those in ``only``, and write what pays and what does not."""
-    loaded = _read(recipe, overrides)
+    only: OnlyRungs = (),
+    seeds: Seeds = (),
+    report_only: Annotated[bool, Param("train nothing, write the table of the finished rungs")] = False,
+    plugins: Plugins = (),
+    quiet: Quiet = True,
+) -> "LadderResult":
+    """Test whether a teacher improves the student: train with and without it, and compare."""
+    loaded, chosen = _read(recipe, overrides, plugins), _seeds(seeds)
     from tutelage.ladders import run as work
 
-    return work.run(loaded, rungs=only, seeds=seeds, report_only=report_only, quiet=quiet)
+    return work.run(loaded, rungs=only, seeds=chosen, report_only=report_only, quiet=quiet)
 
 
 def plan_ladder(
@@ -76,57 +104,79 @@ def plan_ladder(
     overrides: Sequence[str] = (),
     *,
     only: Sequence[str] = (),
-    seeds: Sequence[int] = (),
+    seeds: Sequence[int | str] = (),
+    plugins: Sequence[str] = (),
     measure: bool = True,
-) -> list[PlannedRung]:
-    """What :func:`ladder` would train; with ``measure``, how long it takes, from a few steps of each rung."""
-    loaded = _read(recipe, overrides)
+) -> "list[PlannedRung]":
+    """List what :func:`ladder` would train; with ``measure``, how long it takes, from a few steps of each rung."""
+    loaded, chosen = _read(recipe, overrides, plugins), _seeds(seeds)
     from tutelage.ladders import plan as work
 
-    return work.plan(loaded, rungs=only, seeds=seeds, measure=measure)
+    return work.plan(loaded, rungs=only, seeds=chosen, measure=measure)
 
 
-def check(recipe: PathLike, overrides: Sequence[str] = (), *, quiet: bool = True) -> list[Finding]:
-    """Everything that is found in a recipe's data, or in a folder's, the gravest first; every mask is read once."""
-    from tutelage.errors import RecipeError
+def show(
+    recipe: Recipe,
+    overrides: Overrides = (),
+    *,
+    out: Annotated[PathLike, Param("folder for the pictures")] = "shown",
+    stages: Annotated[Sequence[str], Param("only this stage (repeatable)", name="stage", metavar="STAGE")] = (),
+    count: Annotated[int, Param("samples per stream")] = 8,
+    position: Annotated[int, Param("position in the stream to begin at")] = 0,
+    plugins: Plugins = (),
+) -> list[Path]:
+    """Write pictures of exactly what the nets see in each training stage. Returns the files."""
+    from tutelage.pipeline import stream_sheets
 
+    return stream_sheets.show(
+        _read(recipe, overrides, plugins), Path(out), stages=stages or None, count=count, position=position
+    )
+
+
+def check(
+    recipe: Annotated[PathLike, Param("recipe file, or a folder of images and masks")],
+    overrides: Overrides = (),
+    *,
+    plugins: Plugins = (),
+    quiet: bool = True,
+) -> "list[Finding]":
+    """Read every mask once and report errors in the data, most severe first, each with a remedy."""
     say = (lambda text: None) if quiet else print
-    loaded = None if Path(recipe).is_dir() else _read(recipe, overrides)
+    loaded = None if Path(recipe).is_dir() else _read(recipe, overrides, plugins)
     from tutelage.pipeline import data_check
 
     if loaded is not None:
         return data_check.check(loaded, say)
     if overrides:
-        raise RecipeError(
-            "invalid-override", f"a folder has no settings to replace: {overrides[0]}", "write a recipe: tutelage init"
-        )
+        text = f"a folder has no settings to replace: {overrides[0]}"
+        raise RecipeError("invalid-override", text, "write a recipe: tutelage init")
     return data_check.check_folder(Path(recipe), say)
 
 
 def split(
-    recipe: PathLike,
-    overrides: Sequence[str] = (),
+    recipe: Recipe,
+    overrides: Overrides = (),
     *,
-    data: str,
-    out: PathLike,
-    parts: str = "train=0.7,val=0.1,test=0.2",
-    few: str | None = None,
-    draws: int = 1,
-    seed: int = 0,
-    by_group: bool = False,
-    stratify: Stratify = "classes",
-    force: bool = False,
+    data: Annotated[str, Param("data set to split (name or name/split)")],
+    out: Annotated[PathLike, Param("folder for the list files")],
+    parts: Annotated[str, Param("shares or counts of the parts")] = "train=0.7,val=0.1,test=0.2",
+    few: Annotated[str | None, Param("few-label partitions instead: 1/16,1/8,1/4 or counts")] = None,
+    draws: Annotated[int, Param("independent draws of few-label partitions")] = 1,
+    seed: Annotated[int, Param("seed of the draws")] = 0,
+    by_group: Annotated[bool, Param("keep sequences, tiles or patients together")] = False,
+    stratify: Annotated[
+        Literal["classes", "group", "none"],
+        Param("balance: every part shows every class, or has its share of every group"),
+    ] = "classes",
+    force: Annotated[bool, Param("replace lists that exist")] = False,
+    plugins: Plugins = (),
     quiet: bool = True,
 ) -> list[Path]:
-    """Make train/val/test lists, or few-label partitions (``few="1/16,1/8"``), of a data set; returns the files.
-
-    ``stratify``: `classes`, `group` (every part has its share of every group) or `none`; ``by_group`` keeps groups
-    whole.
-    """
+    """Write train/val/test or few-label partitions of a data set as list files. Returns the files."""
     from tutelage.pipeline.partitions import write_partitions
 
     return write_partitions(
-        _read(recipe, overrides),
+        _read(recipe, overrides, plugins),
         data,
         Path(out),
         parts=parts,
@@ -140,33 +190,85 @@ def split(
     )
 
 
+def init(
+    *,
+    images: Annotated[PathLike, Param("folder of images")],
+    masks: Annotated[PathLike | None, Param("folder of masks")] = None,
+    unlabeled: Annotated[PathLike | None, Param("folder of images without masks")] = None,
+    target: Annotated[PathLike | None, Param("folder of images from the target domain")] = None,
+    classes: Annotated[str | None, Param("a,b,c or a file with class names")] = None,
+    out: Annotated[PathLike, Param("recipe to write")] = "recipe.yaml",
+    force: Annotated[bool, Param("replace a recipe that exists")] = False,
+) -> Path:
+    """Inspect a folder and write a commented, working recipe. Returns its path."""
+    from tutelage.proposal.recipe_text import write_proposal
+
+    folders = {"masks": masks, "unlabeled": unlabeled, "target": target}
+    given = {name: None if folder is None else Path(folder) for name, folder in folders.items()}
+    return write_proposal(images=Path(images), **given, classes=classes, out=Path(out), force=force)
+
+
 def load_model(
-    path: PathLike, device: str = "auto", precision: str = "fp32", protocol: Protocol | None = None
-) -> Model:
+    path: PathLike, device: str = "auto", precision: str = "fp32", protocol: "Protocol | None" = None
+) -> "Model":
     """A trained net, from its file or its stage's folder, as an object with ``.predict(image)``."""
     from tutelage.deploy import model
 
     return model.load_model(path, device, precision, protocol)
 
 
-def predict(
-    net: PathLike,
-    images: Iterable[PathLike],
+def evaluate(
+    nets: Annotated[Sequence[PathLike], Param("net files or stage folders")],
     *,
-    out: PathLike,
-    write: Iterable[Kind] = ("palette", "overlay"),
-    protocol: Sequence[str] | Protocol | None = None,
-    device: str = "auto",
-    precision: str = "fp32",
-    overwrite: bool = False,
+    recipe: Annotated[PathLike | None, Param("recipe that describes the data")] = None,
+    data: Annotated[str | None, Param("name/split of the recipe")] = None,
+    images: Annotated[PathLike | None, Param("folder of images (without a recipe)")] = None,
+    masks: Annotated[PathLike | None, Param("folder of masks (without a recipe)")] = None,
+    protocol: Pairs = (),
+    subsets: Annotated[
+        Groups, Param("also the mean IoU over these classes (repeatable)", name="subset", metavar="NAME=A,B")
+    ] = (),
+    merged: Annotated[Groups, Param("also with these classes merged (repeatable)", metavar="NAME=A,B")] = (),
+    device: Device = "auto",
+    out: Annotated[PathLike | None, Param("folder for the scores (JSON and per-image counts)")] = None,
+    plugins: Plugins = (),
     quiet: bool = True,
-) -> PredictReport:
-    """Segment files, folders and patterns into ``out``; files that cannot be read are listed in the report."""
+) -> dict[str, dict[str, Any]]:
+    """Score trained nets on labelled data. Returns all figures by name.
+
+    ``subsets`` adds mean IoUs over some classes, ``merged`` scores in which several classes count as one. With ``out``,
+    figures and per-image counts are written there, for :func:`compare`.
+    """
+    from tutelage.pipeline import score
+
+    groups = _class_groups("--subset", subsets), _class_groups("--merged", merged)
+    way = score.Way(_protocol(protocol), device, *groups)
+    folder = None if out is None else Path(out)
+    if recipe is not None and data is not None:
+        return score.on_recipe(_read(recipe, (), plugins), data, map(Path, nets), way, folder, quiet)
+    if images is not None and masks is not None:
+        return score.on_folders(Path(images), Path(masks), map(Path, nets), way, folder, quiet)
+    raise RunError("missing-option", "no data to evaluate on", "give --recipe and --data, or --images and --masks")
+
+
+def predict(
+    net: Annotated[PathLike, Param("net file or stage folder")],
+    images: Annotated[Iterable[PathLike], Param("images, folders or patterns")],
+    *,
+    out: Annotated[PathLike, Param("folder for the results")],
+    write: Annotated["str | Iterable[Kind]", Param("of: index,palette,overlay,confidence")] = "palette,overlay",
+    protocol: Pairs = (),
+    device: Device = "auto",
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], Param("number format")] = "fp32",
+    overwrite: Annotated[bool, Param("replace results that exist")] = False,
+    quiet: bool = True,
+) -> "PredictReport":
+    """Segment images: index and palette masks, overlays, confidence. The report lists unreadable files."""
     from tutelage.deploy.predict import predict_files
     from tutelage.evaluation.protocol import Protocol
     from tutelage.pipeline.display import Display
 
-    chosen = protocol if protocol is None or isinstance(protocol, Protocol) else _protocol(protocol)
+    chosen = _protocol(protocol)
     model = load_model(net, device, precision, chosen if chosen != Protocol() else None)
     display = Display(quiet)
     with display.bar("predict", 0) as progress:
@@ -174,158 +276,108 @@ def predict(
             model,
             [Path(path) for path in images],
             Path(out),
-            write=set(write),
+            write=set(write.split(",") if isinstance(write, str) else write),
             overwrite=overwrite,
             progress=progress,
             say=display.say,
         )
 
 
-def evaluate(
-    nets: Sequence[PathLike],
-    *,
-    recipe: PathLike | None = None,
-    data: str | None = None,
-    images: PathLike | None = None,
-    masks: PathLike | None = None,
-    protocol: Sequence[str] | Protocol = (),
-    subsets: Mapping[str, Sequence[str]] | None = None,
-    merged: Mapping[str, Sequence[str]] | None = None,
-    device: str = "auto",
-    out: PathLike | None = None,
-    quiet: bool = True,
-) -> dict[str, dict[str, Any]]:
-    """Score nets on a data set of a recipe, or on folders of images and masks: name → all figures.
-
-    ``subsets``: classes over which a mean IoU is taken besides; ``merged``: classes that are taken as one besides. With
-    ``out``, figures and per-image counts are written there, for :func:`compare`.
-    """
-    from tutelage.evaluation.protocol import Protocol
-    from tutelage.pipeline import score
-
-    how = protocol if isinstance(protocol, Protocol) else _protocol(protocol)
-    folder = None if out is None else Path(out)
-    way = score.Way(how, device, subsets or {}, merged or {})
-    if recipe is not None and data is not None:
-        return score.on_recipe(_read(recipe, ()), data, map(Path, nets), way, folder, quiet)
-    if images is not None and masks is not None:
-        return score.on_folders(Path(images), Path(masks), map(Path, nets), way, folder, quiet)
-    from tutelage.errors import RunError
-
-    raise RunError("missing-option", "no data to evaluate on", "give --recipe and --data, or --images and --masks")
-
-
-def compare(a: Sequence[PathLike], b: Sequence[PathLike]) -> Comparison:
-    """Compare scored runs on the same images: side ``b`` against side ``a``, each one or several seeds."""
+def compare(
+    a: Annotated[
+        PathLike | Sequence[PathLike], Param("scores of one side: file, or stage folder:label; several seeds: a,b,c")
+    ],
+    b: Annotated[PathLike | Sequence[PathLike], Param("scores of the other side")],
+) -> "Comparison":
+    """Compare scored runs on the same images, side b against side a: gain, interval, p."""
     from tutelage.evaluation import comparison
 
-    return comparison.compare(a, b)
+    def runs(side: PathLike | Sequence[PathLike]) -> Sequence[PathLike]:
+        return side.split(",") if isinstance(side, str) else [side] if isinstance(side, Path) else side
+
+    return comparison.compare(runs(a), runs(b))
 
 
-def show(
-    recipe: PathLike,
-    overrides: Sequence[str] = (),
+def models(
     *,
-    out: PathLike = "shown",
-    stages: Sequence[str] | None = None,
-    count: int = 8,
-    position: int = 0,
-) -> list[Path]:
-    """Write pictures of exactly what the nets see in each train stage; returns the files."""
-    from tutelage.pipeline import stream_sheets
-
-    return stream_sheets.show(_read(recipe, overrides), Path(out), stages=stages, count=count, position=position)
-
-
-def init(
-    *,
-    images: PathLike,
-    masks: PathLike | None = None,
-    unlabeled: PathLike | None = None,
-    target: PathLike | None = None,
-    classes: str | None = None,
-    out: PathLike = "recipe.yaml",
-    force: bool = False,
-) -> Path:
-    """Look at folders and write a commented, working recipe; returns its path."""
-    from tutelage.proposal.recipe_text import write_proposal
-
-    return write_proposal(
-        images=Path(images),
-        masks=None if masks is None else Path(masks),
-        unlabeled=None if unlabeled is None else Path(unlabeled),
-        target=None if target is None else Path(target),
-        classes=classes,
-        out=Path(out),
-        force=force,
-    )
-
-
-def models(size: tuple[int, int] = (512, 1024), classes: int = 19) -> list[CatalogueRow]:
-    """Nets worth starting from, with parameters and multiply-adds at an input (height, width)."""
+    size: Annotated[Size, Param("input height x width for the FLOPs")] = "512x1024",
+    classes: Annotated[int, Param("number of classes")] = 19,
+) -> "list[CatalogueRow]":
+    """List recommended nets, with parameters and FLOPs (multiply-adds)."""
     from tutelage.nets.catalogue import rows
 
-    return rows(size, classes)
+    return rows(_size(size), classes)
 
 
 def import_checkpoint(
-    file: PathLike,
+    file: Annotated[PathLike, Param("checkpoint of CIRKD's repository (a state dict)")],
     *,
-    net: str,
-    out: PathLike,
-    classes: int | str | None = None,
-    like: PathLike | None = None,
-    force: bool = False,
-) -> Imported:
-    """Make a published checkpoint of the net ``net`` (``deeplabv3_resnet18_v1`` ...) a net file that every verb reads.
+    net: Annotated[str, Param("which net, e.g. deeplabv3_resnet18_v1, segformer_b0")],
+    out: Annotated[PathLike, Param("net file to write (.safetensors)")],
+    classes: Annotated[int | str | None, Param("number of classes, or a,b,c, or a file with class names")] = None,
+    like: Annotated[PathLike | None, Param("take class names and colours from a recipe", metavar="RECIPE")] = None,
+    force: Annotated[bool, Param("replace a file that exists")] = False,
+    plugins: Plugins = (),
+) -> "Imported":
+    """Convert a published checkpoint to a net file that every command reads.
 
-    Its classes are a number, ``"a,b,c"`` or a file of names, or those of the recipe ``like``. Says what was loaded;
-    refuses a file that does not hold the whole net.
+    Returns which tensors were loaded. Raises :class:`~tutelage.errors.TutelageError` if the file lacks some of the net.
     """
-    from tutelage.errors import RunError
     from tutelage.nets.published import cirkd_checkpoint
     from tutelage.nets.storage import save_segmentor
     from tutelage.pipeline.builder import Builder
 
     target = Path(out)
     if target.suffix != ".safetensors":
-        raise RunError(
-            "invalid-value",
-            f"a net file is called NAME.safetensors, not {target.name}",
-            f"--out {target.stem}.safetensors",
-        )
+        text = f"invalid name of a net file: {target.name}; expected NAME.safetensors"
+        raise RunError("invalid-value", text, f"--out {target.stem}.safetensors")
     if target.exists() and not force:
         raise RunError("file-exists", f"{target} exists", "give --force to replace it, or another --out")
     if (classes is None) == (like is None):
-        raise RunError("missing-option", "the classes of the net are not known", "give either --classes or --like")
+        text = "the classes of the net need exactly one of --classes and --like"
+        raise RunError("missing-option", text, "give one of them")
     cirkd_checkpoint.settings_of(net)  # before any data is opened
-    task = _named_classes(str(classes)) if like is None else Builder(_read(like, ())).classes
+    task = _named_classes(str(classes)) if like is None else Builder(_read(like, (), plugins)).classes
     imported, report = cirkd_checkpoint.import_checkpoint(Path(file), net, len(task))
     facts = {"imported": {"file": Path(file).name, "net": net}}
     save_segmentor(imported, target, classes=task.names, palette=task.palette, extra=facts)
     return report
 
 
-def doctor(*, hub: bool = False) -> tuple[str, bool]:
-    """Versions, devices and weights as text, and whether all that is needed works; ``hub`` uses the network."""
+def doctor(
+    *, hub: Annotated[bool, Param("also connect to the weight hub (uses the network)")] = False
+) -> tuple[str, bool]:
+    """Print versions, devices and weights, and the fix for each problem.
+
+    Returns the text, and whether everything that is needed works.
+    """
     from tutelage.pipeline.doctor import diagnose
 
     return diagnose(hub)
 
 
-def clean(out: PathLike, *, keep: int = 1, really: bool = False) -> list[tuple[Path, int]]:
-    """Artefacts that none of the ``keep`` newest recipes of a run folder refers to, with their bytes.
+def schema(*, plugins: Plugins = ()) -> dict[str, Any]:
+    """Print the JSON schema of recipes, for editors."""
+    from tutelage.methods import load_plugins
+    from tutelage.recipe.loading import json_schema
 
-    They are removed only if ``really``.
-    """
-    from tutelage.errors import RunError
+    load_plugins(plugins)
+    return json_schema()
+
+
+def clean(
+    out: Annotated[PathLike, Param("run folder, e.g. runs/demo")],
+    *,
+    keep: Annotated[int, Param("stored recipes to keep, newest first")] = 1,
+    really: Annotated[bool, Param("remove; without it, only list what would be removed", name="yes")] = False,
+) -> list[tuple[Path, int]]:
+    """Remove artefacts that no recipe of a run folder refers to. Returns their folders and bytes."""
     from tutelage.runs.store import Store
 
     store = Store(Path(out))
     if not store.out.is_dir():
-        raise RunError(
-            "folder-missing", f"run folder not found: {out}", "name the folder that holds the stages, e.g. runs/demo"
-        )
+        text = f"run folder not found: {out}"
+        raise RunError("folder-missing", text, "name the folder that holds the stages, e.g. runs/demo")
     recipes = store.recipes()
     kept = recipes[len(recipes) - keep :] if keep else []
     known = store.referenced(kept)
@@ -339,22 +391,22 @@ def clean(out: PathLike, *, keep: int = 1, really: bool = False) -> list[tuple[P
 
 
 def toycity(
-    out: PathLike,
-    splits: dict[str, int],
-    size: tuple[int, int] = (128, 256),
-    domain: str = "day",
-    seed: int = 0,
+    out: Annotated[PathLike, Param("folder to write")],
+    *,
+    splits: Annotated[str | Mapping[str, int], Param("images of each split")] = "train=200,val=50,test=50",
+    size: Annotated[Size, Param("height x width")] = "128x256",
+    domain: Annotated[Literal["day", "dusk"], Param("lighting")] = "day",
+    seed: Annotated[int, Param("seed of the scenes")] = 0,
 ) -> None:
-    """Paint a procedural street-scene data set into ``out``."""
+    """Generate a procedural street-scene data set (no download)."""
+    counts = _counts(splits) if isinstance(splits, str) else dict(splits)
+    content = {"kind": "toycity", "root": str(out), "splits": counts, "size": _size(size)}
     from tutelage.data.sources import ToycitySettings, open_data
 
-    settings = ToycitySettings.model_validate(
-        {"kind": "toycity", "root": str(out), "splits": splits, "size": size, "domain": domain, "seed": seed}
-    )
-    open_data(settings, Path.cwd())
+    open_data(ToycitySettings.model_validate({**content, "domain": domain, "seed": seed}), Path.cwd())
 
 
-def _named_classes(text: str) -> Classes:
+def _named_classes(text: str) -> "Classes":
     """``19``, ``a,b,c`` or a file of names as classes."""
     from tutelage.data.dataset import Classes
     from tutelage.proposal.names import given_names
@@ -366,13 +418,55 @@ def _named_classes(text: str) -> Classes:
     return Classes(free.names, tuple(map(given.colours.get, free.names, free.palette)))
 
 
-def _read(recipe: PathLike, overrides: Sequence[str]) -> LoadedRecipe:
+def _class_groups(option: str, given: Groups) -> Mapping[str, Sequence[str]]:
+    """``name=a,b`` as name → classes."""
+    if isinstance(given, Mapping):
+        return given
+    groups = {}
+    for one in given:
+        name, equals, classes = one.partition("=")
+        if not (name and equals and classes):
+            text = f"invalid class group {option} {one}; expected a name and classes"
+            raise RunError("invalid-value", text, f"write {option} vegetation=crop,weed")
+        groups[name] = [part.strip() for part in classes.split(",")]
+    return groups
+
+
+def _size(given: Size) -> tuple[int, int]:
+    if not isinstance(given, str):
+        return given
+    height, _, width = given.partition("x")
+    if not height.isdigit() or not width.isdigit():
+        raise RecipeError("invalid-value", f"invalid size {given!r}; expected HEIGHTxWIDTH", "e.g. 512x1024")
+    return int(height), int(width)
+
+
+def _counts(text: str) -> dict[str, int]:
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name and count.isdigit() for name, _, count in pairs):
+        text = f"invalid splits {text!r}; expected name=count,..."
+        raise RecipeError("invalid-value", text, "e.g. train=200,val=50,test=50")
+    return {name: int(count) for name, _, count in pairs}
+
+
+def _seeds(given: Sequence[int | str]) -> list[int]:
+    try:
+        return [int(seed) for seed in given]
+    except ValueError:
+        text = f"invalid seeds: {' '.join(map(str, given))}; expected integers"
+        raise RecipeError("invalid-value", text, "e.g. --seeds 0 1") from None
+
+
+def _read(recipe: PathLike, overrides: Sequence[str], plugins: Sequence[str]) -> "LoadedRecipe":
+    from tutelage.methods import load_plugins
     from tutelage.recipe.loading import load_recipe
 
+    load_plugins(plugins)
     return load_recipe(Path(recipe), overrides)
 
 
-def _protocol(pairs: Sequence[str]) -> Protocol:
+def _protocol(given: "Sequence[str] | Protocol") -> "Protocol":
+    from tutelage.evaluation.protocol import Protocol
     from tutelage.recipe.loading import protocol_from
 
-    return protocol_from(pairs)
+    return given if isinstance(given, Protocol) else protocol_from(given)

@@ -112,11 +112,11 @@ def _percent(share: float | None) -> str:
     return "absent" if share is None else f"{100 * share:.2f}"
 
 
-def model_table(rows: Sequence[CatalogueRow], size: tuple[int, int], classes: int) -> str:
+def model_table(rows: Sequence[CatalogueRow], size: str, classes: int) -> str:
     """Nets worth starting from."""
     from tutelage.nets.catalogue import CATALOGUE
 
-    lines = [f"{'name':<26}{'parameters':>12}{'GFLOPs':>9}   (multiply-adds at {size[0]}x{size[1]}, {classes} classes)"]
+    lines = [f"{'name':<26}{'parameters':>12}{'GFLOPs':>9}   (multiply-adds at {size}, {classes} classes)"]
     for row in rows:
         lines.append(f"{row.name:<26}{row.parameters / 1e6:>10.2f} M{row.gflops:>9.3g}   {CATALOGUE[row.name].use}")
         lines.append(f"{'':<26}{'':>23}encoder: {row.encoder}, decoder: {row.decoder}")

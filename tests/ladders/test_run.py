@@ -535,7 +535,7 @@ def test_what_is_not_there_is_named(fresh: Project) -> None:
     assert raised.value.remedy == "rungs: plain, pseudo, kd"
     with pytest.raises(RunError, match="no seed 7 in the ladder"):
         api.ladder("recipe.yaml", seeds=[7])
-    assert "these are no seeds: one" in fresh.tutelage("ladder", "recipe.yaml", "--seeds", "one").err
+    assert "invalid seeds: one" in fresh.tutelage("ladder", "recipe.yaml", "--seeds", "one").err
     fresh.recipe.write_text(LADDER.partition("ladder:\n")[0], encoding="utf-8")
     with pytest.raises(RecipeError, match="has no ladder"):
         api.ladder("recipe.yaml")

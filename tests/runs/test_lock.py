@@ -47,7 +47,9 @@ def test_a_second_holder_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
         holder.join()
     said: list[str] = []
     with locked(path, said.append):
-        assert path.read_text(), "while it is held it says by whom"
+        holder_file = path.with_name("lock.holder")
+        assert str(os.getpid()) in holder_file.read_text()
+    assert not holder_file.exists()
     assert len(said) == 1
     assert f"pid {holder.pid}" in said[0]
     with locked(path, said.append):
@@ -92,7 +94,7 @@ def test_released_after_an_error(tmp_path: Path) -> None:
 
 
 def test_a_leftover_of_garbage_is_taken_over(tmp_path: Path) -> None:
-    (tmp_path / "lock").write_text("{not json")
+    (tmp_path / "lock.holder").write_text("{not json")
     said: list[str] = []
     with locked(tmp_path / "lock", said.append):
         pass

@@ -86,7 +86,7 @@ def test_a_manifest_that_cannot_be_read_vouches_for_nothing(store: Store, conten
     assert artefact.fault() == "artefact.json cannot be read"
     with artefact.lock(print):
         artefact.reopen()
-        assert sorted(path.name for path in artefact.folder.iterdir()) == ["lock"]
+        assert sorted(path.name for path in artefact.folder.iterdir()) == ["lock", "lock.holder"]
     assert artefact.fault() == "it is not finished"
 
 

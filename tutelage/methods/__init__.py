@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
+
+from tutelage.errors import RecipeError
 
 if TYPE_CHECKING:
     from tutelage.engine.contract import Method
@@ -42,6 +48,31 @@ METHODS: dict[str, str] = {
 }
 """Method name → ``module:class`` of its settings, which name the method's class in turn."""
 
+METHODS = {**{one.name: one.value for one in entry_points(group="tutelage.methods")}, **METHODS}
+
+
+def load_plugins(modules: Sequence[str]) -> None:
+    """Import modules, installed or in the working folder, and add the methods of their ``METHODS`` for this process.
+
+    Raises :class:`RecipeError` if a module cannot be imported, defines no ``METHODS``, or names a method that exists.
+    """
+    for module in modules:
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        try:
+            given = getattr(importlib.import_module(module), "METHODS", None)
+        except ImportError as error:
+            text = f"cannot import plugin {module!r} ({error})"
+            raise RecipeError("plugin-missing", text, "install it, or work in the folder that holds its file") from None
+        if not isinstance(given, dict) or not all(isinstance(one, str) for one in (*given, *given.values())):
+            text = f"plugin {module!r} does not define METHODS"
+            raise RecipeError("plugin-invalid", text, 'add METHODS = {"name": "module:SettingsClass"} to it')
+        taken = [name for name, place in given.items() if METHODS.get(name, place) != place]
+        if taken:
+            text = f"plugin {module!r} names a method that exists: {', '.join(taken)}"
+            raise RecipeError("plugin-invalid", text, "give it another name")
+        METHODS.update(given)
+
 
 def find_settings(name: str) -> type[MethodSettings]:
     """The settings class of a method, without importing torch. Raises ``KeyError`` for an unknown name."""
@@ -57,5 +88,10 @@ def find_method(name: str) -> type[Method]:
 
 def _load(place: str) -> type:
     module, _, attribute = place.partition(":")
-    found: type = getattr(importlib.import_module(module), attribute)
+    try:
+        found: type = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        if place.startswith("tutelage."):
+            raise
+        raise RecipeError("plugin-invalid", f"cannot load {place!r} ({error})", "expected module:class") from None
     return found

@@ -23,6 +23,7 @@ from tutelage.engine.meter import peak_memory
 from tutelage.engine.optimizers import build_optimizer
 from tutelage.errors import TutelageError
 from tutelage.evaluation.evaluate import evaluate
+from tutelage.methods import METHODS
 from tutelage.methods.distillation.cache import Replaying
 from tutelage.nets.cost import counting
 from tutelage.nets.devices import find_device
@@ -62,7 +63,7 @@ def estimate_cost(loaded: LoadedRecipe, name: str, count: bool = False) -> Train
 
     With ``count``, one more step is taken, whose multiply-adds are counted.
     """
-    given = pickle.dumps(sys.path) + pickle.dumps((loaded, name, count))
+    given = pickle.dumps(sys.path) + pickle.dumps((loaded, name, count, METHODS))
     trial = subprocess.run([sys.executable, "-c", _CHILD], input=given, stdout=subprocess.PIPE, check=False)
     if trial.returncode:
         return f"the trial process ended with status {trial.returncode} (out of memory?)"
@@ -70,8 +71,9 @@ def estimate_cost(loaded: LoadedRecipe, name: str, count: bool = False) -> Train
     return result
 
 
-def run_trial(loaded: LoadedRecipe, name: str, count: bool) -> None:
+def run_trial(loaded: LoadedRecipe, name: str, count: bool, methods: Mapping[str, str]) -> None:
     """Write the result of the trial to the standard output, pickled; everything else that is printed goes to stderr."""
+    METHODS.update(methods)  # those of plugins too
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)
         out.write(pickle.dumps(_found(loaded, name, count)))

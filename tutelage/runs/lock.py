@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -9,31 +10,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+
+from filelock import FileLock, Timeout
 
 from tutelage.errors import RunError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-_held: set[TextIO] = set()
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+HOLDER = ".holder"
+"""Ending of the file beside a held lock that names its holder; Windows lets nobody read the locked file itself."""
 
 
 class HeldError(RunError):
     """Another live process holds the lock."""
-
-
-def _let_go() -> None:
-    """In a forked child: a lock shared with a loader's worker would outlive the process that holds it."""
-    for file in _held:
-        file.close()
-    _held.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
@@ -43,45 +31,40 @@ def locked(path: Path, say: Callable[[str], None] = lambda text: None) -> Iterat
     The system releases the lock when its holder dies, whatever the cause; a leftover file is recognised as stale,
     reported and taken over. Raises :class:`HeldError`, naming the holder, if another live process holds the lock.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    # Without flock, a lock by existence would outlive a process that is killed: rather none.
+    lock = FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False)
+    holder, owner = path.with_name(path.name + HOLDER), os.getpid()
     try:
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held open as long as the lock
-    except OSError as error:
-        raise RunError(
-            "write-failed",
-            f"cannot write to the run folder: {path.parent} ({error.strerror})",
-            "choose another folder with out=..., or change its permissions",
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise HeldError(
+            "locked-run",
+            f"another process is running in {path.parent}: {_named(holder)}",
+            "wait for it, stop it, or choose another folder with out=...",
         ) from None
-    with file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise HeldError(
-                    "locked-run",
-                    f"another process works in {path.parent}: {_holder(path)}",
-                    "wait for it, stop it, or choose another folder with out=...",
-                ) from None
-            except OSError as error:
-                say(f"no locks on this file system ({error.strerror}): run only one process in {path.parent}")
-        if path.stat().st_size:
-            say(f"taking over the lock of a process that is gone ({_holder(path)})")
-        file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.ctime()}))
-        file.flush()
-        _held.add(file)
-        try:
-            yield
-        finally:
-            _held.discard(file)
-            # Emptied, not removed: leftover content marks a stale lock.
-            if not file.closed:
-                file.truncate(0)
-
-
-def _holder(path: Path) -> str:
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            text = f"cannot write to the run folder: {path.parent} ({error.strerror})"
+            raise RunError(
+                "write-failed", text, "choose another folder with out=..., or change its permissions"
+            ) from None
+        say(f"no locks on this file system ({error.strerror}): run only one process in {path.parent}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        if holder.exists():
+            say(f"taking over the lock of a process that is gone ({_named(holder)})")
+        content = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.ctime()}
+        holder.write_text(json.dumps(content), encoding="utf-8")
+        yield
+    finally:
+        if os.getpid() == owner:  # a forked child does not hold the lock
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+
+def _named(holder: Path) -> str:
+    try:
+        content = json.loads(holder.read_text(encoding="utf-8"))
         return f"pid {content['pid']} on {content['host']} since {content['since']}"
     except (OSError, ValueError, KeyError):
         return "holder unknown"

@@ -38,7 +38,7 @@ from tutelage.runs.atomic import (
     write_text,
 )
 from tutelage.runs.checkpoints import Checkpoints
-from tutelage.runs.lock import locked
+from tutelage.runs.lock import HOLDER, locked
 
 KEY_LENGTH = 12
 _LOCK = "lock"
@@ -263,7 +263,7 @@ class Artefact:
         for path in self.folder.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            elif path.name != _LOCK:
+            elif path.name not in (_LOCK, _LOCK + HOLDER):
                 path.unlink()
 
 
