@@ -47,14 +47,22 @@ def _constructions(trees: list[ast.Module]) -> Iterator[ast.Call]:
 
 
 def codes(trees: list[ast.Module]) -> set[str]:
-    """First arguments that are codes: literals, either side of a conditional too, before a message."""
-    found = set()
-    for call in _constructions(trees):
-        if len(call.args) < 2:
-            continue
-        first = call.args[0]
-        options = [first.body, first.orelse] if isinstance(first, ast.IfExp) else [first]
-        found |= {one.value for one in options if isinstance(one, ast.Constant) and isinstance(one.value, str)}
+    """Codes where errors are made: literals, either side of a conditional too, before a message.
+
+    Errors of a recipe are made as ``Fault(place, code, text)``; those of its values as tuples (code, text).
+    """
+    calls = [call.args[0] for call in _constructions(trees) if len(call.args) >= 2]
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.Call) and _name(node.func) == "Fault" and len(node.args) == 3:
+            calls.append(node.args[1])
+        if isinstance(node, ast.FunctionDef) and node.name == "_sentence":
+            calls += [
+                each.value.elts[0]
+                for each in ast.walk(node)
+                if isinstance(each, ast.Return) and isinstance(each.value, ast.Tuple)
+            ]
+    options = [option for one in calls for option in ((one.body, one.orelse) if isinstance(one, ast.IfExp) else (one,))]
+    found = {one.value for one in options if isinstance(one, ast.Constant) and isinstance(one.value, str)}
     return {code for code in found if CODE.fullmatch(code)}
 
 
