@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tutelage import __version__
+from tutelage.version import __version__
 
 project = "tutelage"
 author = "The tutelage authors"

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tutelage import __version__
 from tutelage.evaluation.intervals import Figure, Gain
 from tutelage.evaluation.verdict import Judgement
 from tutelage.report import plots
@@ -27,6 +26,7 @@ from tutelage.report.formatting import (
     signed,
 )
 from tutelage.report.page import filled, style
+from tutelage.version import __version__
 
 _FEW_SEEDS = 5
 

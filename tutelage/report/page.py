@@ -13,11 +13,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from tutelage import __version__
 from tutelage.report import formatting, pictures, plots, tables, verdict
 from tutelage.report.charts import MOST_LINES, Chart, about, legend
 from tutelage.report.charts import lines as lines_of
 from tutelage.report.content import Gallery, ReportContent, ScoredNet, Training
+from tutelage.version import __version__
 
 _LONGEST_RECIPE = 200_000
 
