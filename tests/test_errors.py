@@ -47,28 +47,23 @@ def _constructions(trees: list[ast.Module]) -> Iterator[ast.Call]:
 
 
 def codes(trees: list[ast.Module]) -> set[str]:
-    """First arguments that are codes: literals, either side of a conditional too, before a message."""
-    found = set()
-    for call in _constructions(trees):
-        if len(call.args) < 2:
-            continue
-        first = call.args[0]
-        options = [first.body, first.orelse] if isinstance(first, ast.IfExp) else [first]
-        found |= {one.value for one in options if isinstance(one, ast.Constant) and isinstance(one.value, str)}
-    found |= _codes_of_recipes(trees)
-    return {code for code in found if CODE.fullmatch(code)}
+    """Codes where errors are made: literals, either side of a conditional too, before a message.
 
-
-def _codes_of_recipes(trees: list[ast.Module]) -> set[str]:
-    """Codes of `Fault(place, code, text)`, and of (code, text) pairs that functions return."""
-    found = set()
+    Errors of a recipe are made as ``Fault(place, code, text)``; those of its values as tuples (code, text).
+    """
+    calls = [call.args[0] for call in _constructions(trees) if len(call.args) >= 2]
     for node in (node for tree in trees for node in ast.walk(tree)):
-        if isinstance(node, ast.Call) and _name(node.func) == "Fault" and len(node.args) > 2:
-            found.add(node.args[1])
-        elif isinstance(node, ast.FunctionDef) and ast.unparse(node.returns or ast.Constant("")) == "tuple[str, str]":
-            returned = (it.value for it in ast.walk(node) if isinstance(it, ast.Return))
-            found |= {it.elts[0] for it in returned if isinstance(it, ast.Tuple) and node.name == "_sentence"}
-    return {it.value for it in found if isinstance(it, ast.Constant) and isinstance(it.value, str)}
+        if isinstance(node, ast.Call) and _name(node.func) == "Fault" and len(node.args) == 3:
+            calls.append(node.args[1])
+        if isinstance(node, ast.FunctionDef) and node.name == "_sentence":
+            calls += [
+                each.value.elts[0]
+                for each in ast.walk(node)
+                if isinstance(each, ast.Return) and isinstance(each.value, ast.Tuple)
+            ]
+    options = [option for one in calls for option in ((one.body, one.orelse) if isinstance(one, ast.IfExp) else (one,))]
+    found = {one.value for one in options if isinstance(one, ast.Constant) and isinstance(one.value, str)}
+    return {code for code in found if CODE.fullmatch(code)}
 
 
 def _rows() -> list[list[str]]:

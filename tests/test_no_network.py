@@ -137,7 +137,7 @@ def test_weights_from_the_hub_without_network_name_the_ways_out(results: dict[st
     print(ran["err"])
     assert ran["attempts"]
     assert ran["status"] == 1
-    assert "net 'student': no hub weights for encoder mobilenetv3_small_050 could be had" in ran["err"]
+    assert "error[weights-unavailable]: net 'student'" in ran["err"]
     remedy = ran["err"].partition("remedy: ")[2]
     assert "connection" in remedy
     assert "set weights: to its path" in remedy

@@ -50,5 +50,5 @@ def test_no_class_name_is_used_twice() -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_module_is_named_after_an_activity(path: Path) -> None:
-    allowed = {"mixing", "loading", "self_training", "mixed_self_training"}  # nouns of the field
+    allowed = {"formatting", "mixing", "loading", "self_training", "mixed_self_training"}  # nouns of the field
     assert not path.stem.endswith("ing") or path.stem in allowed

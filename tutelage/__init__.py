@@ -7,10 +7,11 @@ The package imports in milliseconds: heavy modules are imported when they are fi
 
 from typing import TYPE_CHECKING, Any
 
+from tutelage.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from tutelage.api import *
 
-__version__ = "0.1.0"
 
 __all__ = [
     "check",

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import click
 
-from tutelage import __version__, api, tables
+from tutelage import api, tables
 from tutelage.errors import explained
 from tutelage.signatures import CONTEXT, Commands, Output, Param, command
+from tutelage.version import __version__
 
 _EPILOG = """\b
 examples:

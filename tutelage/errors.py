@@ -13,7 +13,7 @@ class TutelageError(Exception):
     """
 
     def __init__(self, code: str, message: str, remedy: str = "") -> None:
-        super().__init__(message)
+        super().__init__(code, message, remedy)  # all three, so that a copy from another process is equal
         self.code = code
         self.message = message
         self.remedy = remedy

@@ -105,7 +105,7 @@ def test_no_readable_style_is_an_error_in_any_case(data: tuple[Dataset, Dataset]
         sample.image.write_bytes(b"")
     with pytest.raises(DataError, match="in a row cannot be read"):
         run(data, tmp_path / "out", on_unreadable="skip")
-    with pytest.raises(DataError, match="no image in target"):
+    with pytest.raises(DataError, match="target has no image"):
         run((data[0], data[1].subset([])), tmp_path / "out")
 
 
@@ -132,7 +132,7 @@ def test_copies_need_a_whole_folder(data: tuple[Dataset, Dataset], tmp_path: Pat
     run(data, tmp_path / "out")
     path = tmp_path / "out" / "images.json"
     path.write_text(path.read_text().replace('"format": 1', '"format": 9'))
-    with pytest.raises(DataError, match="format 9, not 1"):
+    with pytest.raises(DataError, match="format 9"):
         with_copies(data[0], tmp_path / "out")
     assert read_image(CopyFolder(tmp_path / "out").image("i 0")).shape == (16, 24, 3)
 

@@ -389,7 +389,7 @@ def test_who_stops_half_way_leaves_nothing_running(many: Path) -> None:
 
 def test_a_decoder_that_raises_anything(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = DecodedImage.read
-    faults = {"003": KeyError("no table"), "017": MemoryError(), "059": DataError("bad luck")}
+    faults = {"003": KeyError("no table"), "017": MemoryError(), "059": DataError("image-unreadable", "bad luck")}
 
     def read(path: Path, admit: object) -> DecodedImage:
         if path.stem in faults:

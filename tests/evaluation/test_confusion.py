@@ -113,6 +113,14 @@ def test_scores_of_a_small_matrix() -> None:
     assert scores.frequency_weighted_iou == pytest.approx(8 / 12 * 6 / 9 + 4 / 12 * 3 / 6)
 
 
+@pytest.mark.parametrize("bins", [100, 4_095, 8_191, 8_192, 16_384, 32_767, 40_000])
+def test_large_ids_do_not_overflow_in_any_lane(bins: int) -> None:
+    index = torch.full((3, 40), bins - 1, dtype=torch.int16 if bins <= 32_767 else torch.int32)
+    found = histogram(index, bins)
+    assert found[-1] == 120
+    assert found.sum() == 120
+
+
 def test_true_and_false_positives_and_false_negatives() -> None:
     """Rows are the truth: what stands beside the diagonal of a column was called its class wrongly."""
     assert counts_of(torch.tensor([[6, 2, 0], [1, 3, 4], [0, 0, 5]])).tolist() == [[6, 1, 2], [3, 2, 5], [5, 4, 0]]

@@ -69,7 +69,7 @@ MUTANTS = (
            "tensors of another method are accepted"),
     Mutant("engine/interruption", "self.exit_status = 128 + signal_number", "self.exit_status = signal_number", "engine/test_resume",
            "the exit status does not name the signal"),
-    Mutant("engine/interruption", "        self._release()  # the second", "        pass  # the second", "engine/test_resume",
+    Mutant("engine/interruption", "        self._release()  # a second", "        pass  # a second", "engine/test_resume",
            "a second signal is ignored"),
     Mutant("engine/interruption", "        self.asked = number\n", "        self.asked = None\n", "engine/test_resume",
            "a signal is forgotten"),

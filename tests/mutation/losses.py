@@ -186,7 +186,7 @@ MUTANTS = (
            "CAG-UDA: a far vector is divided once too seldom"),
     Mutant("losses/prototypes", "weight * (loss_BK * valid_BK).sum()", "weight * loss_BK.sum()", "losses/test_prototypes",
            "CAG-UDA: classes that are absent count"),
-    Mutant("losses/regions", "* height // size[0]", "* height // size[0] + height // size[0] // 2", "losses/test_regions",
+    Mutant("losses/regions", "new, mode=\"nearest\")", "new, mode=\"nearest-exact\")", "losses/test_regions",
            "labels shrink by the middle of a cell"),
     Mutant("losses/regions", "ranks = (draws * (largest + 1)).long()", "ranks = (draws * largest).long()",
            "losses/test_regions", "the last rank is never drawn"),

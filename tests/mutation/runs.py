@@ -77,7 +77,7 @@ MUTANTS = (
            "a reopened artefact stays finished"),
     Mutant("runs/store", "iter([*finished, *found])", "iter(found)", "runs/test_store", "an unfinished artefact goes before a finished one"),
     Mutant("runs/store",
-           "        write_json(path.with_suffix(\".keys.json\"), keys)  # first: a recipe is there when its keys are\n        write_text(path, resolved)\n",
+           "        write_json(path.with_suffix(\".keys.json\"), keys)  # first: a recipe exists only once its keys do\n        write_text(path, resolved)\n",
            "        write_text(path, resolved)\n        write_json(path.with_suffix(\".keys.json\"), keys)\n", "runs/test_store",
            "a recipe is there before its keys: cleaning would remove what it needs"),
     Mutant("runs/store", "        recipe.unlink(missing_ok=True)\n        recipe.with_suffix(\".keys.json\").unlink(missing_ok=True)",

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.report import example
 from tutelage.evaluation.intervals import Gain, Interval
-from tutelage.report import charts, pictures, plots, tables, words
+from tutelage.report import charts, formatting, pictures, plots, tables, verdict
 from tutelage.report.content import Gallery, InferenceCost
 
 # Words
@@ -21,44 +21,44 @@ from tutelage.report.content import Gallery, InferenceCost
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        (words.percent(0.5), "50.0"),
-        (words.percent(None), "–"),
-        (words.percent(float("nan")), "–"),
-        (words.percent(-0.125, 2), "−12.50"),
-        (words.signed(0.0123), "+1.2"),
-        (words.signed(-0.0123), "−1.2"),
-        (words.signed(-0.0004), "0.0"),
-        (words.signed(None), "–"),
-        (words.interval(Interval(0.1, 0.2)), "[10.0, 20.0]"),
-        (words.interval(Interval(None, 0.2)), ""),
-        (words.magnitude(3_410_000), "3.41 M"),
-        (words.magnitude(12), "12"),
-        (words.significant(0.00123456), "0.00123"),
-        (words.significant(402.3), "402"),
-        (words.significant(3e-9), "3.00e−9".replace("e−9", "e−09")),
-        (words.duration(3.21), "3.2 s"),
-        (words.duration(59.7), "60 s"),
-        (words.duration(125), "2 min 05 s"),
-        (words.duration(3600 * 27 + 61), "27 h 01 min"),
-        (words.memory(812.5), "812 MiB"),
-        (words.memory(2210), "2.16 GiB"),
-        (words.ratio(24.0, 10.0), "×2.4"),
-        (words.ratio(24.0, 0.0), ""),
-        (words.short("abcdefghijklmnopqrstuvwxyz", 10), "abcdef…xyz"),
-        (words.counted(1, "image"), "1 image"),
+        (formatting.percent(0.5), "50.0"),
+        (formatting.percent(None), "–"),
+        (formatting.percent(float("nan")), "–"),
+        (formatting.percent(-0.125, 2), "−12.50"),
+        (formatting.signed(0.0123), "+1.2"),
+        (formatting.signed(-0.0123), "−1.2"),
+        (formatting.signed(-0.0004), "0.0"),
+        (formatting.signed(None), "–"),
+        (formatting.interval(Interval(0.1, 0.2)), "[10.0, 20.0]"),
+        (formatting.interval(Interval(None, 0.2)), ""),
+        (formatting.magnitude(3_410_000), "3.41 M"),
+        (formatting.magnitude(12), "12"),
+        (formatting.significant(0.00123456), "0.00123"),
+        (formatting.significant(402.3), "402"),
+        (formatting.significant(3e-9), "3.00e−9".replace("e−9", "e−09")),
+        (formatting.duration(3.21), "3.2 s"),
+        (formatting.duration(59.7), "60 s"),
+        (formatting.duration(125), "2 min 05 s"),
+        (formatting.duration(3600 * 27 + 61), "27 h 01 min"),
+        (formatting.memory(812.5), "812 MiB"),
+        (formatting.memory(2210), "2.16 GiB"),
+        (formatting.ratio(24.0, 10.0), "×2.4"),
+        (formatting.ratio(24.0, 0.0), ""),
+        (formatting.short("abcdefghijklmnopqrstuvwxyz", 10), "abcdef…xyz"),
+        (formatting.counted(1, "image"), "1 image"),
     ],
 )
 def test_words(said: str, expected: str) -> None:
     assert said == expected
 
 
-def verdict(gain: float | None, low: float | None, high: float | None, **changes: object) -> words.Verdict:
+def judged(gain: float | None, low: float | None, high: float | None, **changes: object) -> verdict.Verdict:
     bounds = replace(Interval(low, high, "blocks", 12), **changes)  # type: ignore[arg-type]
-    return words.verdict(example.content(comparison=Gain(gain, bounds)))
+    return verdict.verdict(example.content(comparison=Gain(gain, bounds)))
 
 
 def test_a_clear_gain_and_a_clear_loss() -> None:
-    better, worse = verdict(0.03, 0.01, 0.05), verdict(-0.03, -0.05, -0.01)
+    better, worse = judged(0.03, 0.01, 0.05), judged(-0.03, -0.05, -0.01)
     assert (better.tone, worse.tone) == ("gain", "loss")
     assert better.headline == "distilled: +3.0 mIoU against plain, a clear gain"
     assert worse.headline == "distilled: −3.0 mIoU against plain, a clear loss"
@@ -72,47 +72,47 @@ def test_a_clear_gain_and_a_clear_loss() -> None:
 def test_nothing_is_claimed_where_the_interval_does_not_carry_it(
     gain: float | None, low: float | None, high: float | None
 ) -> None:
-    result = verdict(gain, low, high)
+    result = judged(gain, low, high)
     assert result.tone == "open"
     assert "a clear" not in result.headline
     assert "clear gain" not in " ".join(result.sentences)
 
 
 def test_an_unreliable_interval_is_no_evidence_and_says_why() -> None:
-    result = verdict(0.03, 0.01, 0.05, reliable=False, reason="only 3 blocks", groups=3)
+    result = judged(0.03, 0.01, 0.05, reliable=False, reason="only 3 blocks", groups=3)
     assert result.tone == "open"
     assert "nothing is claimed" in " ".join(result.sentences)
     assert any("only 3 blocks" in warning for warning in result.warnings)
 
 
 def test_equal_counts_are_no_difference() -> None:
-    assert verdict(0.0, 0.0, 0.0).headline == "distilled: no difference from plain"
+    assert judged(0.0, 0.0, 0.0).headline == "distilled: no difference from plain"
 
 
 def test_images_that_may_look_alike_and_flattering_choices_are_warned_of() -> None:
     flattered = example.training("distilled", chosen_on_scored_data=True)
-    warnings = " ".join(words.verdict(example.content(trainings=(flattered,))).warnings)
+    warnings = " ".join(verdict.verdict(example.content(trainings=(flattered,))).warnings)
     assert "weights of distilled were chosen on the very images" in warnings
     assert "one by one" in warnings
     assert "another seed" in warnings
-    assert "one by one" not in " ".join(verdict(0.03, 0.01, 0.05).warnings)
+    assert "one by one" not in " ".join(judged(0.03, 0.01, 0.05).warnings)
 
 
 def test_a_comparison_in_which_one_side_was_chosen_on_the_scored_images_is_not_called_clear() -> None:
     one = (example.training("distilled", chosen_on_scored_data=True), example.training("plain"))
     both = tuple(example.training(name, chosen_on_scored_data=True) for name in ("distilled", "plain"))
-    unfair, fair = (words.verdict(example.content(trainings=each)) for each in (one, both))
+    unfair, fair = (verdict.verdict(example.content(trainings=each)) for each in (one, both))
     assert unfair.tone == "open"
     assert unfair.headline.endswith("not a fair comparison")
     assert "Only the weights of distilled" in " ".join(unfair.sentences)
     assert fair.tone == "gain"
     loss = Gain(-0.03, Interval(-0.05, -0.01, "blocks", 12))
-    assert words.verdict(example.content(trainings=one, comparison=loss)).tone == "loss"  # in spite of the favour
+    assert verdict.verdict(example.content(trainings=one, comparison=loss)).tone == "loss"  # in spite of the favour
 
 
 def test_the_choice_of_weights_is_told() -> None:
     best, last = example.training("distilled"), example.training("distilled", kept="last", best_step=None)
-    told = [" ".join(words.verdict(example.content(trainings=(one,))).sentences) for one in (best, last)]
+    told = [" ".join(verdict.verdict(example.content(trainings=(one,))).sentences) for one in (best, last)]
     assert "best validation score on town/val, step 1000 of 1000" in told[0]
     assert "those of the last step (1000)" in told[1]
 
@@ -123,15 +123,15 @@ def test_the_choice_of_weights_is_told() -> None:
 def test_weights_that_were_chosen_with_target_labels_are_marked() -> None:
     for kept, marked in (("best", False), ("best_on_target", True)):
         trainings = (example.training("distilled", kept=kept),)
-        sentences = " ".join(words.verdict(example.content(trainings=trainings)).sentences)
+        sentences = " ".join(verdict.verdict(example.content(trainings=trainings)).sentences)
         assert ("step 1000 of 1000, chosen with target labels" in sentences) == marked
 
 
 def test_the_score_of_the_verdict_is_the_mean_over_classes_that_occur() -> None:
     quality = example.quality(5, 0.6, miou=0.5543, miou_all=0.4434)
     net = replace(example.net("distilled", 5, 0.6), quality=quality)
-    alone = words.verdict(example.content(nets=(net,), baseline=None, comparison=None, teacher=None))
-    compared = words.verdict(example.content(nets=(example.net("plain", 5, 0.5), net), teacher=None))
+    alone = verdict.verdict(example.content(nets=(net,), baseline=None, comparison=None, teacher=None))
+    compared = verdict.verdict(example.content(nets=(example.net("plain", 5, 0.5), net), teacher=None))
     assert alone.headline == "distilled: 55.43 mIoU"
     assert compared.sentences[0].startswith("distilled scores 55.43 mIoU on town/test (40 images); the baseline plain ")
 

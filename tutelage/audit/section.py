@@ -18,9 +18,9 @@ from tutelage.evaluation.intervals import Figure
 from tutelage.report import charts, pictures, plots
 from tutelage.report.charts import Chart
 from tutelage.report.content import ClassInfo, Reliability, ReportContent
+from tutelage.report.formatting import NONE, interval, known, percent, significant
 from tutelage.report.page import filled
 from tutelage.report.tables import TableCell, TableRow, at
-from tutelage.report.words import NONE, interval, known, percent, significant
 
 
 @dataclass(frozen=True)

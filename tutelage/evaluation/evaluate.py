@@ -9,7 +9,7 @@ from those of their parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -237,6 +237,24 @@ def _merged(evaluation: Evaluation, classes: Sequence[str], groups: ClassGroups)
         "iou": _listed(scores.iou),
         "miou": scores.miou,
         "miou_interval": None if counts_NG3 is None else _interval(counts_NG3, evaluation.groups),
+    }
+
+
+def under_names(content: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The content of a score file with other names of its classes, in their order."""
+    new = dict(zip(content["classes"], names, strict=True))
+
+    def renamed(part: Mapping[str, Any]) -> dict[str, Any]:
+        groups = {name: [new.get(one, one) for one in members] for name, members in part.get("groups", {}).items()}
+        classes = [one if one in groups else new.get(one, one) for one in part["classes"]]
+        return {**part, "classes": classes, **({"groups": groups} if groups else {})}
+
+    merged_classes = content.get("merged")
+    return {
+        **content,
+        "classes": list(names),
+        "subsets": {name: renamed(part) for name, part in content.get("subsets", {}).items()},
+        "merged": None if merged_classes is None else renamed(merged_classes),
     }
 
 

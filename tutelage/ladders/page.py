@@ -10,12 +10,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tutelage import __version__
 from tutelage.evaluation.intervals import Figure, Gain
 from tutelage.evaluation.verdict import Judgement
 from tutelage.report import plots
+from tutelage.report.formatting import (
+    NONE,
+    counted,
+    duration,
+    interval,
+    known,
+    magnitude,
+    memory,
+    percent,
+    ratio,
+    signed,
+)
 from tutelage.report.page import filled, style
-from tutelage.report.words import NONE, counted, duration, interval, known, magnitude, memory, percent, ratio, signed
+from tutelage.version import __version__
 
 _FEW_SEEDS = 5
 

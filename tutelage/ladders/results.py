@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tutelage.engine.settings import FitSettings
 from tutelage.evaluation.class_groups import ClassGroups, merged_names
 from tutelage.evaluation.comparison import Scored, Side, read_scored
-from tutelage.evaluation.evaluate import blocks_of
+from tutelage.evaluation.evaluate import blocks_of, under_names
 from tutelage.evaluation.intervals import Gain, gap_share, miou_of_counts, paired_bootstrap
 from tutelage.evaluation.verdict import holm, judge
 from tutelage.ladders import page as words
@@ -233,7 +233,8 @@ def _scored(builder: Builder, expanded: Expanded, name: str) -> dict[int, Scored
     for (rung, seed), attempt in expanded.attempts.items():
         artefact = builder.artefacts[attempt.score]
         if rung == name and artefact.fault() is None:
-            found[seed] = read_scored(artefact.score(NET))
+            run = read_scored(artefact.score(NET))
+            found[seed] = replace(run, content=under_names(run.content, builder.classes.names))
     return found
 
 

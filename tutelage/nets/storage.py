@@ -19,13 +19,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tutelage import __version__
 from tutelage.errors import TutelageError
 from tutelage.nets.build import build
 from tutelage.nets.segmentor import Segmentor
 from tutelage.nets.settings import NetSettings
 from tutelage.runs.atomic import writing
 from tutelage.settings import Settings
+from tutelage.version import __version__
 
 FORMAT = 1
 

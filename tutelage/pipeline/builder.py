@@ -208,13 +208,17 @@ class Builder:
         self._say_renamed(path, classes)
         return tensors
 
-    def start_tensors(self, path: Path, net: str, encoder_only: bool = False) -> dict[str, Tensor]:
-        """The tensors of a weight file from which a net may start."""
+    def start_tensors(
+        self, path: Path, net: str, *, encoder_only: bool = False, of_stage: bool = False
+    ) -> dict[str, Tensor]:
+        """The tensors from which a net may start; ``of_stage``: of a stage, whose classes are the task's."""
         tensors, _ = read_tensors(path)
         if encoder_only:
             return {name: value for name, value in tensors.items() if _of_encoder(name)} or tensors
         others = _classes_of(path)
-        if others is not None and others != self.classes.names and len(others) == len(self.classes):
+        if of_stage and others is not None and renamed(others, self.classes.names):
+            self._say_renamed(path, others)
+        elif others is not None and others != self.classes.names and len(others) == len(self.classes):
             # The shapes show another number of classes, not other names of as many.
             text = f"net {net}: {path.name} has other classes ({', '.join(others)}): its classifier starts anew"
             self.say(text)

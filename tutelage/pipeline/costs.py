@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-from tutelage import __version__
 from tutelage.evaluation.protocol import Protocol
 from tutelage.evaluation.windows import grid, padded_size
 from tutelage.nets.cost import flops, latency, parameters
 from tutelage.nets.segmentor import Segmentor
 from tutelage.report.content import InferenceCost
+from tutelage.version import __version__
 
 Size = tuple[int, int]
 

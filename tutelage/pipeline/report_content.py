@@ -22,7 +22,7 @@ from tutelage.audit.report_content import label_rounds
 from tutelage.audit.section import AuditSection
 from tutelage.data.dataset import Dataset
 from tutelage.errors import RunError
-from tutelage.evaluation.evaluate import Counts, blocks_of, read_counts
+from tutelage.evaluation.evaluate import Counts, blocks_of, read_counts, under_names
 from tutelage.evaluation.inference import predict_labels
 from tutelage.evaluation.intervals import Figure, Gain, Interval, miou_of_counts, paired_bootstrap
 from tutelage.evaluation.protocol import Protocol
@@ -70,7 +70,8 @@ def report_content(builder: Builder, stage: ReportStage, device: torch.device) -
     """
     evaluation: EvaluateStage = builder.runner(stage.scores).stage
     scored, references = builder.artefacts[stage.scores], evaluation.scored()
-    scores = {label: _read_score(scored, label) for label in references}
+    names = builder.classes.names
+    scores = {label: under_names(_read_score(scored, label), names) for label in references}
     roles = roles_of(stage, list(references))
     dataset = builder.dataset(evaluation.data)
     nets = {label: _on(builder.trained_net(reference), device) for label, reference in references.items()}

@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tutelage import __version__
 from tutelage.errors import TutelageError
 from tutelage.runs.atomic import writing
+from tutelage.version import __version__
 
 FORMAT = 1
 _KEY = "tutelage"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from tutelage.report import plots, words
+from tutelage.report import formatting, plots
 from tutelage.report.content import Points
 
 MOST_LINES = 12
@@ -43,4 +43,4 @@ def about(what: str, where: str, drawn: Sequence[plots.Line]) -> str:
 
 
 def _ends(points: Points) -> str:
-    return f"{words.significant(points[0][1])} to {words.significant(points[-1][1])}"
+    return f"{formatting.significant(points[0][1])} to {formatting.significant(points[-1][1])}"

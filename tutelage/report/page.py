@@ -13,11 +13,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from tutelage import __version__
-from tutelage.report import pictures, plots, tables, words
+from tutelage.report import formatting, pictures, plots, tables, verdict
 from tutelage.report.charts import MOST_LINES, Chart, about, legend
 from tutelage.report.charts import lines as lines_of
 from tutelage.report.content import Gallery, ReportContent, ScoredNet, Training
+from tutelage.version import __version__
 
 _LONGEST_RECIPE = 200_000
 
@@ -40,13 +40,13 @@ def render(content: ReportContent) -> str:
         "content": content,
         "style": style(),
         "version": __version__,
-        "verdict": words.verdict(content),
+        "verdict": verdict.verdict(content),
         "gain": _gain(content),
         "nets": tables.in_order(content),
         "roles": {net.label: tables.role(content, net.label) for net in content.nets},
         "summary": tables.summary(content),
         "class_rows": rows,
-        "has_boundary": any(words.known(row.boundary) for row in rows),
+        "has_boundary": any(formatting.known(row.boundary) for row in rows),
         "groupings": tables.grouping_rows(content),
         "gained": gained,
         "lost": lost,
@@ -85,9 +85,9 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (words.percent, words.signed, words.interval, words.duration, words.memory, words.short)
-    environment.filters.update({function.__name__: function for function in filters})
-    environment.filters.update(known=words.known, counted=words.counted, colour=_colour, chosen=words.chosen)
+    names = ("percent", "signed", "interval", "duration", "memory", "short", "known", "counted")
+    environment.filters.update({name: getattr(formatting, name) for name in names})
+    environment.filters.update(colour=_colour, chosen=verdict.chosen)
     return environment
 
 
@@ -109,8 +109,8 @@ def _gain(content: ReportContent) -> Markup:
     comparison = content.comparison
     if comparison is None or content.baseline is None:
         return Markup("")
-    said = f"Gain of {words.signed(comparison.gain, 2)} mIoU points"
-    bounds = words.interval(comparison.interval, 2, sign=True)
+    said = f"Gain of {formatting.signed(comparison.gain, 2)} mIoU points"
+    bounds = formatting.interval(comparison.interval, 2, sign=True)
     return plots.gain_chart(comparison, f"{said}, 95 % interval {bounds}" if bounds else said)
 
 
@@ -180,9 +180,9 @@ def _heat_map(content: ReportContent) -> str:
 
 def _reliability(content: ReportContent, net: ScoredNet) -> Chart | None:
     curve = net.quality.reliability
-    if curve is None or not any(count for count in curve.count if words.known(count)):
+    if curve is None or not any(count for count in curve.count if formatting.known(count)):
         return None
-    error = words.percent(curve.error, 2)
+    error = formatting.percent(curve.error, 2)
     said = f"Reliability of {net.label}: expected calibration error {error} %"
     role = tables.role(content, net.label)
     return Chart(net.label, plots.reliability_chart(curve, said, role), note=f"calibration error {error} %")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tutelage.report.content import IGNORE, GalleryImage, ReportContent
-from tutelage.report.words import known, percent
+from tutelage.report.formatting import known, percent
 
 Bytes = NDArray[np.uint8]
 Colour = tuple[int, int, int]

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from tutelage.evaluation.intervals import Gain
 from tutelage.report.content import Points, Reliability
-from tutelage.report.words import known, percent, short, signed
+from tutelage.report.formatting import known, percent, short, signed
 
 STYLES = 6
 """How many line colours the style sheet knows."""

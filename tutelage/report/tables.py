@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from tutelage.evaluation.intervals import Figure, Interval
 from tutelage.report.content import ClassInfo, Figures, GroupedQuality, ReportContent, ScoredNet
-from tutelage.report.pictures import log_level
-from tutelage.report.words import (
+from tutelage.report.formatting import (
     NONE,
     duration,
     interval,
@@ -25,6 +24,7 @@ from tutelage.report.words import (
     signed,
     significant,
 )
+from tutelage.report.pictures import log_level
 
 HEAT_LEVELS = 10
 """How many shades of a confusion cell the style sheet knows."""

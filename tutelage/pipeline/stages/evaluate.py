@@ -13,7 +13,7 @@ from tutelage.evaluation.class_groups import check_groups
 from tutelage.evaluation.evaluate import evaluate, summary, write_evaluation
 from tutelage.pipeline.runner import StageRunner, Workplace
 from tutelage.recipe.stages.evaluate import EvaluateStage
-from tutelage.report.words import percent
+from tutelage.report.formatting import percent
 
 
 class EvaluateRunner(StageRunner[EvaluateStage]):

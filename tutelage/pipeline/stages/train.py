@@ -86,10 +86,12 @@ class TrainRunner(StageRunner[TrainStage]):
         result = {role: builder.new_net(name, self.seed) for role, name in roles.items()}
         for target, source in stage.init.items():
             role, _, part = target.partition(".")
-            path = builder.base / source if starts_from_file(source) else builder.net_path(source, stand_ins)
+            of_stage = not starts_from_file(source)
+            path = builder.net_path(source, stand_ins) if of_stage else builder.base / source
             if path is None:
                 continue
-            report = fill(result[role], builder.start_tensors(path, role, encoder_only=bool(part)), str(path))
+            tensors = builder.start_tensors(path, role, encoder_only=bool(part), of_stage=of_stage)
+            report = fill(result[role], tensors, str(path))
             builder.say(f"net {role} starts from {path.name}: {report}")
         for role, reference in stage.inputs.items():
             if role not in stage.spec.fitted_inputs:

@@ -1,93 +1,117 @@
-"""The reference of recipes and commands, read off the code when the manual is built.
+"""The generated parts of the manual: keys of recipes, settings of methods, help texts of commands.
 
-A page asks for a part with a comment such as ``<!-- generated: recipe -->``; :func:`filled` puts it there. Every
-settings class that can be reached from :class:`~tutelage.recipe.schema.Recipe` gets a section, and so does every
-method, with its streams and its settings. Nothing is listed by hand.
+    python -m docs.reference           write them into the pages
+    python -m docs.reference --check   list the pages that are out of date; exit status 1 if there are any
+
+A part stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``. Every settings class that can be reached from
+:class:`~tutelage.recipe.schema.Recipe` gets a table on the page of recipe keys, and so do the settings that methods
+nest; a method's own settings are on its page.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
+import subprocess
+import sys
+import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-import click
 from pydantic.fields import FieldInfo
 
-from tutelage.cli import program
-from tutelage.methods import METHODS, find_method
+from tutelage.methods import METHODS, find_settings
 from tutelage.methods.settings.distill_terms import WeightOrSettings
+from tutelage.recipe.base import StageSettings
 from tutelage.recipe.schema import Recipe
 from tutelage.recipe.stages.train import MethodChoice
 from tutelage.settings import Settings
 
-_COMMAND_WIDTH = 100
-_MARK = re.compile(r"^<!-- generated: ([a-z_ -]+) -->$", re.MULTILINE)
+DOCS = Path(__file__).resolve().parent
+KEYS = DOCS / "recipe_keys.md"
+_PART = re.compile(r"(<!-- generated: ([a-z0-9_ -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _PLAIN = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null", Any: "any value"}
 _BOUNDS = {"gt": "above", "ge": "from", "lt": "below", "le": "to", "multiple_of": "multiple of"}
 
 
-def filled(page: str) -> str:
-    """A page with every generated part in its place. Raises ``KeyError`` for a part that does not exist."""
+def main(arguments: Sequence[str]) -> int:
+    """Write the generated parts, or only compare them; returns the exit status."""
+    stale = []
+    for path in sorted(DOCS.rglob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        new = filled(path)
+        if new != text:
+            stale.append(path)
+            if "--check" not in arguments:
+                path.write_text(new, encoding="utf-8")
+    for path in stale:
+        print(path.relative_to(DOCS.parent))
+    return 1 if stale and "--check" in arguments else 0
 
-    def part(mark: re.Match[str]) -> str:
-        what, _, name = mark.group(1).partition(" ")
+
+def filled(page: Path) -> str:
+    """The text of a page, its generated parts made again. Raises ``KeyError`` for a part that does not exist."""
+
+    def part(found: re.Match[str]) -> str:
+        kind, _, name = found[2].partition(" ")
         makers: dict[str, Callable[[], str]] = {
             "recipe": recipe_reference,
             "method": lambda: method_reference(name),
             "command": lambda: command_reference(name),
         }
-        return makers[what]()
+        # A page refers to the keys by its own place.
+        keys = "" if page == KEYS else f"{os.path.relpath(KEYS, page.parent)}"
+        return f"{found[1]}\n{makers[kind]().replace('](#', f']({keys}#')}\n\n{found[3]}"
 
-    return _MARK.sub(part, page)
+    return _PART.sub(part, page.read_text(encoding="utf-8"))
 
 
 def recipe_reference() -> str:
     """All keys of a recipe, a section for each group of them."""
-    places: dict[type[Settings], list[str]] = {}
-    _find_places(Recipe, "", places)
-    parts = []
-    for model, found in places.items():
-        if model is MethodChoice:
-            continue  # has a section of its own, below
-        parts.append(_section(model, "The top of a recipe" if model is Recipe else f"`{found[0]}`", found))
-    parts.append(_methods())
-    return "\n\n".join(parts)
+    return "\n\n".join(_section(model, places) for model, places in _sections().items() if model is not MethodChoice)
 
 
 def method_reference(name: str) -> str:
     """The streams and the settings of one method."""
-    method = find_method(name)
-    lines = ["| stream | masks are read | views | what it is |", "| --- | --- | --- | --- |"]
-    for stream, needs in method.Settings.streams.items():
-        views = ", ".join([f"`{view}`" for view in needs.views] + [f"(`{view}`)" for view in needs.optional])
-        lines.append(f"| `{stream}` | {'yes' if needs.labels else 'no'} | {views} | {needs.about} |")
-    if method.Settings.teachers:
-        needed = ", ".join(f"`{role}`" for role in method.Settings.teachers)
-        lines += ["", f"Trained nets that it consults, under `inputs`: {needed}."]
-    if method.Settings.fitted_inputs:
-        needed = ", ".join(f"`{role}`" for role in method.Settings.fitted_inputs)
-        lines += ["", f"`fit` stages that it starts from, under `inputs`: {needed}."]
-    if method.Settings.fitted_inputs:
-        needed = ", ".join(f"`{role}`" for role in method.Settings.fitted_inputs)
-        lines += ["", f"What `fit` stages made, under `inputs` as well: {needed}."]
-    return "\n".join([*lines, "", _table(method.Settings)])
+    settings = find_settings(name)
+    lines = ["| stream | masks are read | views | content |", "| --- | --- | --- | --- |"]
+    for stream, spec in settings.streams.items():
+        views = ", ".join([f"`{view}`" for view in spec.views] + [f"(`{view}`)" for view in spec.optional])
+        lines.append(f"| `{stream}` | {'yes' if spec.labels else 'no'} | {views} | {spec.about} |")
+    if settings.teachers:
+        lines += ["", "Trained nets, under `inputs`: " + ", ".join(f"`{role}`" for role in settings.teachers) + "."]
+    for role, kinds in settings.fitted_inputs.items():
+        lines += ["", f"A `fit` stage of {' or '.join(f'`{kind}`' for kind in kinds)}, under `inputs`: `{role}`."]
+    return "\n".join([*lines, "", _table(settings)])
 
 
+@cache
 def command_reference(name: str) -> str:
-    """The help of one command, or of the program where no name is given."""
-    path = f"tutelage {name}".rstrip()
-    context = click.Context(commands()[name] if name else program(), info_name=path, terminal_width=_COMMAND_WIDTH)
-    return f"```text\n{context.get_help().rstrip()}\n```"
+    """The output of ``tutelage NAME --help``."""
+    environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "tutelage", *name.split(), "--help"]
+    shown = subprocess.run(command, env=environment, cwd=DOCS.parent, capture_output=True, text=True, check=True)
+    return "```text\n" + "\n".join(line.rstrip() for line in shown.stdout.strip().splitlines()) + "\n```"
 
 
-def commands() -> dict[str, click.Command]:
-    """All commands by name."""
-    return program().commands
+@cache
+def _sections() -> dict[type[Settings], list[str]]:
+    """Every settings class with a table on the page of keys → the keys at which it may stand."""
+    places: dict[type[Settings], list[str]] = {}
+    _find_places(Recipe, "", places)
+    nested: dict[type[Settings], list[str]] = {}
+    for name in METHODS:
+        _find_places(find_settings(name), "", nested)
+    for model, found in nested.items():
+        if model not in places and found[0]:  # without a place: the settings of a method itself
+            places[model] = [f"stages.<name>.method.{place}" for place in dict.fromkeys(found)]
+    return places
 
 
 def _find_places(model: type[Settings], place: str, places: dict[type[Settings], list[str]]) -> None:
@@ -127,49 +151,41 @@ def _nested(annotation: Any, step: str = "") -> Iterator[tuple[type[Settings], s
             yield from _nested(inner, step)
 
 
-def _section(model: type[Settings], title: str, places: list[str]) -> str:
-    lines = [f"({_anchor(model)})=", f"### {title}", "", _sentence(model.__doc__)]
-    others = [place for place in places[1:] if place]
+def _section(model: type[Settings], places: list[str]) -> str:
+    lines = [f"## {_title(model)}", "", _sentence(model.__doc__)]
+    others = [place for place in dict.fromkeys(places) if place not in ("", places[0])]
     if others:
         lines.append("Also at " + ", ".join(f"`{place}`" for place in others) + ".")
+    lines[2:] = textwrap.wrap(" ".join(lines[2:]), 120, break_long_words=False, break_on_hyphens=False)
     return "\n".join([*lines, "", _table(model)])
 
 
-def _methods() -> str:
-    names = ", ".join(f"[`{name}`](methods/{name}.md)" for name in METHODS)
-    parts = [
-        "\n".join(
-            [
-                f"({_anchor(MethodChoice)})=",
-                "### `stages.<name>.method`",
-                "",
-                f"The method and its settings: `method: supervised`, or `method: {{name: pixel_kd, weight: 2}}`. "
-                f"`name` is one of {names}.",
-            ]
-        )
-    ]
-    nested: dict[type[Settings], list[str]] = {}
-    for name in METHODS:
-        method = find_method(name)
-        head = f"### `stages.<name>.method`, name: `{name}`"
-        parts.append("\n".join([head, "", _sentence(method.__doc__), "", method_reference(name)]))
-        _find_places(method.Settings, "", nested)
-    reachable: dict[type[Settings], list[str]] = {}
-    _find_places(Recipe, "", reachable)
-    for model, found in nested.items():
-        if model not in reachable and found[0]:  # what stands nowhere is a method's own settings
-            places = [f"stages.<name>.method.{place}" for place in dict.fromkeys(found)]
-            parts.append(_section(model, f"`{places[0]}`", places))
-    return "\n\n".join(parts)
+@cache
+def _title(model: type[Settings]) -> str:
+    """The first place of a group of keys; with its holders where several groups have it."""
+    if model is Recipe:
+        return "Top level"
+    place = _sections()[model][0]
+    shared = [other for other, places in _sections().items() if places[:1] == [place]]
+    return f"`{place}`" if len(shared) == 1 else f"`{place}` ({', '.join(_holders(model))})"
+
+
+def _holders(model: type[Settings]) -> Iterator[str]:
+    """The kinds of stages, and the methods, whose settings hold a group of keys directly."""
+    stages = {kind.model_fields["kind"].default: kind for kind in _sections() if issubclass(kind, StageSettings)}
+    for name, holder in {**stages, **{name: find_settings(name) for name in METHODS}}.items():
+        fields = holder.model_fields.values()
+        if any(inner is model for field in fields for inner, _ in _nested(field.annotation)):
+            yield f"`{name}`"
 
 
 def _table(model: type[Settings]) -> str:
     lines = ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
     for name, field in model.model_fields.items():
-        meaning = _sentence(field.description) or {"kind": "Tells it from the others of its section."}.get(name, "")
+        meaning = _sentence(field.description) or {"kind": "Selects the settings of its section."}.get(name, "")
         cells = (f"`{name}`", _value(field), _default(field), meaning)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) if model.model_fields else "It has no settings."
+    return "\n".join(lines) if model.model_fields else "No settings."
 
 
 def _value(field: FieldInfo) -> str:
@@ -191,6 +207,8 @@ def _type(annotation: Any) -> str:
     """A type in words."""
     if annotation in _PLAIN:
         return _PLAIN[annotation]
+    if annotation is MethodChoice:
+        return "a method's name, or `{name: NAME, ...}` with its settings"
     if inspect.isclass(annotation) and issubclass(annotation, Settings):
         return f"[keys](#{_anchor(annotation)})"
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
@@ -229,12 +247,12 @@ def _flat(metadata: typing.Iterable[Any]) -> Iterator[Any]:
 
 def _default(field: FieldInfo) -> str:
     if field.is_required():
-        return "**needed**"
+        return "**required**"
     value = field.get_default(call_default_factory=True)
     if isinstance(value, Settings):
         usual = type(value)().model_dump(mode="json")
         changed = {key: each for key, each in value.model_dump(mode="json").items() if each != usual[key]}
-        return f"`{_flow(changed)}`" if changed else "its defaults"
+        return f"`{_flow(changed)}`" if changed else "defaults"
     if isinstance(value, tuple):
         value = list(value)
     return f"`{_flow(value)}`"
@@ -252,8 +270,13 @@ def _flow(value: Any) -> str:
 
 
 def _anchor(model: type[Settings]) -> str:
-    return f"keys-{model.__name__.lower()}"
+    """The anchor of a group of keys: that of its heading, as forges and Sphinx form it."""
+    return re.sub(r"[^\w\- ]", "", _title(model).lower()).replace(" ", "-")
 
 
 def _sentence(text: str | None) -> str:
     return " ".join((text or "").split()).replace("``", "`")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
