@@ -297,7 +297,7 @@ def test_a_second_process_is_refused_while_the_first_lives(fresh: Project, worki
     ran = fresh.tutelage("run", "recipe.yaml")
     assert ran.status == 1
     place = folder(fresh, "teacher").relative_to(fresh.root)
-    assert f"another process works in {place}: pid {working.pid} on " in ran.err
+    assert f"another process is running in {place}: pid {working.pid} on " in ran.err
     assert "wait for it, stop it, or choose another folder" in ran.err
     assert working.is_alive()
 
@@ -320,7 +320,7 @@ def test_a_second_process_cannot_label_while_the_first_does(fresh: Project) -> N
     first.join()
     assert ran.status == 1
     place = folder(fresh, "maps").relative_to(fresh.root)
-    assert f"another process works in {place}: pid {first.pid} on " in ran.err
+    assert f"another process is running in {place}: pid {first.pid} on " in ran.err
     assert not (folder(fresh, "maps") / "artefact.json").exists()
 
 
