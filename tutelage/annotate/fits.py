@@ -94,7 +94,7 @@ class FitKind(Settings):
 class RunningMeanFit(FitKind):
     """The base of fits of class means."""
 
-    file_kind: ClassVar = MEANS_KIND
+    file_kind: ClassVar[str] = MEANS_KIND
 
     min_pixels: Annotated[int, Field(ge=1)] = 10
     """A class with fewer positions in an image gives no vector for that image."""
@@ -142,7 +142,7 @@ class AnchorsFit(RunningMeanFit):
 class MixturesFit(MixtureSettings, FitKind):
     """A Gaussian mixture per class, of features that are labelled and predicted as it: BiSMAP's prototypes."""
 
-    file_kind: ClassVar = MIXTURES_KIND
+    file_kind: ClassVar[str] = MIXTURES_KIND
 
     kind: Literal["mixtures"] = "mixtures"
     samples: Annotated[int, Field(ge=1)] = 300_000
@@ -177,9 +177,9 @@ class MixturesFit(MixtureSettings, FitKind):
 class TransferabilityFit(FitKind):
     """A weight per pixel of labelled source images, by its distance to the target's features: BiSMAP's maps."""
 
-    file_kind: ClassVar = "transferability"
-    of_target: ClassVar = True
-    per_class: ClassVar = False
+    file_kind: ClassVar[str] = "transferability"
+    of_target: ClassVar[bool] = True
+    per_class: ClassVar[bool] = False
 
     kind: Literal["transferability"] = "transferability"
     size: tuple[PositiveInt, PositiveInt] = (128, 256)
@@ -227,8 +227,8 @@ class TransferabilityFit(FitKind):
 class EntropiesFit(FitKind):
     """The mean entropy in nats of the pixels that are predicted as each class, from which a class bonus is computed."""
 
-    file_kind: ClassVar = "class entropies"
-    any_protocol: ClassVar = True
+    file_kind: ClassVar[str] = "class entropies"
+    any_protocol: ClassVar[bool] = True
 
     kind: Literal["entropies"] = "entropies"
 

@@ -128,7 +128,7 @@ class Policy(ABC):
 class ArgmaxSettings(PolicySettings):
     """Label every pixel with its most probable class."""
 
-    complete: ClassVar = True
+    complete: ClassVar[bool] = True
 
     kind: Literal["argmax"] = "argmax"
 
@@ -336,7 +336,7 @@ class ClassRatio(ByConfidence):
 class MixturesSettings(PolicySettings):
     """Label the class whose mixture gives the features the largest likelihood, where it is large enough (BiSMAP)."""
 
-    of_logits: ClassVar = False
+    of_logits: ClassVar[bool] = False
 
     kind: Literal["mixtures"] = "mixtures"
     mixtures: Annotated[str, Ref("fit", fits=("mixtures",))]

@@ -12,8 +12,8 @@ from tutelage.methods.settings.masked_consistency import MaskedConsistencyWithAv
 class AdvEntSettings(MethodSettings):
     """AdvEnt, and its relatives MinEnt and AdaptSegNet."""
 
-    implementation: ClassVar = "tutelage.methods.advent:AdvEnt"
-    streams: ClassVar = {
+    implementation: ClassVar[str] = "tutelage.methods.advent:AdvEnt"
+    streams: ClassVar[dict[str, StreamSpec]] = {
         "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
         "target": StreamSpec(labels=False, views=("weak",), about="images of the domain that matters, without masks"),
     }
@@ -47,7 +47,7 @@ class AdvEntSettings(MethodSettings):
 class AdaptSegNetSettings(AdvEntSettings):
     """AdaptSegNet; its least-squares variant: `loss: least_squares, adversarial: 0.01, adversarial_auxiliary: 0`."""
 
-    implementation: ClassVar = "tutelage.methods.advent:AdaptSegNet"
+    implementation: ClassVar[str] = "tutelage.methods.advent:AdaptSegNet"
 
     maps: Literal["self_information", "softmax"] = "softmax"
     """Input of the discriminators: probabilities."""
@@ -56,8 +56,8 @@ class AdaptSegNetSettings(AdvEntSettings):
 class MinEntSettings(MethodSettings):
     """Entropy minimisation on the target."""
 
-    implementation: ClassVar = "tutelage.methods.advent:MinEnt"
-    streams: ClassVar = AdvEntSettings.streams
+    implementation: ClassVar[str] = "tutelage.methods.advent:MinEnt"
+    streams: ClassVar[dict[str, StreamSpec]] = AdvEntSettings.streams
 
     entropy: Weight = 0.001
     """m: weight of the entropy of the target's main logits."""

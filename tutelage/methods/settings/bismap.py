@@ -21,8 +21,8 @@ MASKED_VIEW = ViewSettings(
 class BiSMAPWarmUpSettings(MethodSettings):
     """BiSMAP's warm-up."""
 
-    implementation: ClassVar = "tutelage.methods.bismap:BiSMAPWarmUp"
-    streams: ClassVar = {
+    implementation: ClassVar[str] = "tutelage.methods.bismap:BiSMAPWarmUp"
+    streams: ClassVar[dict[str, StreamSpec]] = {
         "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
         "target": StreamSpec(
             labels=False,
@@ -61,8 +61,8 @@ class BiSMAPWarmUpSettings(MethodSettings):
 class BiSMAPSettings(BiSMAPWarmUpSettings):
     """BiSMAP's self-training."""
 
-    implementation: ClassVar = "tutelage.methods.bismap:BiSMAP"
-    streams: ClassVar = {
+    implementation: ClassVar[str] = "tutelage.methods.bismap:BiSMAP"
+    streams: ClassVar[dict[str, StreamSpec]] = {
         "source": BiSMAPWarmUpSettings.streams["source"],
         "target": StreamSpec(
             labels=True,

@@ -13,13 +13,13 @@ from tutelage.methods.settings.common import TaskSettings, Weight
 class CAGSettings(MethodSettings):
     """CAG-UDA."""
 
-    implementation: ClassVar = "tutelage.methods.cag:CAG"
-    streams: ClassVar = {
+    implementation: ClassVar[str] = "tutelage.methods.cag:CAG"
+    streams: ClassVar[dict[str, StreamSpec]] = {
         "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
         "target": StreamSpec(labels=False, views=("weak",), about="images of the domain that matters, without masks"),
     }
-    teachers: ClassVar = ("labeller",)
-    fitted_inputs: ClassVar = {"anchors": ("anchors", "means")}
+    teachers: ClassVar[tuple[str, ...]] = ("labeller",)
+    fitted_inputs: ClassVar[dict[str, tuple[str, ...]]] = {"anchors": ("anchors", "means")}
 
     margin: Annotated[float, Field(ge=0)] = 2.5
     """How much farther the second nearest anchor must be; it depends on the features' scale."""

@@ -11,8 +11,8 @@ from tutelage.methods.settings.common import TaskSettings, Weight
 class CBSTSettings(MethodSettings):
     """Class-balanced self-training, one round."""
 
-    implementation: ClassVar = "tutelage.methods.cbst:CBST"
-    streams: ClassVar = {
+    implementation: ClassVar[str] = "tutelage.methods.cbst:CBST"
+    streams: ClassVar[dict[str, StreamSpec]] = {
         "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
         "target": StreamSpec(
             labels=True, views=("weak",), about="images of the domain that matters, with pseudo labels"

@@ -18,7 +18,7 @@ from tutelage.methods.settings.distill_terms import (
 class CIRKDSettings(DistillBase):
     """CIRKD (V1); a bare number is a weight."""
 
-    implementation: ClassVar = "tutelage.methods.cirkd:CIRKD"
+    implementation: ClassVar[str] = "tutelage.methods.cirkd:CIRKD"
 
     pixel_kd: Annotated[PixelKDTermSettings, WeightOrSettings] = PixelKDTermSettings()
     """The teacher's class distribution at every position."""
@@ -35,7 +35,7 @@ class CIRKDSettings(DistillBase):
 class CIRKDV2Settings(CIRKDSettings):
     """CIRKD V2."""
 
-    implementation: ClassVar = "tutelage.methods.cirkd:CIRKDV2"
+    implementation: ClassVar[str] = "tutelage.methods.cirkd:CIRKDV2"
 
     fitnet: Annotated[FitNetSettings, WeightOrSettings] = FitNetSettings(weight=1.0)
     """Regression of the teacher's features (published: 1 or 10, by pair of nets)."""

@@ -14,8 +14,8 @@ from tutelage.methods.settings.common import TaskSettings, Weight
 class CPSSettings(MethodSettings):
     """Cross pseudo supervision."""
 
-    implementation: ClassVar = "tutelage.methods.cps:CPS"
-    streams: ClassVar = {
+    implementation: ClassVar[str] = "tutelage.methods.cps:CPS"
+    streams: ClassVar[dict[str, StreamSpec]] = {
         "labeled": StreamSpec(labels=True, views=("weak",), about="images with masks"),
         "unlabeled": StreamSpec(labels=False, views=("weak",), about="images without masks"),
     }

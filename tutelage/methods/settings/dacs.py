@@ -10,4 +10,4 @@ from tutelage.methods.settings.mixed_self_training import MixedSettings
 class DACSSettings(MixedSettings):
     """DACS."""
 
-    implementation: ClassVar = "tutelage.methods.dacs:DACS"
+    implementation: ClassVar[str] = "tutelage.methods.dacs:DACS"

@@ -26,7 +26,7 @@ class FeatureDistanceSettings(Settings):
 class DAFormerSettings(MixedSettings):
     """DAFormer."""
 
-    implementation: ClassVar = "tutelage.methods.daformer:DAFormer"
+    implementation: ClassVar[str] = "tutelage.methods.daformer:DAFormer"
 
     feature_distance: FeatureDistanceSettings | None = FeatureDistanceSettings()
     """The distance to the encoder's first features; null: none."""

@@ -72,9 +72,11 @@ class Losses(Settings):
 class DistillBase(MethodSettings):
     """Settings of every distillation."""
 
-    streams: ClassVar = {"labeled": StreamSpec(labels=True, views=("weak",), about="images with masks")}
-    teachers: ClassVar = ("teacher",)
-    cached_teacher: ClassVar = ("teacher", "labeled")
+    streams: ClassVar[dict[str, StreamSpec]] = {
+        "labeled": StreamSpec(labels=True, views=("weak",), about="images with masks")
+    }
+    teachers: ClassVar[tuple[str, ...]] = ("teacher",)
+    cached_teacher: ClassVar[tuple[str, str]] = ("teacher", "labeled")
 
     student_feature: str = "embedding"
     """The student's map for feature terms: `embedding`, `level0` (the encoder's finest) to `level4`, or the name of a
@@ -125,7 +127,7 @@ def temperature_of(losses: Losses) -> float:
 class DistillSettings(DistillBase):
     """Distillation by any combination of terms."""
 
-    implementation: ClassVar = "tutelage.methods.distillation.distill:Distill"
+    implementation: ClassVar[str] = "tutelage.methods.distillation.distill:Distill"
 
     losses: Losses = Losses(pixel_kd=PixelKDTermSettings())
     """Terms by name."""

@@ -14,8 +14,8 @@ from tutelage.methods.settings.common import TaskSettings, Weight
 class FDASettings(MethodSettings):
     """FDA."""
 
-    implementation: ClassVar = "tutelage.methods.fda:FDA"
-    streams: ClassVar = {
+    implementation: ClassVar[str] = "tutelage.methods.fda:FDA"
+    streams: ClassVar[dict[str, StreamSpec]] = {
         "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
         "target": StreamSpec(labels=False, views=("weak",), about="images of the domain that matters, without masks"),
     }
@@ -37,8 +37,8 @@ class FDASettings(MethodSettings):
 class FDASelfTrainingSettings(FDASettings):
     """FDA's second phase."""
 
-    implementation: ClassVar = "tutelage.methods.fda:FDASelfTraining"
-    streams: ClassVar = {
+    implementation: ClassVar[str] = "tutelage.methods.fda:FDASelfTraining"
+    streams: ClassVar[dict[str, StreamSpec]] = {
         "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
         "target": StreamSpec(
             labels=True, views=("weak",), about="images of the domain that matters, with pseudo labels"

@@ -12,8 +12,8 @@ from tutelage.methods.settings.strong_views import STRONG_VIEW, StrongViewSettin
 class FixMatchSettings(StrongViewSettings):
     """FixMatch."""
 
-    implementation: ClassVar = "tutelage.methods.fixmatch:FixMatch"
-    streams: ClassVar = {
+    implementation: ClassVar[str] = "tutelage.methods.fixmatch:FixMatch"
+    streams: ClassVar[dict[str, StreamSpec]] = {
         "labeled": StreamSpec(labels=True, views=("weak",), about="images with masks"),
         "unlabeled": StreamSpec(
             labels=False,

@@ -13,7 +13,7 @@ from tutelage.nets.settings import MultiResolutionSettings
 class HRDASettings(DAFormerSettings):
     """HRDA."""
 
-    implementation: ClassVar = "tutelage.methods.hrda:HRDA"
+    implementation: ClassVar[str] = "tutelage.methods.hrda:HRDA"
 
     detail_weight: Annotated[float, Field(ge=0, le=1)] = 0.1
     """d: share of the window's own loss."""

@@ -13,8 +13,8 @@ from tutelage.methods.settings.common import TaskSettings, Weight
 class MeanTeacherSettings(MethodSettings):
     """Mean Teacher."""
 
-    implementation: ClassVar = "tutelage.methods.mean_teacher:MeanTeacher"
-    streams: ClassVar = {
+    implementation: ClassVar[str] = "tutelage.methods.mean_teacher:MeanTeacher"
+    streams: ClassVar[dict[str, StreamSpec]] = {
         "labeled": StreamSpec(labels=True, views=("weak",), about="images with masks"),
         "unlabeled": StreamSpec(labels=False, views=("weak",), about="images without masks"),
     }

@@ -11,7 +11,7 @@ from tutelage.methods.settings.masked_consistency import MaskedConsistencySettin
 class MICSettings(DAFormerSettings):
     """MIC on DAFormer."""
 
-    implementation: ClassVar = "tutelage.methods.mic:MIC"
+    implementation: ClassVar[str] = "tutelage.methods.mic:MIC"
 
     masked_consistency: MaskedConsistencySettings | None = MaskedConsistencySettings()
     """The masked target images; null: DAFormer."""

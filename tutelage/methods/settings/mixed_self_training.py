@@ -38,7 +38,7 @@ class MarginSettings(Settings):
 class MixedSettings(MethodSettings):
     """Settings of all methods that mix domains."""
 
-    streams: ClassVar = {
+    streams: ClassVar[dict[str, StreamSpec]] = {
         "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
         "target": StreamSpec(labels=False, views=("weak",), about="images of the domain that matters, without masks"),
     }

@@ -24,8 +24,8 @@ _PAPERS_NAMES = {"s2t": "pixel_to_prototype", "t2s": "prototype_to_pixel"}
 class PBALBidirectionalSettings(MethodSettings):
     """PBAL's first stage: bidirectional prototype learning."""
 
-    implementation: ClassVar = "tutelage.methods.pbal:PBALBidirectional"
-    streams: ClassVar = {
+    implementation: ClassVar[str] = "tutelage.methods.pbal:PBALBidirectional"
+    streams: ClassVar[dict[str, StreamSpec]] = {
         "source": StreamSpec(
             labels=True,
             views=("strong",),
@@ -73,8 +73,8 @@ class PBALBidirectionalSettings(MethodSettings):
 class PBALSelfTrainingSettings(MethodSettings):
     """PBAL's second stage: prototypical self-training."""
 
-    implementation: ClassVar = "tutelage.methods.pbal:PBALSelfTraining"
-    streams: ClassVar = {
+    implementation: ClassVar[str] = "tutelage.methods.pbal:PBALSelfTraining"
+    streams: ClassVar[dict[str, StreamSpec]] = {
         "source": StreamSpec(
             labels=True,
             views=("strong",),

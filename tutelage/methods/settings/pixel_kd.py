@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from tutelage.engine.settings import MethodSettings
+from tutelage.engine.settings import MethodSettings, StreamSpec
 from tutelage.methods.settings.common import CacheSettings, TaskSettings, Weight
 from tutelage.methods.settings.distill import DistillSettings
 
@@ -14,10 +14,10 @@ from tutelage.methods.settings.distill import DistillSettings
 class PixelKDSettings(MethodSettings):
     """Pixel-wise distillation from a trained teacher."""
 
-    implementation: ClassVar = "tutelage.methods.pixel_kd:PixelKD"
-    streams: ClassVar = DistillSettings.streams
-    teachers: ClassVar = DistillSettings.teachers
-    cached_teacher: ClassVar = DistillSettings.cached_teacher
+    implementation: ClassVar[str] = "tutelage.methods.pixel_kd:PixelKD"
+    streams: ClassVar[dict[str, StreamSpec]] = DistillSettings.streams
+    teachers: ClassVar[tuple[str, ...]] = DistillSettings.teachers
+    cached_teacher: ClassVar[tuple[str, str]] = DistillSettings.cached_teacher
 
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """T: above 1, both distributions are softened."""

@@ -19,8 +19,8 @@ STRONG = ViewSettings(randaugment=RandAugmentSettings(flip=0.5), cutout=CutoutSe
 class ProDASettings(MethodSettings):
     """ProDA, stage 1."""
 
-    implementation: ClassVar = "tutelage.methods.proda:ProDA"
-    streams: ClassVar = {
+    implementation: ClassVar[str] = "tutelage.methods.proda:ProDA"
+    streams: ClassVar[dict[str, StreamSpec]] = {
         "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
         "target": StreamSpec(
             labels=False,
@@ -30,9 +30,9 @@ class ProDASettings(MethodSettings):
             about="images of the domain that matters, without masks",
         ),
     }
-    teachers: ClassVar = ("labeller",)
-    cached_teacher: ClassVar = ("labeller", "target")
-    fitted_inputs: ClassVar = {"prototypes": ("means", "anchors")}
+    teachers: ClassVar[tuple[str, ...]] = ("labeller",)
+    cached_teacher: ClassVar[tuple[str, str]] = ("labeller", "target")
+    fitted_inputs: ClassVar[dict[str, tuple[str, ...]]] = {"prototypes": ("means", "anchors")}
 
     alpha: Weight = 0.1
     """a: weight of cross-entropy against the rectified labels."""

@@ -15,8 +15,8 @@ from tutelage.methods.settings.proda import STRONG
 class SelfDistillSettings(MethodSettings):
     """Self-distillation."""
 
-    implementation: ClassVar = "tutelage.methods.self_distill:SelfDistill"
-    streams: ClassVar = {
+    implementation: ClassVar[str] = "tutelage.methods.self_distill:SelfDistill"
+    streams: ClassVar[dict[str, StreamSpec]] = {
         "source": StreamSpec(labels=True, views=("weak",), about="images with masks, from the labelled domain"),
         "target": StreamSpec(
             labels=True,
@@ -25,7 +25,7 @@ class SelfDistillSettings(MethodSettings):
             about="images of the domain that matters, with pseudo labels of an `annotate` stage",
         ),
     }
-    teachers: ClassVar = ("teacher",)
+    teachers: ClassVar[tuple[str, ...]] = ("teacher",)
 
     target_loss: Literal["cross_entropy", "symmetric"] = "cross_entropy"
     """T: cross-entropy (ProDA, PBAL), or with its reverse beside it (BiSMAP)."""

@@ -11,5 +11,7 @@ from tutelage.methods.settings.common import TaskSettings
 class SupervisedSettings(TaskSettings, MethodSettings):
     """Supervised training."""
 
-    implementation: ClassVar = "tutelage.methods.supervised:Supervised"
-    streams: ClassVar = {"labeled": StreamSpec(labels=True, views=("weak",), about="images with masks")}
+    implementation: ClassVar[str] = "tutelage.methods.supervised:Supervised"
+    streams: ClassVar[dict[str, StreamSpec]] = {
+        "labeled": StreamSpec(labels=True, views=("weak",), about="images with masks")
+    }

@@ -16,12 +16,12 @@ VIEWS = ("student", "cnn", "vit")
 class TriKDSettings(MethodSettings):
     """Triple-view knowledge distillation."""
 
-    implementation: ClassVar = "tutelage.methods.trikd:TriKD"
-    streams: ClassVar = {
+    implementation: ClassVar[str] = "tutelage.methods.trikd:TriKD"
+    streams: ClassVar[dict[str, StreamSpec]] = {
         "labeled": StreamSpec(labels=True, views=("weak",), about="images with masks"),
         "unlabeled": StreamSpec(labels=False, views=("weak",), about="images without masks"),
     }
-    trained_nets: ClassVar = VIEWS
+    trained_nets: ClassVar[tuple[str, ...]] = VIEWS
 
     student_weight: Weight = 1.0
     """w_s: weight of the student's loss on labels."""

@@ -27,8 +27,8 @@ PUBLISHED = {"negatives": "published", "indexing": "published", "onehot": "publi
 class U2PLSettings(MethodSettings):
     """U2PL."""
 
-    implementation: ClassVar = "tutelage.methods.u2pl:U2PL"
-    streams: ClassVar = {
+    implementation: ClassVar[str] = "tutelage.methods.u2pl:U2PL"
+    streams: ClassVar[dict[str, StreamSpec]] = {
         "labeled": StreamSpec(labels=True, views=("weak",), about="images with masks"),
         "unlabeled": StreamSpec(labels=False, views=("weak",), about="images without masks"),
     }

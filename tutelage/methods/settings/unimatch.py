@@ -12,8 +12,8 @@ from tutelage.methods.settings.strong_views import STRONG_VIEW
 class UniMatchSettings(FixMatchSettings):
     """UniMatch (V1)."""
 
-    implementation: ClassVar = "tutelage.methods.unimatch:UniMatch"
-    streams: ClassVar = {
+    implementation: ClassVar[str] = "tutelage.methods.unimatch:UniMatch"
+    streams: ClassVar[dict[str, StreamSpec]] = {
         "labeled": StreamSpec(labels=True, views=("weak",), about="images with masks"),
         "unlabeled": StreamSpec(
             labels=False,

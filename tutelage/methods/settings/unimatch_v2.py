@@ -13,8 +13,8 @@ from tutelage.methods.settings.strong_views import STRONG_VIEW, StrongViewSettin
 class UniMatchV2Settings(StrongViewSettings):
     """UniMatch V2."""
 
-    implementation: ClassVar = "tutelage.methods.unimatch_v2:UniMatchV2"
-    streams: ClassVar = {
+    implementation: ClassVar[str] = "tutelage.methods.unimatch_v2:UniMatchV2"
+    streams: ClassVar[dict[str, StreamSpec]] = {
         "labeled": StreamSpec(labels=True, views=("weak",), about="images with masks"),
         "unlabeled": StreamSpec(
             labels=False,

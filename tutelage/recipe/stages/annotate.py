@@ -45,8 +45,8 @@ class Labelling(Settings):
 class AnnotateStage(Labelling, StageSettings):
     """Write pseudo labels: the predictions of a trained net on unlabelled images."""
 
-    makes: ClassVar = "data"
-    pseudo: ClassVar = True
+    makes: ClassVar[str] = "data"
+    pseudo: ClassVar[bool] = True
 
     kind: Literal["annotate"] = "annotate"
     net: Annotated[NetName, Ref("trained")]

@@ -42,7 +42,7 @@ class ClassGroupSettings(Settings):
 class EvaluateStage(ClassGroupSettings, StageSettings):
     """Score trained nets on labelled data."""
 
-    makes: ClassVar = "scores"
+    makes: ClassVar[str] = "scores"
 
     kind: Literal["evaluate"] = "evaluate"
     nets: dict[Name, Trained] | list[Trained]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class FitStage(StageSettings):
     """Fit class means, mixtures or pixel weights to a net's features, without gradients."""
 
-    makes: ClassVar = "fit"
+    makes: ClassVar[str] = "fit"
 
     kind: Literal["fit"] = "fit"
     what: AnyFit

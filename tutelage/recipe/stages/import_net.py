@@ -13,7 +13,7 @@ from tutelage.settings import Ref
 class ImportStage(StageSettings):
     """Take a trained net from a file, such as a published teacher."""
 
-    makes: ClassVar = "nets"
+    makes: ClassVar[str] = "nets"
 
     kind: Literal["import"] = "import"
     file: Annotated[str, Field(pattern=r"\.safetensors$"), Ref("file")]

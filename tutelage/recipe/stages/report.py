@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class ReportStage(StageSettings):
     """Write the report: one HTML page."""
 
-    makes: ClassVar = "page"
+    makes: ClassVar[str] = "page"
 
     kind: Literal["report"] = "report"
     scores: Annotated[Name, Ref("scores")]

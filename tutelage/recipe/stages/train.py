@@ -96,8 +96,8 @@ class Course(FitSettings):
 class TrainStage(Course, StageSettings):
     """Train nets with a method."""
 
-    makes: ClassVar = "nets"
-    trains: ClassVar = True
+    makes: ClassVar[str] = "nets"
+    trains: ClassVar[bool] = True
 
     kind: Literal["train"] = "train"
     method: MethodChoice

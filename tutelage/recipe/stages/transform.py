@@ -12,7 +12,7 @@ from tutelage.settings import Ref
 class TransformStage(StageSettings):
     """Copy a data set in the style of another; the copy keeps the masks, and its name is used as data."""
 
-    makes: ClassVar = "data"
+    makes: ClassVar[str] = "data"
 
     kind: Literal["transform"] = "transform"
     data: Annotated[str, Ref("data", use="source")]
