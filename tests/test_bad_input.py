@@ -193,7 +193,7 @@ FOLDERS = ("train: train.txt", "train: {images: images, masks: masks}")
 
 RECIPES = [
     Fault("recipe-missing", nothing, ("recipe not found: absent.yaml", "tutelage init"), ("run", "absent.yaml")),
-    Fault("recipe-is-a-folder", nothing, ("this is a folder: data", "name the file"), ("run", "data")),
+    Fault("recipe-is-a-folder", nothing, ("got a folder: data", "name the recipe file"), ("run", "data")),
     Fault(
         "not-yaml",
         edited(("name: tiny", "name: [tiny")),
@@ -209,7 +209,7 @@ RECIPES = [
     Fault(
         "key-twice",
         edited(("steps: 2", "steps: 2\n    steps: 3")),
-        ("recipe.yaml:18", "'steps' occurs twice", "keep one"),
+        ("recipe.yaml:18", "duplicate key 'steps'", "keep one"),
     ),
     Fault(
         "unknown-key",

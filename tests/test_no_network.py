@@ -145,8 +145,8 @@ def test_weights_from_the_hub_without_network_name_the_ways_out(results: dict[st
 
 
 def test_doctor_asks_the_hub_only_when_told_to(results: dict[str, Any]) -> None:
-    assert "weight hub: not asked" in results["results"]["doctor"]["out"]
+    assert "weight hub: not checked" in results["results"]["doctor"]["out"]
     asked = results["results"]["doctor --hub"]
     assert asked["attempts"]
-    assert "weight hub: cannot be reached" in asked["out"]
+    assert "weight hub: unreachable" in asked["out"]
     assert "fix: weights: packaged, or a file" in asked["out"]

@@ -123,7 +123,7 @@ def test_the_whole_recipe(project: Project) -> None:
         ((SUBSETS, "    subsets: {street: [road, bus]}\n"), "no class 'bus'"),
         ((MERGED, "    merged: {moving: [cars]}\n"), "no class 'cars'"),
         ((MERGED, "    merged: {one: [car], other: [car, sign]}\n"), "car can be part of one group only"),
-        ((SUBSETS, "    subsets: {none: []}\n"), "subsets.none names no class"),
+        ((SUBSETS, "    subsets: {none: []}\n"), "subsets.none: expected at least one class"),
     ],
 )
 def test_groups_of_classes_that_are_not_there(project: Project, change: tuple[str, str], message: str) -> None:

@@ -76,7 +76,7 @@ def test_scores_on_target_are_shown_beside_it_and_choose_nothing(project: Projec
     project.edit(("keep: last", scored))
     ran = project.tutelage("run", "recipe.yaml")
     assert ran.status == 0
-    assert "scores on dusk/val while training use masks that count as missing" in ran.out
+    assert "scores on dusk/val while training use masks treated as missing" in ran.out
     assert [record["step"] for record in choices(project)] == [2, 3]
     log = read_log(next((project.root / "runs").glob("adapted-*/log.jsonl")))
     assert [record["step"] for record in log if "evaluation" in record] == [1, 2, 3]
@@ -126,7 +126,7 @@ def test_what_was_chosen_with_target_labels_says_so(project: Project, monkeypatc
         assert project.tutelage("show", "recipe.yaml", "--count", "1").status == 0
     assert len(subtitles) == 3
     assert all("weights are chosen with target labels" in subtitle for subtitle in subtitles)
-    assert "it builds upon weights chosen with target labels" in page
+    assert "it depends on weights chosen with target labels" in page
 
 
 def test_a_choice_goes_on_where_it_was_stopped(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -422,7 +422,7 @@ def test_clean_removes_what_no_recent_recipe_refers_to(done: Project) -> None:
     ("classes", "text"),
     [
         ("[road, car, sky]", "(5 classes in the source, 3 here)"),
-        ("[sign, tree, sky, car, way]", "has other classes (road, car, sky, tree, sign): its classifier starts anew"),
+        ("[sign, tree, sky, car, way]", "has other classes (road, car, sky, tree, sign): new classifier weights"),
     ],
 )
 @pytest.mark.parametrize("door", ["init", "weights"])

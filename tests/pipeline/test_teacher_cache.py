@@ -39,7 +39,7 @@ run: {{device: cpu, threads: 1, weak_teacher: warn}}
 IMAGES = len(SPLITS["train"])
 OTHER_SEED = ("stages.student.seed=7",)
 MADE = "teacher cache →"
-REPLAYED = "the teacher's answers are replayed from teacher_cache-"
+REPLAYED = "the teacher's outputs are read from teacher_cache-"
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_a_damaged_file_is_made_again_alone(done: Project) -> None:
     damaged.write_bytes(content)
     ran = done.tutelage("run", "recipe.yaml", *OTHER_SEED)
     assert ran.status == 0
-    assert "answers/000001.npy was changed after it was made; what is damaged is made again" in ran.out
+    assert "answers/000001.npy was changed after it was made; damaged files are made again" in ran.out
     after = answers(done.root)
     assert {name: content for name, (*_, content) in before.items()} == contents(done.root)
     assert [name for name in before if before[name] != after[name]] == ["000001.npy"]
@@ -194,7 +194,7 @@ def test_two_images_of_one_name_are_refused(fresh: Project) -> None:
     )
     ran = fresh.tutelage("run", "recipe.yaml", "stages.student.streams.labeled.data=[city/train, town/train]")
     assert ran.status == 1
-    assert "two images are called train:" in ran.err
+    assert "two images have the name train:" in ran.err
 
 
 @pytest.mark.parametrize("change", ["seed=0", "stages.student.method.cache=null"])

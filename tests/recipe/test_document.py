@@ -85,8 +85,8 @@ def test_tags_are_refused_and_nothing_is_made_of_them(tag: str) -> None:
 )
 def test_a_key_that_occurs_twice_is_refused(text: str, line: int, first: int) -> None:
     message = refused(text).message
-    assert message.startswith(f"r.yaml:{line}: key ")
-    assert message.endswith(f"occurs twice (first on line {first})")
+    assert message.startswith(f"r.yaml:{line}: duplicate key ")
+    assert message.endswith(f"(first on line {first})")
 
 
 @pytest.mark.parametrize("text", ["? [a, b]\n: 1\n", "? {a: b}\n: 1\n", "{[a]: 1}\n"])
@@ -148,7 +148,7 @@ def test_what_is_nested_too_deeply_is_refused() -> None:
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"recipe not found: .*nowhere\.yaml"):
         read(tmp_path / "nowhere.yaml")
-    with pytest.raises(RecipeError, match="this is a folder"):
+    with pytest.raises(RecipeError, match="got a folder"):
         read(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("name: grün\n".encode("latin-1"))
     with pytest.raises(RecipeError, match=r"latin\.yaml"):

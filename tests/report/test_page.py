@@ -1,4 +1,4 @@
-"""The page is well-formed, complete in itself, escaped, bounded, always the same, and never falls over."""
+"""The page is well-formed, self-contained, escaped, bounded, always the same, and never falls over."""
 
 from __future__ import annotations
 
@@ -328,7 +328,7 @@ def test_many_classes_degrade_to_a_picture_and_a_table() -> None:
     assert 'class="heat"' not in few
     assert 'class="confusion"' not in many
     assert 'class="heat"' in many
-    assert "Taken for" in many
+    assert "Most common confusions" in many
 
 
 def test_a_curve_of_strange_values_is_drawn_without_them() -> None:
@@ -347,7 +347,7 @@ def test_a_rate_is_absolute_only_where_its_full_one_is_known() -> None:
     main = example.training("distilled").rates["main"]
     several = example.training("distilled", rates={"main": main, "critic": main})
     assert "Learning rate of the decoder and heads" in checked(render(example.content())).words
-    assert "Learning rate as a share of the full one" in checked(render(example.content(trainings=(several,)))).words
+    assert "Learning rate as a share of the full rate" in checked(render(example.content(trainings=(several,)))).words
 
 
 def test_many_large_noisy_pictures_stay_below_five_megabytes() -> None:

@@ -81,7 +81,7 @@ def test_nothing_is_claimed_where_the_interval_does_not_carry_it(
 def test_an_unreliable_interval_is_no_evidence_and_says_why() -> None:
     result = judged(0.03, 0.01, 0.05, reliable=False, reason="only 3 blocks", groups=3)
     assert result.tone == "open"
-    assert "nothing is claimed" in " ".join(result.sentences)
+    assert "no conclusion is drawn" in " ".join(result.sentences)
     assert any("only 3 blocks" in warning for warning in result.warnings)
 
 
@@ -92,7 +92,7 @@ def test_equal_counts_are_no_difference() -> None:
 def test_images_that_may_look_alike_and_flattering_choices_are_warned_of() -> None:
     flattered = example.training("distilled", chosen_on_scored_data=True)
     warnings = " ".join(verdict.verdict(example.content(trainings=(flattered,))).warnings)
-    assert "weights of distilled were chosen on the very images" in warnings
+    assert "weights of distilled were chosen on the images scored here" in warnings
     assert "one by one" in warnings
     assert "another seed" in warnings
     assert "one by one" not in " ".join(judged(0.03, 0.01, 0.05).warnings)

@@ -1,1 +1,1 @@
-"""Stages in order, each skipped when its artefact is there; the one place that builds data, nets and methods."""
+"""Runs the stages in order, skipping finished ones; the only package that builds data, nets and methods."""

@@ -1,4 +1,4 @@
-"""What stages work with: data sets, nets and artefacts, by the names that a recipe gives them."""
+"""Builds data sets, nets and artefacts by their names in a recipe."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Say = Callable[[str], None]
 
 
 class Builder:
-    """Everything by name; data sets are opened on first use, and once."""
+    """Data sets, nets and artefacts by name; a data set is opened once, on first use."""
 
     def __init__(self, loaded: LoadedRecipe, say: Say = lambda text: None) -> None:
         self.recipe = loaded.recipe
@@ -42,7 +42,7 @@ class Builder:
         self.artefacts: dict[str, Artefact] = {}
         """Stage name → its artefact, finished or not."""
         self.shared: dict[tuple[str, str], Artefact] = {}
-        """Stage name and kind → an artefact that the stage shares with others, such as cached outputs of a teacher."""
+        """Stage name and kind → an artefact shared between stages, such as a teacher's cached outputs."""
         self._runners: dict[str, StageRunner[Any]] = {}
         self._opened: dict[str, Mapping[str, Dataset]] = {}
         self._bridged: dict[str, Dataset] = {}
@@ -58,9 +58,9 @@ class Builder:
         return self._runners[stage]
 
     def assign(self, store: Store, until: Sequence[str] | None = None) -> None:
-        """Give every stage its artefact, in order: a key needs the keys of the stages before.
+        """Assign every stage its artefact, in order: a key depends on the keys of earlier stages.
 
-        ``until``: only as far as these stages need.
+        ``until``: only the artefacts that these stages need.
         """
         missing = set(self.recipe.stages if until is None else until)
         for name in self.recipe.stages:
@@ -82,9 +82,9 @@ class Builder:
         return task_classes(self.recipe.classes, splits[next(iter(splits))])
 
     def dataset(self, reference: str, stand_ins: bool = False) -> Dataset:
-        """The data set ``name/split`` or ``name``, or the data that a stage makes, in the task's classes.
+        """The data set ``name/split`` or ``name``, or a stage's output data, in the task's classes.
 
-        ``stand_ins``: the originals of copies that are not made yet. Raises :class:`RecipeError` for a split that does
+        ``stand_ins``: the originals in place of copies not made yet. Raises :class:`RecipeError` for a split that does
         not exist and :class:`DataError` for invalid files.
         """
         if reference in self.recipe.stages:
@@ -99,7 +99,7 @@ class Builder:
                 split = next(iter(splits))
             if split not in splits:
                 text = f"{reference!r}: data set {name!r} has no split {split!r}{nearest(split, splits)}"
-                remedy = f"name one of its splits, or add this one under data.{name}.splits"
+                remedy = f"name one of its splits, or add this split under data.{name}.splits"
                 raise RecipeError("unknown-split", text, remedy)
             dataset = splits[split]
             mapping = self.recipe.data[name].bridge
@@ -132,13 +132,13 @@ class Builder:
         return reference if split else f"{name}/{next(iter(self.splits(name)))}"
 
     def root(self, name: str) -> Path:
-        """The folder that a data set's list files are relative to."""
+        """The base folder of a data set's list files."""
         return (self.base / self.recipe.data[name].root).resolve()
 
     # Nets
 
     def new_net(self, name: str, seed: int) -> Segmentor:
-        """A net of the recipe with its first weights, a function of the name and the seed."""
+        """A net of the recipe with its initial weights, which depend on the name and the seed."""
         settings, file = self.recipe.nets[name], None
         if settings.weights is not None and settings.weights.endswith(WEIGHT_SUFFIXES):
             file = self.base / settings.weights
@@ -165,7 +165,7 @@ class Builder:
         return net
 
     def stand_in_net(self, reference: str) -> Segmentor:
-        """The net of a stage as for a trial: the trained one, or an untrained one in its place."""
+        """The net of a stage for a trial: trained if finished, else untrained."""
         if self.net_path(reference, missing_ok=True) is not None:
             return self.trained_net(reference)
         settings = self.net_settings(reference).model_copy(update={"weights": None})
@@ -179,7 +179,7 @@ class Builder:
     def net_path(self, reference: str, missing_ok: bool = False) -> Path | None:
         """The weight file of ``stage`` or ``stage.net``.
 
-        Where it does not exist: ``None`` with ``missing_ok``, else a :class:`RecipeError` that lists those that do.
+        Where it does not exist: ``None`` with ``missing_ok``, else a :class:`RecipeError` that lists the existing nets.
         """
         stage, _, net = reference.partition(".")
         path = self.artefacts[stage].net(net or "student")
@@ -188,7 +188,7 @@ class Builder:
                 return None
             known = sorted(found.stem for found in path.parent.glob("*.safetensors"))
             text = f"stage {stage!r} has no net {net or 'student'!r}"
-            raise RecipeError("unknown-net", text, f"it has: {', '.join(known) or 'none yet'}")
+            raise RecipeError("unknown-net", text, f"its nets: {', '.join(known) or 'none yet'}")
         return path
 
     def fitted(self, reference: str, stand_ins: bool = False) -> Mapping[str, Tensor]:
@@ -203,7 +203,7 @@ class Builder:
         classes = tuple(about.get("classes", ()))
         if not renamed(classes, self.classes.names):
             text = f"{path} was fitted for other classes: {', '.join(classes)}"
-            remedy = f"run the stage {reference!r} again for: {', '.join(self.classes.names)}"
+            remedy = f"run the stage {reference!r} again for the classes {', '.join(self.classes.names)}"
             raise TutelageError("other-classes", text, remedy)
         self._say_renamed(path, classes)
         return tensors
@@ -211,7 +211,7 @@ class Builder:
     def start_tensors(
         self, path: Path, net: str, *, encoder_only: bool = False, of_stage: bool = False
     ) -> dict[str, Tensor]:
-        """The tensors from which a net may start; ``of_stage``: of a stage, whose classes are the task's."""
+        """The tensors from which a net starts; ``of_stage``: of a stage, which must have the task's classes."""
         tensors, _ = read_tensors(path)
         if encoder_only:
             return {name: value for name, value in tensors.items() if _of_encoder(name)} or tensors
@@ -219,14 +219,14 @@ class Builder:
         if of_stage and others is not None and renamed(others, self.classes.names):
             self._say_renamed(path, others)
         elif others is not None and others != self.classes.names and len(others) == len(self.classes):
-            # The shapes show another number of classes, not other names of as many.
-            text = f"net {net}: {path.name} has other classes ({', '.join(others)}): its classifier starts anew"
+            # Shapes reveal another number of classes, but not other names.
+            text = f"net {net}: {path.name} has other classes ({', '.join(others)}): new classifier weights"
             self.say(text)
             tensors = {name: value for name, value in tensors.items() if not name.startswith(_HEADS)}
         return tensors
 
     def _say_renamed(self, path: Path, theirs: tuple[str, ...]) -> None:
-        """Say once that names differ; what was made stays valid, as ids decide."""
+        """Report once that class names differ; artefacts stay valid, as class ids identify classes."""
         if theirs != self.classes.names and theirs not in self._renamed:
             self._renamed.add(theirs)
             self.say(
@@ -236,7 +236,7 @@ class Builder:
     # Identity
 
     def data_key(self, reference: str) -> str:
-        """Identifies a data set's content: its fingerprint, or the key of the stage that makes it."""
+        """Identifies a data set's content: its fingerprint, or the key of its stage."""
         if reference in self.recipe.stages:
             return f"stage:{self.artefacts[reference].key}"
         return self.dataset(reference).fingerprint
@@ -247,7 +247,7 @@ class Builder:
         return f"{self.artefacts[stage].key}.{net or 'student'}"
 
     def net_content(self, name: str) -> dict[str, Any]:
-        """Everything that decides a net of the recipe with its first weights, which are drawn by its name."""
+        """All inputs that determine a net of the recipe with its initial weights, including its name."""
 
         def weights(reference: Reference) -> str:
             return self.source_key(reference.value) if reference.value.endswith(WEIGHT_SUFFIXES) else reference.value
@@ -261,7 +261,7 @@ class Builder:
         path = self.base / source
         if not path.is_file():
             return f"missing:{source}"
-        # Of a file with other class names the classifier is left out.
+        # The classifier of a file with other class names is not loaded.
         others = _classes_of(path)
         return sha256(path) if others in (None, self.classes.names) else f"{sha256(path)} for other classes"
 
@@ -277,17 +277,17 @@ _HEADS = ("classifier.", "auxiliary.")
 
 
 def within(error: DataError, data: str) -> DataError:
-    """An error of a data set, with the name that the recipe gives it."""
+    """An error of a data set, with the data set's name in the recipe."""
     return DataError(error.code, f"data.{data}: {error.message}", named(error.remedy, data))
 
 
 def named(remedy: str, data: str) -> str:
-    """A remedy of any data set as that of the recipe's ``data``, to be copied as it stands."""
+    """A remedy with the path of the data set in the recipe, ready to copy."""
     return remedy.replace("data.<name>", f"data.{data}")
 
 
 def _classes_of(path: Path) -> tuple[str, ...] | None:
-    """The classes of a net file of tutelage; ``None`` for another weight file."""
+    """The classes of a net file of tutelage; ``None`` for any other weight file."""
     try:
         return read_metadata(path).classes
     except TutelageError:

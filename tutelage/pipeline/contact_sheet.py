@@ -1,6 +1,6 @@
-"""Contact sheets: blocks of captioned pictures, several blocks a line, a legend at the foot. Pillow alone draws."""
+"""Contact sheets, drawn with Pillow: blocks of captioned pictures, several per line, with a legend at the bottom."""
 
-# Legend: H W pixels of a picture, before it is scaled to its place on the sheet.
+# Legend: H W pixels of a picture before scaling.
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class SheetCell:
     padded_HW: Mask
     ignored_HW: Mask | None = None
     smooth: bool = True
-    """A photograph; a map is scaled without mixing its values."""
+    """Whether it is a photograph; a map is scaled by nearest neighbours."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Pictures that share one geometry, and two lines about it."""
+    """Pictures with a common geometry, and two caption lines."""
 
     caption: tuple[str, str]
     cells: tuple[SheetCell, ...]
@@ -61,7 +61,7 @@ class SampleBlock:
 
 @dataclass(frozen=True)
 class Swatch:
-    """One entry of the legend; without a colour one of the hatchings."""
+    """One entry of the legend: a colour, or a hatching."""
 
     text: str
     colour: Colour | None = None
@@ -76,7 +76,7 @@ class _Fonts:
 
 
 def draw_sheet(title: str, subtitle: str, blocks: Sequence[SampleBlock], legend: Sequence[Swatch]) -> Image.Image:
-    """A sheet of ``blocks`` of like structure, under a title and over a legend."""
+    """A sheet of ``blocks`` of equal structure, with a title and a legend."""
     fonts = _Fonts(ImageFont.load_default(20), ImageFont.load_default(14), ImageFont.load_default(12.5))
     layout = _layout(blocks)
     across = max(1, min(len(blocks), (_SHEET_WIDTH - 2 * _MARGIN + _BLOCK_GAP) // (layout.width + _BLOCK_GAP)))
@@ -101,18 +101,18 @@ def draw_sheet(title: str, subtitle: str, blocks: Sequence[SampleBlock], legend:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the pictures of a block lie; the same for all blocks."""
+    """Positions of the pictures in a block; the same for all blocks."""
 
     cells: tuple[tuple[int, int], ...]
-    """Width and height that every picture of a group fits into."""
+    """Largest width and height of a group's pictures."""
     places: tuple[tuple[int, int], ...]
-    """Of each group, from the block's corner."""
+    """Of each group, relative to the block's corner."""
     width: int
     height: int
 
 
 def _layout(blocks: Sequence[SampleBlock]) -> _Layout:
-    """Groups side by side, or, where the sheet is not wide enough for that, one under the other."""
+    """Groups side by side, or stacked where the sheet is too narrow."""
     cells, sizes = [], []
     for number in range(len(blocks[0].groups)):
         groups = [block.groups[number] for block in blocks]
@@ -154,10 +154,10 @@ def _draw_block(sheet: Image.Image, block: SampleBlock, place: tuple[int, int], 
 
 
 def _rendered(cell: SheetCell) -> Image.Image:
-    """The picture in its size on the sheet, hatched there, so that all hatchings are alike."""
+    """The picture scaled for the sheet; hatched after scaling, so that all hatchings are equal."""
     size = _scaled_size(cell)
     enlarged = size[0] > cell.padded_HW.shape[1]
-    # Pixels stay visible where a picture is made larger: they are what the net sees.
+    # Nearest neighbours when enlarging: the pixels that the net gets stay visible.
     rule = Image.Resampling.LANCZOS if cell.smooth and not enlarged else Image.Resampling.NEAREST
     pixels = np.array(Image.fromarray(np.ascontiguousarray(cell.image_HW3)).resize(size, rule))
     stripes = _stripes(size)
@@ -165,7 +165,7 @@ def _rendered(cell: SheetCell) -> Image.Image:
         ignored = _resized_mask(cell.ignored_HW, size)
         pixels[ignored] = np.where(stripes[..., None], *map(np.array, _IGNORED[::-1])).astype(np.uint8)[ignored]
     padded = _resized_mask(cell.padded_HW, size)
-    # A photograph keeps the colour that the net gets there.
+    # A photograph keeps the net's input colour there.
     pixels[padded & _stripes(size, 2)] = _PADDED[1]
     if not cell.smooth:
         pixels[padded & ~_stripes(size, 2)] = _PADDED[0]
@@ -175,7 +175,7 @@ def _rendered(cell: SheetCell) -> Image.Image:
 
 
 def _stripes(size: tuple[int, int], thick: int = _PERIOD // 2) -> Mask:
-    """(H, W) diagonal stripes; the thin ones fall the other way."""
+    """(H, W) diagonal stripes; thin stripes have the opposite slope."""
     rows, columns = np.indices((size[1], size[0]))
     diagonal = rows + columns if thick == _PERIOD // 2 else rows - columns
     result: Mask = diagonal % _PERIOD < thick
@@ -187,7 +187,7 @@ def _resized_mask(mask_HW: Mask, size: tuple[int, int]) -> Mask:
 
 
 def _legend_lines(legend: Sequence[Swatch], wide: int, fonts: _Fonts) -> list[list[tuple[int, Swatch]]]:
-    """Entries with their place from the left, broken into lines."""
+    """Entries with their horizontal positions, broken into lines."""
     lines: list[list[tuple[int, Swatch]]] = []
     x = wide + 1
     for swatch in legend:
@@ -217,8 +217,8 @@ def _draw_legend(sheet: Image.Image, line: Sequence[tuple[int, Swatch]], y: int,
 
 
 def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, wide: int) -> str:
-    """The text, with some of it left out where it is too long, mostly before its middle: names differ at their ends."""
-    if isinstance(font, ImageFont.ImageFont):  # a Pillow without FreeType: its letters are Latin-1
+    """The text, shortened in its first half where it is too long: names differ at their ends."""
+    if isinstance(font, ImageFont.ImageFont):  # Pillow without FreeType supports only Latin-1
         text = text.encode("latin-1", "replace").decode("latin-1")
     if font.getlength(text) <= wide:
         return text

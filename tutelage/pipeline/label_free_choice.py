@@ -1,4 +1,4 @@
-"""The choice of weights while training by images whose masks stay closed; see :mod:`tutelage.evaluation.choice`."""
+"""Chooses weights while training, by images without masks; see :mod:`tutelage.evaluation.choice`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tutelage.settings import references
 
 
 class LabelFreeChoice:
-    """Scores the first net that a method exports, to compare checkpoints: more is better."""
+    """Scores the first net that a method exports, to compare checkpoints: higher is better."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class LabelFreeChoice:
         device: torch.device,
         record: Callable[[dict[str, Any]], None],
     ) -> None:
-        """``record`` logs the figures. Raises as data sets do for names and files."""
+        """``record`` logs the figures. Raises as opening a data set does."""
         assert stage.keep in LABEL_FREE
         self.rule = stage.keep
         self.method, self.device, self.record = method, device, record
@@ -51,7 +51,7 @@ class LabelFreeChoice:
         with net.inferring(self.protocol.precision):
             rows = [self._row(net, place) for place in mine]
         own = torch.from_numpy(np.stack(rows) if rows else np.zeros((0, self._columns())))
-        # Where there is one process nothing travels; not every device has double precision.
+        # A single process needs no reduction; not every device has double precision.
         meeting = self.device if collectives.world() > 1 else torch.device("cpu")
         rows_NC = in_order(own, torch.tensor(list(mine), dtype=torch.int64), meeting).cpu().numpy()
         if self.rule == "agreement":
@@ -72,12 +72,12 @@ class LabelFreeChoice:
 
 
 def _data(builder: Builder, stage: TrainStage) -> list[str]:
-    """The data of a choice: those named, else those of the streams that no person labelled, else all."""
+    """The data of a choice: as set, else those of the streams without annotations, else all."""
     stages = builder.recipe.stages
     named = list(dict.fromkeys(listed(stage.choose.data or [])))
     masked = streamed(stage, masks=True)
     pseudo = [it for it in masked if it in stages and stages[it].pseudo]
-    # In the order of the streams: evenly spread images depend on it.
+    # In the order of the streams, on which the selection of evenly spread images depends.
     unlabelled = {*streamed(stage, masks=False), *pseudo}
     ordered = [it.value for it in references(stage) if it.ref.trains and it.value in unlabelled]
     return named or list(dict.fromkeys(ordered)) or masked

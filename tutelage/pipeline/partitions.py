@@ -1,4 +1,4 @@
-"""Making list files from a recipe's data set: train/val/test, or few-label partitions."""
+"""Writes list files for a recipe's data set: train/val/test, or few-label partitions."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def write_partitions(
     force: bool,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
-    """Write the lists of ``parts`` (``train=0.7,val=30``), or of ``few`` (``1/16,1/8``), and say what they hold.
+    """Write the lists of ``parts`` (``train=0.7,val=30``), or of ``few`` (``1/16,1/8``), and report their contents.
 
-    Beside each labelled list its hash is said, by which two people see whether they labelled the same images. Paths in
+    The hash of each labelled list is reported, to compare lists between machines. Paths in
     the lists are relative to the data set's root, so that its ``splits`` can name them. Raises :class:`RecipeError` for
-    parts that cannot be loaded, and :class:`DataError` for what the data do not allow.
+    parts that cannot be loaded, and :class:`DataError` for partitions that the data do not allow.
     """
     builder = Builder(loaded, say)
     dataset = builder.dataset(data)

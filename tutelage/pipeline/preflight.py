@@ -1,4 +1,4 @@
-"""The checks before the first step of the first stage: no run fails after hours for what was visible at the start."""
+"""Checks before the first step of the first stage, so that a run does not fail late for an early error."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tutelage.settings import WEIGHT_SUFFIXES, references
 
 
 def preflight(builder: Builder, stages: Sequence[str]) -> None:
-    """Check the nets and masks of the stages that are about to run, and what each stage checks itself.
+    """Check the nets and masks of the stages to run, and run each stage's own checks.
 
     Masks are read once. Raises :class:`TutelageError` for an encoder, weight file or class that does not exist, and
-    :class:`DataError` with all findings for masks that are missing, or would poison training or scores.
+    :class:`DataError` with all findings for masks that are missing or invalid.
     """
     runners = [builder.runner(name) for name in stages]
     for runner in runners:
         runner.preflight()
     for name in dict.fromkeys(net for stage in stages for net in _nets(builder, stage)):
         _check_net(builder, name)
-    # A copy has the masks of its originals; pseudo labels are valid when they are written.
+    # A copy has the masks of its originals; pseudo labels are always valid.
     masks = {original(builder.recipe, data): user for runner in runners for data, user in runner.masked()}
     _check_masks(builder, {data: user for data, user in masks.items() if data not in builder.recipe.stages})
     stages_by_warning: dict[str, list[str]] = {}
@@ -37,7 +37,7 @@ def preflight(builder: Builder, stages: Sequence[str]) -> None:
 
 
 def _nets(builder: Builder, name: str) -> list[str]:
-    """The nets of the recipe that a stage starts from their first weights."""
+    """The nets of the recipe that a stage starts from their initial weights."""
     stage = builder.recipe.stages[name]
     named_nets = [it.value for it in references(stage) if it.ref.kind == "net"]
     return [*stage.nets_by_role(builder.recipe).values(), *named_nets]
@@ -63,7 +63,7 @@ def _check_masks(builder: Builder, users: dict[str, str]) -> None:
         for finding in poisons(builder.dataset(reference))
     ]
     if findings:
-        text = "invalid masks, which would poison training or scores:\n" + format_findings(findings)
+        text = "invalid masks:\n" + format_findings(findings)
         raise DataError("invalid-masks", text, "fix them, or remove them from the list; see `tutelage check`")
 
 

@@ -1,7 +1,7 @@
 """Gathers what the report of a recipe shows: scores, courses of training, costs, pictures, identities.
 
-Everything but latency is read from finished artefacts or is a function of them. The nets are run once more on the
-few images that the galleries show, because predictions are not kept.
+Everything except latency is read or computed from finished artefacts. The nets are run again on the few images of
+the galleries, because predictions are not stored.
 """
 
 # Legend: N images of the data set, K classes, H W pixels.
@@ -51,12 +51,12 @@ from tutelage.report.pictures import shrunk
 from tutelage.runs.store import Artefact
 
 _NEIGHBOURHOOD = 15
-"""At most so far on either side of a shown image its neighbours are skipped."""
+"""The most neighbours to skip on either side of a shown image."""
 
 
 @dataclass(frozen=True)
 class Roles:
-    """Which scored net is what; baseline and teacher may be missing."""
+    """The labels of student, baseline and teacher; the last two are optional."""
 
     student: str
     baseline: str | None
@@ -64,9 +64,9 @@ class Roles:
 
 
 def report_content(builder: Builder, stage: ReportStage, device: torch.device) -> ReportContent:
-    """Everything that the report of ``stage`` shows; the inputs' artefacts are finished.
+    """The content of the report of ``stage``; its inputs must be finished.
 
-    Raises :class:`RunError` for scores that are gone or damaged and :class:`DataError` for images that are.
+    Raises :class:`RunError` for missing or damaged scores, :class:`DataError` for missing or damaged images.
     """
     evaluation: EvaluateStage = builder.runner(stage.scores).stage
     scored, references = builder.artefacts[stage.scores], evaluation.scored()
@@ -117,7 +117,7 @@ def report_content(builder: Builder, stage: ReportStage, device: torch.device) -
 
 
 def _sections(builder: Builder, stage: ReportStage, device: torch.device) -> tuple[Section, ...]:
-    """The audits of all stages that the scored nets come from."""
+    """The audits of all stages that led to the scored nets."""
     runners = [builder.runner(name) for name in all_before(builder.recipe, stage.scores)]
     audits = [audit for it in runners if (audit := it.audit(stage.images, device)) is not None]
     rounds = [found for it in runners if (found := it.label_round()) is not None]
@@ -127,9 +127,9 @@ def _sections(builder: Builder, stage: ReportStage, device: torch.device) -> tup
 
 
 def roles_of(stage: ReportStage, labels: Sequence[str]) -> Roles:
-    """The roles of the scored nets: what the recipe says, else the last is the student and the first the baseline.
+    """The roles of the scored nets: as in the recipe, else the last is the student and the first the baseline.
 
-    A net that has a role already is no baseline: what remains may be none.
+    A net with another role is never the baseline, so there may be no baseline.
     """
     student = stage.student or labels[-1]
     others = [label for label in labels if label not in (student, stage.teacher)]
@@ -175,7 +175,7 @@ def _quality(score: Mapping[str, Any]) -> Quality:
 
 
 def _bounds(given: Mapping[str, Any] | None) -> Interval | None:
-    """An interval; None where a score of before has none."""
+    """An interval; None where an older score has none."""
     return None if given is None else Interval(**given)
 
 
@@ -222,7 +222,7 @@ def _comparison(
     roles: Roles,
     pick: Callable[[Counts], NDArray[np.int64] | None] = lambda counts: counts.counts_NK3,
 ) -> Gain | None:
-    """Student against baseline, by those of their counts that are picked, where both have them."""
+    """Student against baseline, by the selected counts, where both have them."""
     if roles.baseline is None:
         return None
     sides = [read_counts(scored.counts(label)) for label in (roles.baseline, roles.student)]
@@ -245,7 +245,7 @@ def _galleries(
     count: int,
     device: torch.device,
 ) -> tuple[tuple[GalleryImage, ...], tuple[Gallery, ...]]:
-    """The most changed, the worst and the best images, with what the nets say of them."""
+    """The most changed, the worst and the best images, with the nets' predictions."""
     shown = [label for label in (roles.baseline, roles.student, roles.teacher) if label is not None]
     scores_N = {label: miou_of_counts(read_counts(scored.counts(label)).counts_NK3) for label in dict.fromkeys(shown)}
     places: dict[int, int] = {}
@@ -260,15 +260,15 @@ def _galleries(
 def picked(
     scores_N: Mapping[str, NDArray[np.float64]], roles: Roles, count: int
 ) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Title, text and images of each gallery of ``count`` images; one of all images where they are so few."""
+    """Title, text and images of each gallery of ``count`` images; a single gallery where there are no more images."""
     student_N = scores_N[roles.student]
     total = len(student_N)
     if count == 0 or total == 0:
         return []
     if total <= count:
-        return [("All images", "Each with its own mIoU.", tuple(range(total)))]
+        return [("All images", "Each with its mIoU.", tuple(range(total)))]
     apart = min(total // (4 * count), _NEIGHBOURHOOD)
-    skipped = f" Images within {apart} places of one that is shown are skipped." if apart else ""
+    skipped = f" Images within {apart} places of a shown image are skipped." if apart else ""
     name = roles.student
     result = []
     if roles.baseline is not None:
@@ -281,7 +281,7 @@ def picked(
 
 
 def _spread(values_N: NDArray[np.float64], count: int, apart: int) -> tuple[int, ...]:
-    """The ``count`` lowest values that are more than ``apart`` places from each other; NaN never."""
+    """The ``count`` lowest values that are more than ``apart`` places from each other; NaN is skipped."""
     chosen: list[int] = []
     for index in np.argsort(values_N, kind="stable").tolist():
         if len(chosen) == count or np.isnan(values_N[index]):

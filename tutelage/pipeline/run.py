@@ -1,4 +1,4 @@
-"""Running a recipe: every stage in order, skipped when its artefact is there."""
+"""Runs a recipe: every stage in order, skipping finished ones."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Planned:
-    """What a run would do with one stage."""
+    """The planned action for one stage."""
 
     stage: str
     kind: str
@@ -46,7 +46,7 @@ class Planned:
 def run(loaded: LoadedRecipe, *, only: Sequence[str] = (), quiet: bool = False) -> RunResult:
     """Run all stages of a recipe, or those named in ``only``.
 
-    Raises :class:`TutelageError` for anything that the user can mend; what was finished stays finished.
+    Raises :class:`TutelageError` for any error that the user can fix; finished stages stay finished.
     """
     with at_work(loaded.recipe.run) as device:
         _check_names(only, list(loaded.recipe.stages))
@@ -65,7 +65,7 @@ def run(loaded: LoadedRecipe, *, only: Sequence[str] = (), quiet: bool = False) 
 
 @contextmanager
 def at_work(settings: RunSettings) -> Iterator[torch.device]:
-    """The device to work on, once all processes of the run have met; they part at the end."""
+    """The device of this process, within a process group that is closed at the end."""
     device = find_device(settings.device)
     joined = collectives.join(device)
     if device.type == "cuda" and joined:
@@ -82,17 +82,17 @@ def at_work(settings: RunSettings) -> Iterator[torch.device]:
 
 @dataclass(frozen=True)
 class Work:
-    """A recipe some of whose stages are about to be made, on all ranks alike."""
+    """A recipe and the stages to run, the same on all ranks."""
 
     builder: Builder
     store: Store
     text: str
-    """The recipe, to be kept with what it makes."""
+    """The recipe, stored with its artefacts."""
     device: torch.device
     display: Display
 
     def is_done(self, name: str) -> bool:
-        """Whether a stage's artefact is there and whole; says so."""
+        """Whether a stage's artefact is complete; reports it if so."""
         artefact = self.builder.artefacts[name]
         if self._fault(name):
             return False
@@ -102,7 +102,7 @@ class Work:
         return True
 
     def make(self, name: str) -> None:
-        """Make a stage whose inputs are there. Raises :class:`HeldError` while another process is at it."""
+        """Make a stage whose inputs are finished. Raises :class:`HeldError` while another process makes it."""
         artefact, display = self.builder.artefacts[name], self.display
         fault = self._fault(name)
         if collectives.rank() > 0:
@@ -119,12 +119,12 @@ class Work:
             _make(self.builder, name, Workplace(self.device, display))
 
     def _fault(self, name: str) -> str:
-        """Judged once: while rank 0 works already, a slower process must not see something else."""
+        """Decided once, on rank 0: a slower rank could find a changed state."""
         return collectives.from_first((self.builder.artefacts[name].fault() or "") if collectives.rank() == 0 else "")
 
 
 def begin(loaded: LoadedRecipe, names: Sequence[str], device: torch.device, display: Display) -> Work:
-    """Give all stages their artefacts, keep the recipe, and look at what the stages ``names`` need."""
+    """Assign all artefacts, store the recipe, and check the inputs of the stages ``names``."""
     recipe = loaded.recipe
     store = Store(Path(recipe.out_folder()))
     builder = Builder(loaded, display.say)
@@ -141,7 +141,7 @@ def begin(loaded: LoadedRecipe, names: Sequence[str], device: torch.device, disp
 
 
 def _make(builder: Builder, name: str, work: Workplace) -> None:
-    """Make one artefact; what the machine lacks becomes an error with a remedy."""
+    """Make one artefact; full disks and lack of memory become errors with a remedy."""
     try:
         builder.runner(name).run(work)
     except StoppedError:
@@ -170,7 +170,7 @@ def _make(builder: Builder, name: str, work: Workplace) -> None:
             raise RunError(
                 "disk-full",
                 f"stage {name!r}: the disk is full ({error.strerror}): {place}",
-                "free some space (`tutelage clean` removes what no recipe refers to) and run the same command again",
+                "free some space (`tutelage clean` removes unused artefacts) and run the same command again",
             ) from error
         raise
 
@@ -179,12 +179,12 @@ def _out_of_memory(name: str, text: str) -> RunError:
     return RunError(
         "out-of-memory",
         f"stage {name!r}: out of memory ({text.splitlines()[0] if text else 'no details'})",
-        "make the batch or the crop smaller, use accumulate: 2 or more, or precision: bf16",
+        "use a smaller batch or crop, accumulate: 2 or more, or precision: bf16",
     )
 
 
 def plan(loaded: LoadedRecipe) -> list[Planned]:
-    """What :func:`run` would do, and why. Reads the data's lists and fingerprints; makes nothing."""
+    """The actions of :func:`run` with their reasons. Reads the data's lists and fingerprints; writes nothing."""
     builder = Builder(loaded)
     builder.assign(Store(Path(loaded.recipe.out_folder())))
     result = []
@@ -207,7 +207,7 @@ def _check_names(only: Sequence[str], known: Sequence[str]) -> None:
 
 
 def _check_inputs(builder: Builder, name: str, only: Sequence[str]) -> None:
-    """Raise :class:`RunError` when a stage that is left out is needed and not as it was made."""
+    """Raise :class:`RunError` when a needed stage is not selected and its artefact is missing or damaged."""
     for needed in stages_before(builder.recipe, name):
         fault = None if needed in only else builder.artefacts[needed].fault()
         if fault is not None:
@@ -235,7 +235,7 @@ def _writable(store: Store) -> None:
 
 
 def _publish_report(builder: Builder, store: Store) -> None:
-    """Put the newest report where a user looks first."""
+    """Copy the newest report to the top of the run folder."""
     for name, stage in builder.recipe.stages.items():
         artefact = builder.artefacts[name]
         if stage.kind == "report" and artefact.fault() is None:

@@ -1,7 +1,7 @@
-"""The work of one stage: its key, the checks before it runs, making its artefact, and the data or nets it makes.
+"""The base runner of a stage: its key, checks before it runs, making its artefact, and access to its outputs.
 
-Each kind of stage has a runner in ``pipeline/stages/``, which overrides what its kind does differently. Everything that
-follows from the names in a stage's settings is here, for all kinds alike.
+Each kind of stage has a subclass in ``pipeline/stages/``. Everything that follows from the references in a stage's
+settings is implemented here, for all kinds.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound=StageSettings)
 
 KEY_FORMAT = 2
-"""Raised when keys are computed differently; all stages are then made again."""
+"""Increment it when keys are computed differently; all stages are then made again."""
 
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where a stage is made."""
+    """The environment of a stage's work."""
 
     device: torch.device
     display: Display
 
 
 class StageRunner(Generic[S]):
-    """The work of one stage, which the recipe calls ``name``."""
+    """The work of the stage ``name``."""
 
     version: ClassVar[int] = 1
-    """Raised when the results of the kind change."""
+    """Increment it when the results of the kind change."""
 
     def __init__(self, builder: Builder, name: str, stage: S) -> None:
         self.builder = builder
@@ -72,7 +72,7 @@ class StageRunner(Generic[S]):
     # Identity
 
     def content(self) -> dict[str, Any]:
-        """Everything that decides what the stage makes, as JSON-like values."""
+        """Everything that determines the stage's result, as JSON-like values."""
         settings = key_content(self.stage, self._input_key)
         if "seed" in settings:
             settings["seed"] = self.seed
@@ -85,15 +85,15 @@ class StageRunner(Generic[S]):
         }
 
     def key(self) -> dict[str, Any]:
-        """What decides the result besides the settings and what they name."""
+        """Further inputs that determine the result, besides the settings and their references."""
         return {}
 
     def shared_content(self) -> dict[str, dict[str, Any]]:
-        """Kind → everything that decides an artefact that the stage shares with others."""
+        """Kind → everything that determines an artefact shared with other stages."""
         return {}
 
     def _input_key(self, reference: Reference) -> Any:
-        """Identifies the content that a setting names."""
+        """Identifies the content of a reference."""
         builder, kind = self.builder, reference.ref.kind
         if kind == "data":
             return builder.data_key(reference.value)
@@ -112,10 +112,10 @@ class StageRunner(Generic[S]):
     # Before the run
 
     def preflight(self) -> None:
-        """Raise for what would make the stage fail, and shows before the first step of the first stage."""
+        """Raise errors that can be detected before the first stage runs."""
 
     def warnings(self) -> Iterator[str]:
-        """What may disappoint; ``<stages>`` stands for the stages of which a sentence is true."""
+        """Warnings; ``<stages>`` is replaced by the stages that share a warning."""
         return iter(())
 
     def masked(self) -> Iterator[tuple[str, str]]:
@@ -125,7 +125,7 @@ class StageRunner(Generic[S]):
                 yield reference.value, self._place(reference)
 
     def _place(self, reference: Reference) -> str:
-        """The setting that names something, for a message: ``stage 'x', stream 'labeled'``."""
+        """The place of a reference, for a message: ``stage 'x', stream 'labeled'``."""
         part, stage = str(reference.place[0]), f"stage {self.name!r}"
         if part == "streams":
             return f"{stage}, stream {reference.place[1]!r}"
@@ -134,11 +134,11 @@ class StageRunner(Generic[S]):
     # Work
 
     def make(self, work: Workplace) -> None:
-        """Make the artefact; its inputs are finished, and this process holds its lock."""
+        """Make the artefact; its inputs must be finished and its lock held."""
         raise NotImplementedError
 
     def run(self, work: Workplace) -> None:
-        """Make the artefact and note how long that took."""
+        """Make the artefact and record the time taken."""
         started = time.monotonic()
         self.make(work)
         if collectives.rank() == 0:
@@ -146,7 +146,7 @@ class StageRunner(Generic[S]):
         collectives.barrier()
 
     def _note_times(self, seconds: float, device: torch.device) -> None:
-        """Write how long it took. Times are not content: they stand outside the files whose checksums are kept."""
+        """Write the time taken. Times are not content: their file has no checksum."""
         times = {"seconds": round(seconds, 2), "peak_memory_mib": round(peak_memory(device), 1)}
         if self.artefact.log.is_file():
             records = [record for record in read_log(self.artefact.log) if "spent_s" in record]
@@ -159,27 +159,27 @@ class StageRunner(Generic[S]):
     # What other stages and commands use
 
     def dataset(self, stand_ins: bool = False) -> Dataset:
-        """The data that the stage makes; with ``stand_ins`` the nearest equivalent where they are not made yet."""
-        raise RecipeError("not-data", f"stage {self.name!r} makes no data", "name a data set, or a stage that does")
+        """The stage's output data; with ``stand_ins`` the nearest equivalent where they are not made yet."""
+        raise RecipeError("not-data", f"stage {self.name!r} does not make data", "name a data set")
 
     def net_settings(self, net: str) -> NetSettings:
-        """The settings of a net that the stage makes."""
-        raise RecipeError("not-a-net", f"stage {self.name!r} makes no nets", "name a train or import stage")
+        """The settings of one of the stage's nets."""
+        raise RecipeError("not-a-net", f"stage {self.name!r} does not make nets", "name a train or import stage")
 
     def stand_in_fit(self) -> Mapping[str, Tensor]:
-        """Random tensors of the shapes that the stage would fit."""
+        """Random tensors of the fitted shapes."""
         raise RecipeError("not-a-fit", f"stage {self.name!r} fits nothing", "name a fit stage")
 
     def file_kind(self) -> str:
-        """What the file of a fit calls its tensors."""
+        """The kind of tensors in the file of a fit."""
         raise RecipeError("not-a-fit", f"stage {self.name!r} fits nothing", "name a fit stage")
 
     def audit(self, pictures: int, device: torch.device) -> Audit | None:
-        """The audit of a training, for a report whose galleries have so many ``pictures``."""
+        """The audit of a training, for a report with galleries of ``pictures`` images."""
         return None
 
     def course(self, scored: str) -> Training | None:
-        """The course of a training, for a report that scores the data ``scored``."""
+        """The course of a training, for a report on the data ``scored``."""
         return None
 
     def label_round(self) -> LabelRound | None:
@@ -187,7 +187,7 @@ class StageRunner(Generic[S]):
         return None
 
     def cost(self, device: torch.device, count: bool) -> TrainingCost | None:
-        """The estimated cost, from a few steps here; ``None`` for a stage that takes little. Writes nothing.
+        """The estimated cost, from a few steps here; ``None`` for a cheap stage. Writes nothing.
 
         ``count``: also count the multiply-adds of a step.
         """

@@ -1,4 +1,4 @@
-"""Scoring trained nets outside a recipe's stages: on a recipe's data, or on folders."""
+"""Scores trained nets outside a recipe's stages: on a recipe's data, or on folders."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Way:
     protocol: Protocol
     device: str
     subsets: ClassGroups
-    """Classes over which a mean IoU is taken besides."""
+    """Name → classes, for additional means of IoU."""
     merged: ClassGroups
-    """Classes that are taken as one besides."""
+    """Name → classes to merge, for additional scores."""
 
 
 def on_recipe(loaded: LoadedRecipe, data: str, nets: Iterable[Path], way: Way, out: Path | None, quiet: bool) -> Scores:
@@ -43,7 +43,7 @@ def on_recipe(loaded: LoadedRecipe, data: str, nets: Iterable[Path], way: Way, o
 
 
 def on_folders(images: Path, masks: Path, nets: Iterable[Path], way: Way, out: Path | None, quiet: bool) -> Scores:
-    """Score nets on a folder of images and one of masks, whose values are each net's own class numbers."""
+    """Score nets on a folder of images and one of masks, whose values are each net's class ids."""
     result = {}
     for path in nets:
         model = load_model(path, way.device)

@@ -1,6 +1,6 @@
-"""Pictures of exactly what the nets see: the batches of every stream, after geometry, colours and blur.
+"""Pictures of the nets' exact inputs: the batches of every stream, after geometry, colours and blur.
 
-Nothing is trained or loaded for it; only pseudo labels, copies of images and weights must have been made before.
+No net is loaded; only pseudo labels, copies of images and weights must have been made before.
 """
 
 # Legend: H W pixels of a view.
@@ -44,8 +44,8 @@ def show(
 ) -> list[Path]:
     """Write one sheet for each stream of each train stage (or those in ``stages``): ``out/STAGE-STREAM.png``.
 
-    It shows ``count`` samples from ``position`` of the stream on (step s begins at position s * batch). Streams of
-    pseudo labels, copies or weights that are not made yet are left out, with a message. Raises :class:`RunError` for
+    A sheet shows ``count`` samples from ``position`` of the stream on (step s begins at position s * batch). Streams of
+    pseudo labels, copies or weights that are not made yet are skipped, with a message. Raises :class:`RunError` for
     names of other stages, and :class:`DataError` for files that cannot be read.
     """
     builder = Builder(loaded, say)
@@ -77,7 +77,7 @@ def _runners(builder: Builder, names: Sequence[str] | None) -> list[TrainRunner]
 
 
 def _made(runner: TrainRunner, stream: str) -> list[str]:
-    """The stages whose files a stream reads, directly or through others: pseudo labels, copies, weights."""
+    """The stages whose files a stream reads, directly or indirectly: pseudo labels, copies, weights."""
     stages = runner.builder.recipe.stages
     settings = runner.stage.streams[stream]
     found: dict[str, None] = {}
@@ -92,17 +92,17 @@ def _made(runner: TrainRunner, stream: str) -> list[str]:
 
 
 def _streams(runner: TrainRunner) -> Iterator[tuple[str, Stream]]:
-    """The streams that can be read, in batches of one."""
+    """The readable streams, in batches of one."""
     artefacts = runner.builder.artefacts
     for name in runner.stage.streams:
         lacking = [(it, fault) for it in _made(runner, name) if (fault := artefacts[it].fault()) is not None]
         if lacking:
             reference, fault = lacking[0]
-            text = f"{runner.name}, stream {name}: left out, it needs the stage {reference!r} ({fault})"
+            text = f"{runner.name}, stream {name}: skipped; it needs the stage {reference!r} ({fault})"
             runner.builder.say(text)
             continue
         stream = runner.streams(names=[name])[name]
-        # The content of a position depends on the position alone.
+        # A sample depends only on its position.
         loader = replace(stream.loader, workers=0, ahead=1)
         yield name, replace(stream, batch=1, loader=loader)
 
@@ -131,7 +131,7 @@ def _sheet(runner: TrainRunner, stream: Stream, position: int, count: int) -> Im
 
 
 def _block(classes: Classes, batch: Batch) -> SampleBlock:
-    """One sample: its views, those of one geometry side by side with the maps that they share."""
+    """One sample: views of one geometry side by side, with their common maps."""
     groups: list[tuple[Geometries, list[str]]] = []
     for name, view in batch.views.items():
         mates = next((names for geometry, names in groups if geometry is view.geometry), None)
@@ -156,7 +156,7 @@ def _group(classes: Classes, batch: Batch, names: Sequence[str]) -> Group:
 
 
 def _photograph(view: View) -> Bytes:
-    """(H, W, 3) bytes of what the net gets, before it normalises."""
+    """(H, W, 3) bytes of the net's input before normalisation."""
     image: Bytes = view.image[0].permute(1, 2, 0).mul(255).round().to(torch.uint8).numpy()
     return image
 
@@ -183,7 +183,7 @@ def _share_cell(key: str, values_HW: Tensor, padded: np.ndarray) -> SheetCell:
 
 
 def describe_geometry(geometry: Geometries) -> tuple[str, str]:
-    """Scale and flip, and the part of the source, that a batch's first view shows, in words."""
+    """Scale, flip and source region of a batch's first view, as text."""
     matrix = geometry.matrix[0].numpy()
     height, width = geometry.size
     step_x, step_y = abs(matrix[0, 0]), matrix[1, 1]
@@ -191,7 +191,7 @@ def describe_geometry(geometry: Geometries) -> tuple[str, str]:
     left, top = matrix[0, 2] - (width * step_x if flipped else 0), matrix[1, 2]
     rows, columns = geometry.source[0].tolist()
     right, bottom = min(left + width * step_x, columns), min(top + height * step_y, rows)
-    # Sides are scaled to whole pixels: a difference below 2 % is no distortion that anyone asked for.
+    # Sides are rounded to whole pixels: a difference below 2 % is rounding, not distortion.
     alike = abs(step_x / step_y - 1) < 0.02
     scale = f"{1 / step_x:.2f}" if alike else f"{1 / step_x:.2f} across, {1 / step_y:.2f} down"
     return (
@@ -201,7 +201,7 @@ def describe_geometry(geometry: Geometries) -> tuple[str, str]:
 
 
 def _legend(classes: Classes, seen: set[int], ignored: bool, padded: bool) -> list[Swatch]:
-    """All classes, or, of many, those on the sheet; the hatchings that occur."""
+    """All classes, or only those on the sheet if there are many; the hatchings that occur."""
     entries = []
     if seen:
         every = len(classes) <= _LEGEND_CLASSES
@@ -210,7 +210,7 @@ def _legend(classes: Classes, seen: set[int], ignored: bool, padded: bool) -> li
     if ignored:
         entries.append(Swatch("ignored"))
     if padded:
-        entries.append(Swatch("padding (nothing of the image)", padded=True))
+        entries.append(Swatch("padding (outside the image)", padded=True))
     return entries
 
 

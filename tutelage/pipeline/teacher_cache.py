@@ -1,9 +1,9 @@
-"""The cache of a teacher's answers: an artefact of its own, which all stages with the same teacher and images share.
+"""The cache of a teacher's outputs: a separate artefact, shared by all stages with the same teacher and images.
 
-Its key holds what decides an answer: the teacher, the images and the size they are brought to, the temperature, how
-many classes are kept, the precision. Seeds, students and crops do not: a ladder makes it once. Whether a stage uses
-one stands in the recipe, and so in the stage's key. It is never chosen by a stopwatch at run time, since results would
-then depend on how busy the machine was; ``tutelage plan`` measures both ways and says which is cheaper.
+Its key contains the teacher, the images and the size they are scaled to, the temperature, the number of classes kept
+and the precision. Seeds, students and crops have no effect: a ladder makes it once. The recipe, and so the stage's
+key, states whether a stage uses a cache. It is never chosen by timing at run time, since results would then depend on
+the machine's load; ``tutelage plan`` measures both ways and reports the cheaper one.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from tutelage.runs.store import Artefact
 
 FORMAT = 1
 KIND = "teacher_cache"
-"""Of the artefact."""
+"""The artefact's kind."""
 
 
 def chosen(stage: TrainStage) -> CacheSettings | None:
-    """What the recipe says of a stage's cache; ``None``: there is none."""
+    """The cache settings of a stage; ``None``: no cache."""
     found: CacheSettings | None = getattr(stage.method_settings(), "cache", None)
     return found
 
 
 def possible(stage: TrainStage) -> CacheSettings | None:
-    """The stage's cache, or the one that it could have; ``None`` where its method has none or needs more."""
+    """The stage's cache settings, or possible ones; ``None`` where its method does not support a cache."""
     settings = stage.method_settings()
     if not isinstance(settings, CacheableSettings):
         return None
@@ -54,21 +54,21 @@ def possible(stage: TrainStage) -> CacheSettings | None:
 
 
 def temperature(stage: TrainStage) -> float:
-    """The temperature at which a stage's method wants probabilities."""
+    """The temperature of the probabilities that a stage's method uses."""
     settings = stage.method_settings()
     assert isinstance(settings, CacheableSettings)
     return settings.cache_temperature()
 
 
 def cached_teacher(stage: TrainStage) -> tuple[str, str]:
-    """The role of the net whose answers a stage keeps, and the stream of its images."""
+    """The role of the cached net, and the stream of its images."""
     chosen = stage.spec.cached_teacher
     assert chosen is not None
     return chosen
 
 
 def content(stage: TrainStage, teacher: str, data: list[str], classes: int) -> dict[str, Any]:
-    """Everything that decides the answers, given the keys of teacher and data."""
+    """Everything that determines the outputs, given the keys of teacher and data."""
     cache = chosen(stage)
     assert cache is not None
     return {
@@ -85,14 +85,14 @@ def content(stage: TrainStage, teacher: str, data: list[str], classes: int) -> d
 
 
 def _resize(stage: TrainStage) -> tuple[int, int] | None:
-    """The size that images are brought to before they are cut, for the one view of which answers are kept."""
+    """The size that images are scaled to before cropping, for the cached view."""
     stream = stage.streams[cached_teacher(stage)[1]]
     view = stream.views.get("weak")
     return (stream.augment if view is None or view.augment is None else view.augment).resize
 
 
 def samples_of(stream: Stream) -> dict[str, tuple[Dataset, int]]:
-    """The images of a stream in their order, by the names that its batches give them.
+    """The images of a stream in order, by their names in its batches.
 
     Raises :class:`RecipeError` where two images share a name.
     """
@@ -104,7 +104,7 @@ def samples_of(stream: Stream) -> dict[str, tuple[Dataset, int]]:
             if other[0].samples[other[1]].image != sample.image:
                 raise RecipeError(
                     "duplicate-name",
-                    f"stream {stream.name!r}: two images are called {name}, and a cache could not tell them apart: "
+                    f"stream {stream.name!r}: two images have the name {name}, which a cache does not allow: "
                     f"{other[0].samples[other[1]].image} and {sample.image}",
                     "rename one of the splits, or write cache: null",
                 )
@@ -112,7 +112,7 @@ def samples_of(stream: Stream) -> dict[str, tuple[Dataset, int]]:
 
 
 class Teacher:
-    """A teacher applied to whole images, as the student of a stage sees them at scale 1."""
+    """A teacher applied to whole images, scaled as for the student at scale 1."""
 
     def __init__(self, stage: TrainStage, net: Segmentor, device: torch.device) -> None:
         cache = possible(stage)
@@ -138,14 +138,14 @@ class Teacher:
         return compress(logits_1KMN[0], self.top, self.temperature)
 
     def cache(self, read: Callable[[str], np.ndarray]) -> TeacherCache:
-        """Its outputs, for a method."""
+        """The cached outputs, for a method."""
         return TeacherCache(read, self.net.classes, self.temperature)
 
 
 def ready(
     artefact: Artefact, settings: dict[str, Any], teacher: Teacher, stream: Stream, display: Display
 ) -> TeacherCache:
-    """The cache in ``artefact``, made first where it is not there or not whole; half a cache is gone on with.
+    """The cache in ``artefact``; made or completed first where necessary.
 
     Raises :class:`tutelage.runs.lock.HeldError` while another process makes it.
     """
@@ -153,12 +153,12 @@ def ready(
     paths = {name: artefact.answers / f"{number:06d}.npy" for number, name in enumerate(samples)}
     fault = collectives.from_first((artefact.fault() or "") if collectives.rank() == 0 else "")
     if fault and collectives.rank():
-        collectives.barrier()  # what is damaged is gone
+        collectives.barrier()  # rank 0 has removed damaged files
         _make(teacher, samples, paths, stream, display)
     elif fault:
         with artefact.lock(display.say):
             if artefact.declared:
-                display.say(f"teacher cache: {fault}; what is damaged is made again")
+                display.say(f"teacher cache: {fault}; damaged files are made again")
             artefact.reopen()
             artefact.begin(json.dumps(settings, indent=2) + "\n")
             collectives.barrier()
@@ -174,7 +174,7 @@ def ready(
     if collectives.rank() == 0:
         bound = artefact.facts()["mean_error_bound"]
         display.say(
-            f"the teacher's answers are replayed from {artefact.folder.name}; compression moves the probabilities of a "
+            f"the teacher's outputs are read from {artefact.folder.name}; compression changes the probabilities of a "
             f"pixel by at most {bound:.2g} in all, on average"
         )
     return teacher.cache(lambda name: _read(paths[name]))
@@ -183,7 +183,7 @@ def ready(
 def _make(
     teacher: Teacher, samples: dict[str, tuple[Dataset, int]], paths: dict[str, Path], stream: Stream, display: Display
 ) -> float:
-    """Ask for every image that is missing, this process for its share; the seconds that it took."""
+    """Compute this process's share of the missing images; returns the seconds taken."""
     started = time.perf_counter()
     mine = list(samples)[collectives.rank() :: collectives.world()]
     with display.bar("teacher cache", len(mine)) as progress:
@@ -194,7 +194,7 @@ def _make(
                 except DataError:
                     if stream.loader.on_unreadable == "error":
                         raise
-                    continue  # the stream will not show it either
+                    continue  # the stream skips it, too
                 with writing(paths[name]) as partial:
                     np.save(partial, records)
             progress(number + 1, len(mine))
@@ -215,7 +215,7 @@ def _read(path: Path) -> np.ndarray:
 
 
 def trial(teacher: Teacher, stream: Stream, steps: int) -> tuple[TeacherCache, float]:
-    """A cache in memory of the images of the first ``steps`` steps, and the seconds that an image took."""
+    """A cache in memory of the images of the first ``steps`` steps, and the seconds per image."""
     samples = samples_of(stream)
     names = {str(stream.load(position)["sample"]) for position in range(steps * stream.batch)}
     teacher(*samples[min(names)])  # the first pass of a net is slow
@@ -225,7 +225,7 @@ def trial(teacher: Teacher, stream: Stream, steps: int) -> tuple[TeacherCache, f
 
 
 def verdict(live: float, cached: float, making: float, images: int, used: bool) -> str:
-    """Both ways in words: seconds of a step with and without a cache, and after how many steps it has paid."""
+    """Both ways as text: seconds per step with and without a cache, and the number of steps until it pays."""
     both = f"{live:.3g} s a step with the teacher, {cached:.3g} s with a cache"
     made = f"{making:.3g} s once for {images} images"
     if cached >= live:

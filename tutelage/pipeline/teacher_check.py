@@ -1,4 +1,4 @@
-"""Whether a teacher knows more than the most frequent class: checked before a student spends its training on it."""
+"""Checks, before a student's training, that its teacher is better than predicting the most frequent class."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tutelage.recipe.base import listed
 from tutelage.recipe.stages.train import TrainStage
 
 IMAGES = 8
-"""How many labelled images are scored."""
+"""Number of labelled images to score."""
 
 SMALLEST_SHARE = 0.1
-"""A teacher that covers less of the way from the constant answer to a perfect one is near chance."""
+"""A teacher that closes less of the gap between the constant prediction and a perfect one is near chance."""
 
 
 def check_teachers(builder: Builder, stage: TrainStage, method: Method, work: Workplace) -> None:
@@ -48,7 +48,7 @@ def check_teachers(builder: Builder, stage: TrainStage, method: Method, work: Wo
         scores = confusion.scores()
         true_pixels = confusion.matrix.sum(1).double()
         if not true_pixels.any():
-            continue  # not a single labelled pixel
+            continue  # no labelled pixel
         share, commonest = (true_pixels / true_pixels.sum()).max(0)
         constant = float(share) / int((true_pixels > 0).sum())
         scored_on = f"{len(dataset) if indices is None else len(indices)} labelled images of {data}"
@@ -59,6 +59,6 @@ def check_teachers(builder: Builder, stage: TrainStage, method: Method, work: Wo
         name = builder.classes.names[int(commonest)]
         weak = f"{result}; predicting {name!r} everywhere gives {100 * constant:.1f}: too weak to teach"
         if builder.recipe.run.weak_teacher == "error":
-            remedy = "train it longer, or look at its report; `run.weak_teacher: warn` continues anyway"
+            remedy = "train it longer, or check its report; `run.weak_teacher: warn` continues anyway"
             raise RunError("weak-teacher", weak, remedy)
         say(f"warning: {weak}")

@@ -1,4 +1,4 @@
-"""The cost of a training stage, from two steps of it: hours, memory and disk, measured in a process of its own."""
+"""Estimates a training stage's hours, memory and disk from two steps in a separate process."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class TrainingCost:
     disk_mib: float
     note: str = ""
     multiply_adds: float | None = None
-    """Of one step, all nets and both directions, where they were counted."""
+    """Of one step: all nets, forward and backward; None if not counted."""
     cache: str = ""
-    """For a method that can replay its teacher's answers: what a step takes either way, and which is cheaper."""
+    """For a method that supports a teacher cache: seconds per step either way, and the cheaper one."""
 
 
-# Not a process of multiprocessing, which runs the caller's script again: one without a guard would start over, or hang.
+# Not multiprocessing, which runs the caller's script again: a script without a guard would start over, or hang.
 _CHILD = (
     "import pickle, sys; given = sys.stdin.buffer; sys.path[:] = pickle.load(given); "
     "from tutelage.pipeline.training_cost import run_trial; run_trial(*pickle.load(given))"
@@ -59,7 +59,7 @@ _CHILD = (
 
 
 def estimate_cost(loaded: LoadedRecipe, name: str, count: bool = False) -> TrainingCost | str:
-    """Train two steps of a stage in another process and extrapolate; a reason instead where that is not possible.
+    """Train two steps of a stage in another process and extrapolate; returns a reason where that fails.
 
     With ``count``, one more step is taken, whose multiply-adds are counted.
     """
@@ -86,7 +86,7 @@ def _found(loaded: LoadedRecipe, name: str, count: bool) -> TrainingCost | str:
         return measure(loaded, name, count)
     except TutelageError as error:
         return str(error)
-    except Exception as error:  # whatever it is, the plan goes on without an estimate
+    except Exception as error:  # on any error the plan continues without an estimate
         return f"{type(error).__name__}: {error}"
 
 
@@ -116,7 +116,7 @@ def training_cost(
     ``val``: the data of ``evaluate``; ``made``: whether the teacher's cached outputs exist; ``count``: whether the
     multiply-adds of one more step are counted.
     """
-    # The counter sees nothing inside compiled code.
+    # The counter cannot count inside compiled code.
     changes = {"steps": max(stage.steps, _WARM + _MEASURED), "log_every": 1, "compile": stage.compile and not count}
     settings = stage.model_copy(update=changes)
 
@@ -134,7 +134,7 @@ def training_cost(
         teacher = teacher_cache.Teacher(stage, nets[role], device)
         cache, per_image = teacher_cache.trial(teacher, stream, _WARM + _MEASURED)
         seconds = {}
-        for way in (not cached, cached) if not count else (cached,):  # the way of the recipe last
+        for way in (not cached, cached) if not count else (cached,):  # the recipe's own way last
             cast(Replaying, method).cache = cache if way else None
             seconds[way] = timed()
         step_seconds, known = seconds[cached], len(teacher_cache.samples_of(stream))
@@ -160,14 +160,14 @@ def training_cost(
         for key, plan in method.optimizers().items()
     }
     weights = sum(value.numel() * value.element_size() for value in checkpoint.pack(method, optimizers).values())
-    # The optimizer's state is not there before its first step: SGD keeps one value per parameter, Adam two.
+    # The optimizer has no state before its first step: SGD keeps one value per parameter, Adam two.
     trained = sum(p.numel() * 4 for o in optimizers.values() for group in o.param_groups for p in group["params"])
     state = trained * (1 if stage.optimizer.kind == "sgd" else 2)
     disk = (weights + state) * (stage.keep_checkpoints + 1) / 2**20
     memory = peak_memory(device)
     multiply_adds = None
     if count:
-        # After the others: what a method remembers (queues) is there by now.
+        # Last: the method's buffers (queues) are filled by now.
         with counting() as counted:
             fit(method, streams, settings, seed=seed, device=device, stop_at=1)
         multiply_adds = counted()

@@ -1,4 +1,4 @@
-"""The course of a training, read off its log, its facts and its times."""
+"""The course of a training, from its log, facts and times."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def training_course(name: str, stage: TrainStage, artefact: Artefact, *, on_scor
     """The course of a train stage, as far as its files exist.
 
     ``on_scored_data``: whether ``evaluate`` uses the data that the report scores; ``leak``: whether its weights were
-    chosen with labels that count as missing.
+    chosen with labels treated as missing.
     """
     facts = (artefact.manifest() or {}).get("facts", {})
     times = _times(artefact.times)
@@ -44,7 +44,7 @@ def training_course(name: str, stage: TrainStage, artefact: Artefact, *, on_scor
 
 
 def _times(path: Path) -> dict[str, float]:
-    """How long a stage took; nothing where that was not noted."""
+    """Seconds that a stage took; empty if not recorded."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What all parts of a recipe share: names, errors and their places, and the base of the stages."""
+"""Shared by all parts of a recipe: names, errors with their places, and the base class of the stages."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ NetName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z][A-Za
 
 @dataclass(frozen=True)
 class Fault:
-    """One error of a recipe: where, of which kind, and what it is."""
+    """One error of a recipe: its place, code and message."""
 
     place: Place
     code: str
     text: str
 
     def below(self, place: Place) -> Fault:
-        """The same error, ``place`` before its own place."""
+        """The same error, its place prefixed with ``place``."""
         return Fault((*place, *self.place), self.code, self.text)
 
 
@@ -37,25 +37,25 @@ class StageSettings(Settings):
 
     kind: str
     makes: ClassVar[str]
-    """What other stages can refer to: `nets`, `data`, `fit`, `scores` or `page`."""
+    """Output that other stages can refer to: `nets`, `data`, `fit`, `scores` or `page`."""
     pseudo: ClassVar[bool] = False
-    """Whether the masks of the data that it makes are pseudo labels."""
+    """Whether the masks of its output data are pseudo labels."""
     trains: ClassVar[bool] = False
     """Whether it trains nets with a method."""
 
     def faults(self, recipe: Recipe) -> Iterator[Fault]:
-        """Errors that its own settings and the rest of the recipe show, with places within the stage.
+        """Errors in the stage's settings, given the rest of the recipe; places are relative to the stage.
 
-        Names that do not exist are found for all stages alike; see :mod:`tutelage.recipe.references`.
+        Names that do not exist are checked for all stages alike; see :mod:`tutelage.recipe.references`.
         """
         return iter(())
 
     def leaks(self, recipe: Recipe, is_bare: Callable[[str], bool]) -> Iterator[Fault]:
-        """Where masks that count as missing would decide something; ``is_bare``: whether those of some data do."""
+        """Places where masks treated as missing would affect a choice; ``is_bare``: whether a data set's masks are."""
         return iter(())
 
     def without_leaks(self, is_bare: Callable[[str], bool]) -> StageSettings:
-        """The stage with defaults that use no masks that count as missing."""
+        """The stage with defaults that use no masks treated as missing."""
         return self
 
     @property
@@ -65,30 +65,30 @@ class StageSettings(Settings):
 
     @property
     def origin(self) -> str | None:
-        """The data that the stage's own data are made of."""
+        """The data from which the stage makes its own."""
         return None
 
     @property
     def chosen_on_target(self) -> bool:
-        """Whether masks that count as missing choose something, by request."""
+        """Whether the recipe explicitly lets masks treated as missing affect a choice."""
         return False
 
     @property
     def weighted_images(self) -> str | None:
-        """The images for which the stage makes weights of pixels."""
+        """The images for which the stage makes pixel weights."""
         return None
 
     def scored(self) -> dict[str, str] | None:
-        """Label → trained net, of a stage that scores nets."""
+        """Label → trained net, for a stage that scores nets."""
         return None
 
     def nets_by_role(self, recipe: Recipe) -> dict[str, str]:
-        """Role → net of the recipe, of the nets that the stage trains."""
+        """Role → net of the recipe, for the nets that the stage trains."""
         return {}
 
 
 def nearest(given: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'? (known: x, y)``, to end an error message with."""
+    """``; did you mean 'x'? (known: x, y)``, the end of an error message."""
     known = list(known)
     close = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
     hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -101,7 +101,7 @@ def listed(data: str | list[str]) -> list[str]:
 
 
 def short_form(values: Any, key: str, inner: str) -> Any:
-    """``key: text`` written out as ``key: {inner: text}``."""
+    """Expand ``key: text`` to ``key: {inner: text}``."""
     if isinstance(values, dict) and isinstance(values.get(key), str):
         return {**values, key: {inner: values[key]}}
     return values

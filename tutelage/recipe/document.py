@@ -1,7 +1,7 @@
-"""YAML that remembers where everything stood, so that an error can name its line.
+"""YAML with the line of every key and item, so that an error can name its line.
 
-Plain YAML only: tags (``!!python/object`` and their like), keys that occur twice, keys that are no single values and
-anchors that hold themselves are errors.
+Plain YAML only: tags (``!!python/object`` and their like), duplicate keys, keys that are not single values and
+anchors that contain themselves are errors.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Document:
     content: Any
     lines: dict[Place, int] = field(default_factory=dict)
     keys: set[Place] = field(default_factory=set)
-    """Every key that was written out (not merged in from an anchor)."""
+    """Every key written in place (not merged in from an anchor)."""
 
     def where(self, path: Sequence[str | int]) -> str:
-        """The place of a path, or of the nearest thing around it: ``recipe.yaml:12`` or ``command line``."""
+        """The place of a path, or of the nearest enclosing one: ``recipe.yaml:12`` or ``command line``."""
         parts = tuple(path)
         while parts and parts not in self.lines:
             parts = parts[:-1]
@@ -40,16 +40,16 @@ class Document:
 
 
 def read(path: Path) -> Document:
-    """Read a YAML file. Raises :class:`RecipeError` naming the file and line of what cannot be read."""
+    """Read a YAML file. Raises :class:`RecipeError` with the file and line of the error."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise RecipeError(
-            "recipe-missing", f"recipe not found: {path}", "check the path; `tutelage init` writes a new one"
+            "recipe-missing", f"recipe not found: {path}", "check the path; `tutelage init` writes a new recipe"
         ) from None
     except IsADirectoryError:
         raise RecipeError(
-            "not-a-recipe", f"a recipe is a YAML file, this is a folder: {path}", "name the file in it"
+            "not-a-recipe", f"expected a YAML file, got a folder: {path}", "name the recipe file in it"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         text = f"recipe cannot be read: {path} ({error})"
@@ -67,14 +67,12 @@ def parse(text: str, name: str) -> Document:
     except yaml.YAMLError as error:
         raise _unreadable(error, name) from None
     except RecursionError:
-        raise RecipeError(
-            "invalid-yaml", f"{name}: nested too deeply for a recipe", "write it with fewer levels"
-        ) from None
+        raise RecipeError("invalid-yaml", f"{name}: nested too deeply for a recipe", "use fewer levels") from None
     return document
 
 
 def value_of(text: str, name: str) -> Any:
-    """The value that ``text`` is in YAML; what is no YAML is text. Raises :class:`RecipeError` as :func:`read` does."""
+    """``text`` parsed as YAML, or ``text`` itself where it is invalid YAML. Raises as :func:`read`."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         return None if node is None else _Conversion(name).plain(node, (), Document(name, None))
@@ -93,20 +91,20 @@ def _unreadable(error: yaml.YAMLError, name: str) -> RecipeError:
 
 
 class _Conversion:
-    """YAML's nodes to plain Python, noting where everything stands."""
+    """Converts YAML nodes to plain Python and records their lines."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._open: list[yaml.Node] = []
-        """The nodes around the one under work: an anchor among them holds itself."""
+        """The enclosing nodes: an anchor among them contains itself."""
         self._count = 0
 
     def plain(self, node: yaml.Node, path: Place, document: Document) -> Any:
-        """What ``node`` stands for; its lines and keys go into ``document``."""
+        """The value of ``node``; its lines and keys are added to ``document``."""
         document.lines.setdefault(path, _line(node))
         self._count += 1
         if node in self._open:
-            raise self._fault(node, "an anchor contains itself", "write the value out where `*name` stands")
+            raise self._fault(node, "an anchor contains itself", "write out the value in place of `*name`")
         if self._count > _LARGEST:
             raise self._fault(node, "too long for a recipe", "use fewer anchors")
         if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.startswith("tag:yaml.org,2002:python"):
@@ -129,19 +127,19 @@ class _Conversion:
                     result = {**self._merged(part, path, document), **result}
                 continue
             if not isinstance(key_node, yaml.ScalarNode):
-                raise self._fault(key_node, "a key is a single value", "write `name: ...`")
+                raise self._fault(key_node, "expected a single value as key", "write `name: ...`")
             key = _scalar(key_node)
             place = (*path, key)
             if place in document.keys:
                 first = document.lines[place]
-                raise self._fault(key_node, f"key {key!r} occurs twice (first on line {first})", "keep one of them")
+                raise self._fault(key_node, f"duplicate key {key!r} (first on line {first})", "keep one of them")
             document.lines[place] = _line(key_node)
             document.keys.add(place)
             result[key] = self.plain(value_node, place, document)
         return result
 
     def _merged(self, node: yaml.Node, path: Place, document: Document) -> dict[Any, Any]:
-        """What ``<<`` merges in; its keys may be written out again beside it."""
+        """The mapping that ``<<`` merges in; keys beside it may override its keys."""
         if not isinstance(node, yaml.MappingNode):
             raise self._fault(node, "`<<` merges mappings only", "write `<<: *name` for the &name of a mapping")
         anchored = Document(self.name, None)

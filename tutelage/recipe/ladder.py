@@ -1,12 +1,12 @@
-"""A recipe's ladder as ordinary stages: every rung at every seed is one or more train stages and an evaluate stage.
+"""A recipe's ladder as ordinary stages: one or more train stages and an evaluate stage for each rung and seed.
 
-So a ladder is resumed, shared and cached like everything else: a rung's artefact is found by what decides it, not by
-the ladder that it stands in.
+A ladder is therefore resumed, shared and cached like any stage: a rung's artefact is identified by its inputs and
+settings, not by the ladder that contains it.
 
-    label-RUNG                        the teacher's labels, for the rung `pseudo_labels`
+    label-RUNG                        the teacher's pseudo labels, for the rung `pseudo_labels`
     RUNG-lr4e-3, score-RUNG-lr4e-3    trials, where the ladder tunes
     RUNG-SEED, score-RUNG-SEED        the comparison: all rungs at the first seed, then all at the second
-    RUNG-SEED-LOCAL, score-RUNG-SEED  the same of a rung with stages of its own, by their names there
+    RUNG-SEED-LOCAL, score-RUNG-SEED  the same for a rung with its own stages, LOCAL being their names in the rung
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tutelage.recipe.stages.train import Course, MethodChoice, TrainStage
 
 TEACHER_SCORE = "score-teacher"
 NET = "net"
-"""The label of the one net of each evaluate stage: a rung that is renamed keeps its scores."""
+"""The label of the only net of each evaluate stage: a renamed rung keeps its scores."""
 
 Values = Mapping[str, Any]
 """Key of the training → value."""
@@ -50,26 +50,26 @@ class Attempt:
     """The stage whose net is scored."""
     score: str
     values: Values
-    """The tried, or chosen, values of the training."""
+    """The tried or chosen training values."""
     trained: tuple[str, ...]
-    """All train stages, in order; one but for rungs with stages of their own."""
+    """All train stages, in order; several only for rungs with their own stages."""
     others: tuple[str, ...] = ()
     """The other stages: labels, fits, transformed data."""
 
 
 @dataclass(frozen=True)
 class Expanded:
-    """A recipe with the ladder's stages behind its own."""
+    """A recipe with the ladder's stages appended."""
 
     recipe: Recipe
     attempts: dict[tuple[str, int], Attempt]
-    """(rung, seed) → its stages; rungs that are not tuned yet have none."""
+    """(rung, seed) → its stages; rungs not yet tuned are missing."""
     trials: dict[str, list[Attempt]]
     """Rung → its trials, in the order of the recipe; none without `tune`."""
 
 
 def expand(recipe: Recipe, chosen: Mapping[str, Values]) -> Expanded:
-    """The recipe with the stages of its ladder; ``chosen`` are the values of the rungs that are tuned."""
+    """The recipe with the stages of its ladder; ``chosen``: the values of the tuned rungs."""
     ladder = recipe.ladder
     assert ladder is not None
     stages: dict[str, StageSettings] = dict(recipe.stages)
@@ -104,7 +104,7 @@ def expand(recipe: Recipe, chosen: Mapping[str, Values]) -> Expanded:
 def rung_stages(
     ladder: LadderSettings, name: str, prefix: str, seed: int, values: Values, steps: int | None = None
 ) -> dict[str, StageSettings]:
-    """The stages of one training of a rung by name; in ``steps`` updates of the student, where that is given.
+    """Name → stage, for one training of a rung; with ``steps`` student updates where given.
 
     Raises ``KeyError`` for an unknown method, ``ValidationError`` for invalid settings.
     """
@@ -131,7 +131,7 @@ def _attempt(
 
 
 def untuned(ladder: LadderSettings) -> dict[str, Values]:
-    """Every rung with the first of the values to try: for plans and checks before there are trials."""
+    """Every rung with the first values to try: for plans and checks before the trials."""
     return {} if ladder.tune is None else {name: next(combinations(ladder)) for name in ladder.rungs}
 
 
@@ -181,15 +181,15 @@ def method_of(rung: Rung) -> MethodChoice:
 def chain_stage(
     ladder: LadderSettings, name: str, local: str, prefix: str, seed: int, values: Values, steps: int | None = None
 ) -> StageSettings:
-    """The stage that a rung calls ``local``; names of the rung's other stages become those of ``prefix``.
+    """The stage ``local`` of a rung; references to the rung's other stages get ``prefix``.
 
-    A train stage takes from the ladder what it does not set itself; the trial's ``values`` hold for all that train. In
-    ``steps`` updates a chain is shortened in proportion. Raises as :func:`rung_stages`.
+    A train stage takes unset keys from the ladder; the trial's ``values`` apply to every train stage. ``steps``
+    shortens all stages in proportion. Raises as :func:`rung_stages`.
     """
     rung = ladder.rungs[name]
     content = {"kind": "train", **rung.stages[local]}
     kind = str(content["kind"])
-    if kind == "fit":  # a copy of images has the recipe's seed, so that it is made once for all
+    if kind == "fit":  # a transform keeps the recipe's seed, so that it runs once for all
         content = {"seed": seed, **content}
     stage = _chained(ladder, rung, content, seed, values, steps) if kind == "train" else STAGE.validate_python(content)
 
@@ -203,11 +203,11 @@ def chain_stage(
 def _chained(
     ladder: LadderSettings, rung: Rung, content: Mapping[str, Any], seed: int, values: Values, steps: int | None
 ) -> TrainStage:
-    """A train stage of a rung with stages, completed from the ladder."""
+    """A train stage of a rung with its own stages, completed from the ladder."""
     chosen = content.get("method")
     chosen = {"name": chosen} if isinstance(chosen, str) else chosen
     named = chosen.get("name") if isinstance(chosen, Mapping) else None
-    if named not in METHODS:  # an error where settings are checked
+    if named not in METHODS:  # reported by the check of the settings
         return TrainStage.model_validate({"streams": {}, **content, "method": chosen})
     spec = find_settings(str(named))
     own = {key: value for key, value in content.items() if key in Course.model_fields}
@@ -234,7 +234,7 @@ CHAINED = ("train", "annotate", "fit", "transform")
 
 
 def course(ladder: LadderSettings, changes: Values, values: Values) -> Course:
-    """All of one training but its method. Raises ``ValidationError`` for invalid changes."""
+    """The settings of one training except its method. Raises ``ValidationError`` for invalid changes."""
     content = ladder.training.model_dump(exclude_unset=True)
     content = merged(content, changes)
     for key, value in values.items():
@@ -247,7 +247,7 @@ def _teacher(ladder: LadderSettings, spec: type[MethodSettings]) -> dict[str, st
 
 
 def _shared(course: Course) -> dict[str, Any]:
-    """What a train stage takes from a course, but its streams."""
+    """The keys that a train stage takes from a course, except its streams."""
     fit = course.model_dump(exclude_unset=True, include=set(FitSettings.model_fields))
     given: dict[str, Any] = {key: getattr(course, key) for key in ("choose", "keep") if key in course.model_fields_set}
     return {**fit, "init": course.init, "evaluate": course.evaluate, **given}
@@ -261,7 +261,7 @@ def nested(key: str, value: Any) -> dict[str, Any]:
 
 
 def merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with changes put in, level by level."""
+    """Settings with changes merged in, level by level."""
     result = dict(content)
     for key, value in changes.items():
         inner = result.get(key)
@@ -271,7 +271,7 @@ def merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 
 def combinations(ladder: LadderSettings) -> Iterator[Values]:
-    """Everything that the ladder tries, in the order of the recipe."""
+    """All combinations of values that the ladder tries, in the order of the recipe."""
     tried = {} if ladder.tune is None else ladder.tune.values
     for values in itertools.product(*tried.values()):
         yield dict(zip(tried, values, strict=True))
@@ -294,13 +294,13 @@ def _trials(ladder: LadderSettings, name: str) -> Iterator[tuple[str, Values]]:
 
 
 def _short(value: Any) -> str:
-    """A value as a part of a stage's name; different numbers stay different."""
+    """A value as part of a stage's name; different numbers stay different."""
     text = f"{Decimal(repr(value)).normalize():e}" if type(value) in (int, float) else str(value)
     return re.sub(r"[^A-Za-z0-9-]+", "_", text.replace("e+", "e").removesuffix("e0"))
 
 
 def _scored(ladder: LadderSettings, attempt: Attempt) -> str:
-    """The net of a training that is compared."""
+    """The net of a training that is scored."""
     rung = ladder.rungs[attempt.rung]
     head, _, rest = rung.scored.partition(".")
     net = (rest or "student") if head in rung.stages else rung.scored
@@ -308,8 +308,8 @@ def _scored(ladder: LadderSettings, attempt: Attempt) -> str:
 
 
 def _score(ladder: LadderSettings, net: str, data: str, merged_as: dict[str, list[str]] | None = None) -> EvaluateStage:
-    # Only the mIoU is compared; boundaries and calibration cost as much time again. Means over subsets are read off the
-    # counts of all classes, so that the stage need not contain them; counts of merged classes are its own.
+    # Only the mIoU is compared; boundaries and calibration would double the time. Means over subsets are computed from
+    # the counts of all classes, so the stage need not contain them; merged classes need counts of their own.
     return EvaluateStage(
         nets={NET: net},
         data=data,
@@ -321,7 +321,7 @@ def _score(ladder: LadderSettings, net: str, data: str, merged_as: dict[str, lis
 
 
 def _streams(course: Course, spec: type[MethodSettings]) -> dict[str, StreamSettings]:
-    """The streams that a method has, each with the views that it has there."""
+    """The streams that a method uses, each with the views that it uses."""
     chosen = {name: stream for name, stream in course.streams.items() if name in spec.streams}
     for name, stream in chosen.items():
         views = {view: it for view, it in stream.views.items() if view in spec.streams[name].known}
@@ -331,6 +331,6 @@ def _streams(course: Course, spec: type[MethodSettings]) -> dict[str, StreamSett
 
 
 def _pooled(stream: StreamSettings, labels: str) -> StreamSettings:
-    """The stream with pseudo labels beside its own data, as often as these where the recipe gives no repeats."""
+    """The stream with pseudo labels added to its data, in equal parts where the recipe sets no repeats."""
     repeat = [*stream.repeat, 1] if isinstance(stream.repeat, list) else "equal"
     return stream.model_copy(update={"data": [*listed(stream.data), labels], "repeat": repeat})

@@ -1,4 +1,4 @@
-"""Errors of a recipe's ladder, at the places where they are written; those of the shared training are listed once."""
+"""Errors of a recipe's ladder, with their places; those of the shared training are listed once."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from tutelage.recipe.stages.train import Course, TrainStage
 from tutelage.settings import Place, references
 
 Invalid = Callable[[ValidationError, Place, type[BaseModel]], list[Fault]]
-"""Makes errors of what a validator found of some settings, whose content stands at a place."""
+"""Converts a validator's findings on settings with ``content`` at a place to errors."""
 
 
 def ladder_faults(recipe: Recipe, ladder: LadderSettings, known: Known) -> Iterator[Fault]:
-    """Names that lead nowhere, rungs that lack something, streams that no rung reads."""
+    """Unknown names, incomplete rungs, streams that no rung reads."""
     yield from _own_names(ladder, known)
     rungs = {name: rung for name, rung in ladder.rungs.items() if rung.stages or rung.name in known_rungs()}
     for name, rung in rungs.items():
         if rung.name == PSEUDO_LABELS and ladder.teacher is not None:
-            with contextlib.suppress(ValidationError):  # an error where settings are checked
+            with contextlib.suppress(ValidationError):  # reported by the check of the settings
                 known.stages[label_stage_name(name)] = label_stage(ladder, name)
     found = [
         fault
@@ -53,10 +53,10 @@ def ladder_faults(recipe: Recipe, ladder: LadderSettings, known: Known) -> Itera
         return
     yield from _idle_streams(ladder)
     if not found:
-        with contextlib.suppress(ValidationError):  # of what the trials change, an error there, too
+        with contextlib.suppress(ValidationError):  # invalid trial values are reported there, too
             for name in new_stages(recipe):
                 if name in recipe.stages or name in recipe.data:
-                    text = f"a stage of the ladder would be called {name!r}, a name that is taken"
+                    text = f"the ladder needs the stage name {name!r}, which is already used"
                     yield Fault(("ladder", "rungs"), "name-taken", text)
 
 
@@ -70,7 +70,7 @@ def _own_names(ladder: LadderSettings, known: Known) -> Iterator[Fault]:
             text = "values chosen on the scored data bias the scores; name other data"
             yield Fault(("ladder", "tune", "data"), "tuned-on-scored-data", text)
         if "steps" in ladder.tune.values:
-            text = "trials compare at an equal number of steps; a rung may have its own"
+            text = "trials compare rungs at an equal number of steps; set it in a rung"
             yield Fault(("ladder", "tune", "values"), "tuned-steps", text)
     if ladder.plain not in ladder.rungs:
         where = "plain" if "plain" in ladder.model_fields_set else "rungs"
@@ -79,7 +79,7 @@ def _own_names(ladder: LadderSettings, known: Known) -> Iterator[Fault]:
         text = f"no rung {ladder.oracle!r}{nearest(ladder.oracle, ladder.rungs)}"
         yield Fault(("ladder", "oracle"), "unknown-rung", text)
     elif ladder.oracle == ladder.plain:
-        text = "the oracle cannot be the rung that must be beaten: there is no gain between them"
+        text = "`oracle` and `plain` must be different rungs"
         yield Fault(("ladder", "oracle"), "oracle-is-plain", text)
 
 
@@ -87,7 +87,7 @@ def _rung(recipe: Recipe, ladder: LadderSettings, name: str, known: Known) -> It
     """Errors of a rung with one method."""
     rung, place = ladder.rungs[name], ("ladder", "rungs", name)
     if "." in rung.scored:
-        text = f"{rung.scored!r} is a net of a stage, and this rung has no stages; name its net"
+        text = f"{rung.scored!r} names a stage's net, but this rung has no stages; write the net's role alone"
         yield Fault((*place, "scored"), "invalid-value", text)
     pseudo = rung.name == PSEUDO_LABELS
     if ladder.teacher is None and (pseudo or "teacher" in find_settings(rung.name).teachers):
@@ -101,11 +101,11 @@ def _rung(recipe: Recipe, ladder: LadderSettings, name: str, known: Known) -> It
                     yield from (fault.below(place) for fault in known.faults(reference))
         stage = train_stage(ladder, name, 0, {})
     except ValidationError:
-        return  # an error where settings are checked
+        return  # reported by the check of the settings
     for fault in stage_faults(recipe, stage, known):
         part = fault.place[:1]
         if part == ("inputs",) and fault.place[1:2] != ("teacher",):
-            text = f"{fault.text}; a ladder has one net that teaches, the role `teacher`"
+            text = f"{fault.text}; a ladder has one teacher, with the role `teacher`"
             yield Fault(place, fault.code, text)
         elif part == ("nets",) and fault.place[1:2] != ("student",):
             yield fault.below(place)
@@ -120,17 +120,17 @@ def _chain(recipe: Recipe, ladder: LadderSettings, name: str, known: Known) -> I
     for local, content in rung.stages.items():
         kind = content.get("kind", "train")
         if kind not in CHAINED:
-            text = f"a rung has no stage of kind {kind!r}{nearest(str(kind), CHAINED)}"
+            text = f"a rung cannot contain a stage of kind {kind!r}{nearest(str(kind), CHAINED)}"
             yield Fault((*place, local, "kind"), "unknown-kind", text)
             return
         if local in recipe.data or local in recipe.stages:
-            text = f"{local!r} is a name of the recipe already; which is meant could not be told"
+            text = f"ambiguous name: {local!r} is already used in the recipe"
             yield Fault((*place, local), "name-taken", text)
     stages = _stages(ladder, name)
     if stages is None:
-        return  # an error where settings are checked
+        return  # reported by the check of the settings
     if not any(stage.trains for stage in stages.values()):
-        yield Fault(place, "nothing-trains", "no stage trains; at least one must")
+        yield Fault(place, "nothing-trains", "expected at least one train stage")
     left_out = [("data", it) for it in known.data if it not in recipe.data]
     left_out += [("nets", it) for it in known.nets if it not in recipe.nets]
     left_out += [("stages", it) for it in known.unread if it not in known.nets]
@@ -194,7 +194,7 @@ def setting_faults(ladder: LadderSettings, invalid: Invalid) -> Iterator[Fault]:
 
 
 def ladder_leaks(recipe: Recipe, ladder: LadderSettings) -> Iterator[Fault]:
-    """Choices by masks that count as missing, of all rungs, at the places where they are written."""
+    """Choices of all rungs that use masks treated as missing, with their places."""
     expanded = expand(recipe, untuned(ladder))
     owners = {name: attempt.rung for attempt in expanded.attempts.values() for name in attempt.trained}
     for fault in leak_faults(expanded.recipe):
@@ -209,7 +209,7 @@ def ladder_leaks(recipe: Recipe, ladder: LadderSettings) -> Iterator[Fault]:
     for name in owners:
         if is_bare(expanded.recipe, expanded.recipe.stages[name], ladder.tune.data):
             text = (
-                f"the trials would choose by masks of {ladder.tune.data}, which counts as unlabelled; name other "
-                "data, or write on_target: true, and every result is marked"
+                f"the trials would use masks of {ladder.tune.data}, which counts as unlabelled; name other "
+                "data, or write on_target: true, which marks every result"
             )
             yield Fault(("ladder", "tune", "data"), "target-labels", text)

@@ -16,11 +16,11 @@ from tutelage.recipe.stages.train import Course, MethodChoice
 from tutelage.settings import Ref, Settings, plain
 
 PSEUDO_LABELS = "pseudo_labels"
-"""The rung without a method of its own: the teacher labels images, and the plain student trains on them too."""
+"""The rung without a method: the student also trains on images that the teacher labels."""
 
 
 def known_rungs() -> list[str]:
-    """The names that a rung may have."""
+    """The valid names of rungs."""
     return [*METHODS, PSEUDO_LABELS]
 
 
@@ -33,29 +33,29 @@ class Rung(MethodChoice):
     """One way to train the ladder's student: a method by `name` (or `pseudo_labels`) with its settings, or `stages`."""
 
     name: str = "stages"
-    """The method, `pseudo_labels`, or `stages` (which may be left out where there are some)."""
+    """The method, `pseudo_labels`, or `stages` (the default where the rung has stages)."""
     training: dict[str, Any] = {}
     """Changes to the ladder's `training` (`steps`, `streams` ...); the table lists them."""
     nets: dict[Name, Annotated[Name, Ref("net")]] = {}
     """Nets of the recipe that the method trains beside the student, by role; the student's own is `ladder.student`."""
     scored: NetName = "student"
-    """Which of the nets that the method keeps is scored: `student`, or for some methods `ema`. Of `stages`: which
-    stage, or `stage.net`; by default the last that trains."""
+    """The net to score, among those the method keeps: `student`, or `ema` for some methods. With `stages`: a stage
+    or `stage.net`; default: the last train stage."""
     stages: dict[Name, dict[str, Any]] = {}
-    """Several stages, in order: a `train` stage takes from the ladder's `training` what it does not set itself."""
+    """Several stages, in order; a `train` stage takes the keys it does not set from the ladder's `training`."""
 
     @model_validator(mode="after")
     def _a_method_or_stages(self) -> Rung:
         if (self.name == "stages") != bool(self.stages):
-            raise ValueError("a rung has a method by `name`, or `stages`")
+            raise ValueError("expected a method (`name`) or `stages`")
         return self
 
     def changes(self) -> dict[str, Any]:
-        """The rung's own keys as written, without the method and its settings."""
+        """The rung's keys as written, without the method and its settings."""
         return self.model_dump(mode="json", include=set(RUNG_KEYS), exclude_defaults=True)
 
     def written(self, content: dict[str, Any]) -> dict[str, Any]:
-        """The method with all its settings, and the rung's own keys as written."""
+        """The method with all its settings, and the rung's keys as written."""
         settings = {} if self.stages else plain(rung_settings(self.name).model_validate(self.own()))
         return {"name": self.name, **settings, **self.changes()}
 
@@ -73,7 +73,7 @@ class Rung(MethodChoice):
 
 
 RUNG_KEYS = tuple(name for name in Rung.model_fields if name != "name")
-"""The keys of a rung that are no settings of its method."""
+"""The keys of a rung that are not settings of its method."""
 
 ScoredData = Annotated[str, Ref("data", masks=True, use="test")]
 
@@ -88,10 +88,10 @@ class LadderScore(ClassGroupSettings):
 
 
 class LadderTuning(Settings):
-    """The same trials for every rung; the best values are used for all its seeds."""
+    """The same trials for every rung; its best values are used for all seeds."""
 
     data: ScoredData
-    """Labelled data set (`name/split`) on which the trials are compared; not the one that is scored."""
+    """Labelled data set (`name/split`) on which trials are compared; must differ from the scored one."""
     values: Annotated[dict[str, list[Any]], Field(min_length=1)]
     """Key of `training` → values to try, e.g. `optimizer.lr: [2.0e-3, 4.0e-3]`; several keys: every combination."""
     steps: Annotated[int, Field(gt=0)] | None = None
@@ -99,7 +99,7 @@ class LadderTuning(Settings):
     seed: int = 0
     """Seed of all trials."""
     on_target: bool = False
-    """Choose by masks of a domain that counts as unlabelled; every result is marked."""
+    """Allow choosing by masks of a domain that counts as unlabelled; marks every result."""
 
     @field_validator("values")
     @classmethod
@@ -111,28 +111,28 @@ class LadderTuning(Settings):
 
 
 class LadderSettings(Settings):
-    """Does teaching pay on these images? The same student trained in several ways, over several seeds, compared."""
+    """Compare several ways of training one student, over several seeds."""
 
     student: Annotated[Name, Ref("net")]
     """The net of the recipe that every rung trains."""
     teacher: Annotated[NetName, Ref("trained")] | None = None
     """The trained net (`stage` or `stage.net`) of all methods that need a teacher."""
     training: Course
-    """What all rungs share: the same images, the same number of updates."""
+    """The training shared by all rungs: images, number of updates."""
     score: LadderScore
-    """The data on which they are compared."""
+    """How the rungs are scored, and on which data."""
     seeds: Annotated[list[int], Field(min_length=1)] = [0, 1, 2]
-    """Every rung is trained once with each."""
+    """Every rung is trained once with each seed."""
     rungs: Annotated[dict[Name, Rung], Field(min_length=1)]
-    """The ways to train, by name: a method's name, or `{name: ..., settings}`."""
+    """The rungs by name: a method's name, or `{name: ..., settings}`."""
     plain: Name = "plain"
-    """The rung that every other must beat."""
+    """The baseline rung."""
     oracle: Name | None = None
-    """The rung that has what the others lack, mostly masks: the table shows which share of its gain each other has."""
+    """The upper-bound rung, usually with more masks: the table shows each rung's share of its gain."""
     tune: LadderTuning | None = None
-    """Trials before the seeds; null: every rung is trained as `training` is."""
+    """Trials before the seeds; null: no tuning."""
     worth: Annotated[float, Field(ge=0)] = 0.5
-    """The smallest gain in points of mIoU that pays for a teacher."""
+    """The smallest worthwhile gain, in points of mIoU."""
 
     @model_validator(mode="before")
     @classmethod

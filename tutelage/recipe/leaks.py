@@ -1,13 +1,13 @@
-"""Whether masks that count as missing decide something.
+"""Checks that masks treated as missing affect no choice.
 
-In domain adaptation the target's masks are used for the last score alone. A stage *leaks* when something of it is
-chosen by masks of a data set that the recipe uses as unlabelled: one that some stream reads without masks (or with
-pseudo labels), while neither the stage nor those that it builds upon are trained on masks of it. A training with few
-labels and its own validation set does not leak.
+In domain adaptation the target's masks are used for the final score only. A stage *leaks* when a choice in it uses
+masks of a data set that the recipe treats as unlabelled: some stream reads it without masks (or with pseudo labels),
+and neither the stage nor those it depends on train on its masks. Training with few labels and a separate validation
+set does not leak.
 
-    keep: best           an error where it leaks; where `keep` is not written, the last weights are kept
+    keep: best           an error where it leaks; without `keep`, the last weights are kept
     patience, audit.stop errors where they leak
-    keep: best_on_target allowed; every result that builds upon it is marked
+    keep: best_on_target allowed; every result that depends on it is marked
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tutelage.recipe.schema import Recipe
 from tutelage.settings import references
 
 ON_TARGET = "chosen with target labels"
-"""How a result is marked."""
+"""The mark of such a result."""
 
 
 def without_leaks(recipe: Recipe) -> Recipe:
@@ -37,7 +37,7 @@ def without_leaks(recipe: Recipe) -> Recipe:
 
 
 def leak_faults(recipe: Recipe) -> Iterator[Fault]:
-    """Every leak that is not asked for by name."""
+    """Every leak that the recipe does not explicitly allow."""
     unlabelled = _unlabelled(recipe)
     for name, stage in recipe.stages.items():
         for fault in stage.leaks(recipe, partial(_is_bare, recipe, stage, unlabelled)):
@@ -45,18 +45,18 @@ def leak_faults(recipe: Recipe) -> Iterator[Fault]:
 
 
 def is_bare(recipe: Recipe, stage: StageSettings, data: str) -> bool:
-    """Whether masks of ``data`` count as missing for ``stage``."""
+    """Whether ``stage`` must treat the masks of ``data`` as missing."""
     return _is_bare(recipe, stage, _unlabelled(recipe), data)
 
 
 def evaluates_on_target(recipe: Recipe, stage: StageSettings) -> bool:
-    """Whether scores while training are of masks that count as missing."""
+    """Whether scores during training use masks treated as missing."""
     during = [it.value for it in references(stage) if it.place == ("evaluate", "data")]
     return any(is_bare(recipe, stage, data) for data in during)
 
 
 def chosen_on_target(recipe: Recipe, stage: StageSettings) -> bool:
-    """Whether the weights of a stage, or of one that it builds upon, are chosen with target labels."""
+    """Whether the weights of a stage, or of one it depends on, are chosen with target labels."""
     return any(it.chosen_on_target for it in with_all_before(recipe, stage))
 
 
@@ -68,7 +68,7 @@ def _is_bare(recipe: Recipe, stage: StageSettings, unlabelled: set[str], data: s
 
 
 def _unlabelled(recipe: Recipe) -> set[str]:
-    """The data sets that some stage, or some rung of the ladder, reads without their masks to train on."""
+    """The data sets on which some stage or rung trains without their masks."""
     found: set[str] = set()
     for stage in recipe.stages.values():
         found |= _trained_on(recipe, stage)[1]
@@ -91,7 +91,7 @@ def _unlabelled_by_rungs(recipe: Recipe, ladder: LadderSettings) -> set[str]:
 
 
 def _trained_on(recipe: Recipe, stage: StageSettings) -> tuple[set[str], set[str]]:
-    """The data sets whose masks a stage is trained on, and those of which it reads only the images."""
+    """The data sets whose masks a stage trains on, and those of which it reads only the images."""
     masked: set[str] = set()
     bare: set[str] = set()
     for reference in references(stage):
@@ -102,7 +102,7 @@ def _trained_on(recipe: Recipe, stage: StageSettings) -> tuple[set[str], set[str
 
 
 def _origin(recipe: Recipe, reference: str) -> tuple[str, bool]:
-    """The data set that images come from, and whether masks of them are people's rather than a net's."""
+    """The data set that images come from, and whether its masks are annotations rather than predictions."""
     name = reference.partition("/")[0]
     stage = recipe.stages.get(name)
     if stage is not None:
@@ -110,5 +110,5 @@ def _origin(recipe: Recipe, reference: str) -> tuple[str, bool]:
     entry = recipe.data.get(name)
     if entry is None or entry.kind == "folder":
         return name, True
-    # A published data set is the same under whatever names a recipe opens it; its variants may be domains.
+    # A published data set is the same under any name in a recipe; its variants may be different domains.
     return " ".join([entry.kind, entry.root, str(getattr(entry, "variant", None))]), True

@@ -28,18 +28,18 @@ from tutelage.recipe.validation import ValidationFinding, faults_of, findings
 from tutelage.settings import Place, plain
 
 _DEFAULT_KINDS = {"data": "folder", "stages": "train"}
-"""Section → the kind of an entry that names none."""
+"""Section → the default kind of an entry."""
 _SHORT_FORMS = {"method": "name", "what": "kind", "policy": "kind"}
-"""Key of a stage that may be a text → the key that the text stands for."""
+"""Key of a stage with a short form → the inner key that the short form sets."""
 
 
 class LoadedRecipe(typing.NamedTuple):
-    """A checked recipe, and the places of everything in its file."""
+    """A checked recipe, and the places of its keys in the file."""
 
     recipe: Recipe
     document: Document
     base: Path
-    """Folder that data paths are relative to: the recipe's."""
+    """The recipe's folder; data paths are relative to it."""
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
@@ -52,13 +52,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
 
 
 def parse_recipe(text: str, base: Path, overrides: Sequence[str] = (), name: str = "recipe") -> LoadedRecipe:
-    """Check a recipe that is text already."""
+    """Check the text of a recipe."""
     return _checked(parse(text, name), overrides, base)
 
 
 def _checked(document: Document, overrides: Sequence[str], base: Path) -> LoadedRecipe:
     if not isinstance(document.content, dict):
-        text = f"{document.name}: a recipe is a mapping of keys"
+        text = f"{document.name}: expected a mapping of keys"
         raise RecipeError("not-a-recipe", text, "start with `tutelage: 1` and `name: ...`")
     for override in overrides:
         _apply(document, override)
@@ -70,7 +70,7 @@ def _checked(document: Document, overrides: Sequence[str], base: Path) -> Loaded
     version = document.content.get("tutelage", FORMAT)
     if isinstance(version, int) and version > FORMAT:
         where = document.where(("tutelage",))
-        text = f"{where}: recipe format {version} is newer than this version of tutelage reads ({FORMAT})"
+        text = f"{where}: recipe format {version} is not supported; this version of tutelage reads up to {FORMAT}"
         raise RecipeError("newer-format", text, "update tutelage")
     recipe, faults = _validated(document)
     if recipe is not None and not faults:
@@ -82,7 +82,7 @@ def _checked(document: Document, overrides: Sequence[str], base: Path) -> Loaded
 
 
 def _validated(document: Document) -> tuple[Recipe | None, list[Fault]]:
-    """The recipe, if its keys are valid, and all errors but leaks."""
+    """The recipe, if its keys are valid, and all errors except leaks."""
 
     def invalid(error: ValidationError, place: Place, root: type[BaseModel]) -> list[Fault]:
         return faults_of(findings(error, place, root), document)
@@ -115,12 +115,12 @@ def _error(document: Document, faults: Iterable[Fault]) -> RecipeError:
 
 
 def resolved(recipe: Recipe) -> str:
-    """The recipe with every default written out, as YAML that reads back to the same recipe."""
+    """The recipe with every default, as YAML that loads to the same recipe."""
     return str(yaml.safe_dump(plain(recipe), sort_keys=False, allow_unicode=True, width=120))
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON schema of a recipe, for editors; each method's settings included."""
+    """JSON schema of a recipe, for editors, including each method's settings."""
     schema = Recipe.model_json_schema()
     definitions = schema.setdefault("$defs", {})
     choices = []
@@ -144,7 +144,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _apply(document: Document, override: str) -> None:
-    """Put one ``a.b=c`` into the document. Raises :class:`RecipeError` for an invalid override."""
+    """Apply one override ``a.b=c`` to the document. Raises :class:`RecipeError` for an invalid override."""
     key, separator, value = override.partition("=")
     parts = key.strip().split(".")
     if not separator or not all(parts):
@@ -160,8 +160,8 @@ def _apply(document: Document, override: str) -> None:
         elif inner is None:
             inner = {}
         elif not isinstance(inner, dict):
-            text = f"command line: {'.'.join(parts[:depth])} has no keys, so no {parts[depth]!r}"
-            raise RecipeError("invalid-override", text, "give it as a whole")
+            text = f"command line: cannot set {parts[depth]!r}: {'.'.join(parts[:depth])} has no keys"
+            raise RecipeError("invalid-override", text, "set it as a whole")
         place[part] = inner
         place = inner
         document.lines.setdefault(tuple(parts[:depth]), COMMAND_LINE)
@@ -173,7 +173,7 @@ def _apply(document: Document, override: str) -> None:
 
 
 def _remaining_faults(document: Document, found: Sequence[ValidationFinding]) -> list[Fault]:
-    """Errors of names in the valid parts of an invalid recipe, so that all errors are listed at once."""
+    """Errors of names in the valid parts of an invalid recipe: all errors are listed at once."""
     stand_ins: dict[str, Any] = {"tutelage": FORMAT, "name": "recipe", "data": {}, "stages": {}}
     content = copy.deepcopy(document.content)
     removed: set[Place] = set()
@@ -203,7 +203,7 @@ def _remaining_faults(document: Document, found: Sequence[ValidationFinding]) ->
 
 
 def _remove(content: dict[str, Any], path: Place) -> set[Place]:
-    """Take out what stands at ``path``, or the list that it stands in; returns the place, if anything was there."""
+    """Remove the value at ``path``, or the list that contains it; returns the place, if it existed."""
     place: Any = content
     for depth, part in enumerate(path, 1):
         if not isinstance(place, dict) or part not in place:
@@ -216,7 +216,7 @@ def _remove(content: dict[str, Any], path: Place) -> set[Place]:
 
 
 def _method_faults(document: Document) -> Iterable[Fault]:
-    """Errors in the settings of the methods that the stages name."""
+    """Errors in the settings of the stages' methods."""
     stages, ladder = document.content.get("stages"), document.content.get("ladder")
     for name, stage in stages.items() if isinstance(stages, dict) else ():
         if isinstance(stage, dict) and stage.get("kind", "train") == "train" and "method" in stage:
@@ -236,10 +236,10 @@ def _method_faults(document: Document) -> Iterable[Fault]:
 def _choice_faults(
     document: Document, place: Place, choice: Any, known: Collection[str], other: Collection[str]
 ) -> Iterable[Fault]:
-    """Errors of one choice of a method; keys in ``other`` are not the method's."""
+    """Errors of one method and its settings; keys in ``other`` belong to the rung."""
     chosen = choice.get("name") if isinstance(choice, dict) else choice
     if not isinstance(chosen, str):
-        return  # an error of the frame
+        return  # reported by the schema
     if chosen not in known:
         yield Fault((*place, "name"), "unknown-method", f"unknown method {chosen!r}{nearest(chosen, known)}")
         return

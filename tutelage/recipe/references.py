@@ -1,6 +1,6 @@
-"""Names in a recipe: which stages a stage depends on, whether names exist, and renaming them.
+"""References in a recipe: dependencies between stages, checks that names exist, renaming.
 
-Which settings are names follows from their types (:class:`tutelage.settings.Ref`); nothing here knows a kind of stage.
+The types of settings mark references (:class:`tutelage.settings.Ref`); no code here depends on a kind of stage.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from tutelage.settings import WEIGHT_SUFFIXES, Place, Reference, references, ren
 
 _SECTIONS = ("data", "nets", "stages")
 _OF_STAGES = ("data", "trained", "input", "start", "fit", "scores")
-"""The kinds of references that can name a stage."""
+"""The kinds of reference that can name a stage."""
 
 
 def stages_before(recipe: Recipe, name: str) -> list[str]:
-    """The stages whose artefacts stage ``name`` reads, in the recipe's order; of scores also those that were scored."""
+    """The stages whose artefacts stage ``name`` reads, in the recipe's order; for scores also the scored stages."""
     found: set[str] = set()
     for reference in references(recipe.stages[name]):
         if reference.head in recipe.stages and reference.ref.kind in _OF_STAGES:
@@ -43,7 +43,7 @@ def all_before(recipe: Recipe, name: str) -> list[str]:
 
 
 def with_all_before(recipe: Recipe, stage: StageSettings) -> list[StageSettings]:
-    """A stage and all that it builds upon, directly or not."""
+    """A stage and all stages it depends on, directly or not."""
     found, waiting = [stage], [stage]
     while waiting:
         for reference in references(waiting.pop()):
@@ -55,7 +55,7 @@ def with_all_before(recipe: Recipe, stage: StageSettings) -> list[StageSettings]
 
 
 def original(recipe: Recipe, reference: str) -> str:
-    """The data whose masks a reference has: those that a `transform` stage copied, else the reference itself."""
+    """The data whose masks a reference has: the source of a `transform` stage, else the reference itself."""
     stage = recipe.stages.get(reference)
     if stage is None or stage.pseudo or stage.origin is None:
         return reference
@@ -63,7 +63,7 @@ def original(recipe: Recipe, reference: str) -> str:
 
 
 def moved(recipe: Recipe, base: Path, place: Path) -> Recipe:
-    """The recipe of the folder ``base`` as it must be written in the folder ``place``: paths lead to the same files."""
+    """The recipe of the folder ``base`` for use in the folder ``place``: relative paths lead to the same files."""
 
     def path(text: str) -> str:
         if Path(text).is_absolute():
@@ -95,14 +95,14 @@ class Known:
     nets: list[str]
     stages: dict[str, StageSettings] = field(default_factory=dict)
     unread: Collection[str] = ()
-    """Nets and stages that have errors of their own: only the name is known, and every use of it is accepted."""
+    """Nets and stages that are themselves invalid: only the name is known, and every use of it is accepted."""
 
     def making(self, what: str) -> list[str]:
-        """The stages that make something."""
+        """The stages whose output is of kind ``what``."""
         return [name for name, stage in self.stages.items() if stage.makes == what]
 
     def faults(self, reference: Reference) -> Iterator[Fault]:
-        """Whether what a reference names does not exist, or is something else."""
+        """The error of a reference that names nothing, or something of another kind."""
         check = _CHECKS.get(reference.ref.kind)
         if check is not None and reference.head not in self.unread:
             yield from check(self, reference)
@@ -121,7 +121,7 @@ def _trained(known: Known, reference: Reference) -> Iterator[Fault]:
 
 
 def _input(known: Known, reference: Reference) -> Iterator[Fault]:
-    """The role is not known, so either kind is accepted."""
+    """The role is unknown, so either kind is accepted."""
     if reference.head not in known.making("fit"):
         yield from _trained(known, reference)
 
@@ -151,7 +151,7 @@ def _scores(known: Known, reference: Reference) -> Iterator[Fault]:
 
 
 def _data(known: Known, reference: Reference) -> Iterator[Fault]:
-    """``name``, ``name/split`` or a stage; whether there is such a split is known when the data are opened."""
+    """``name``, ``name/split`` or a stage; splits are checked when the data are opened."""
     head, made = reference.head, known.making("data")
     stage = known.stages.get(head) if head in made else None
     if stage is None and head not in known.data:
@@ -161,7 +161,7 @@ def _data(known: Known, reference: Reference) -> Iterator[Fault]:
         text = f"stage {head!r} has no splits; write {head!r} alone"
         yield Fault(reference.place, "stage-has-no-splits", text)
     elif stage is not None and stage.pseudo and reference.ref.people:
-        text = f"{head!r} has pseudo labels, which cannot tell whether pseudo labels are right; name labelled data"
+        text = f"expected labelled data; the masks of {head!r} are pseudo labels"
         yield Fault(reference.place, "pseudo-labels-as-truth", text)
 
 
@@ -174,11 +174,11 @@ _CHECKS: Mapping[str, Callable[[Known, Reference], Iterator[Fault]]] = {
     "scores": _scores,
     "data": _data,
 }
-"""Kind of a reference → the check that what it names exists."""
+"""Kind of a reference → the check that its name exists."""
 
 
 def check_references(recipe: Recipe, left_out: Collection[tuple[str, str]] = ()) -> tuple[list[Fault], Known]:
-    """The errors of all stages that names, or the rest of the recipe, show; and all names that are known at the end.
+    """The errors of all stages, given the rest of the recipe; and all names known at the end.
 
     ``left_out``: (section, name) of data sets, nets and stages that could not be read and are not in ``recipe``.
     """
@@ -188,7 +188,7 @@ def check_references(recipe: Recipe, left_out: Collection[tuple[str, str]] = ())
     for name, stage in recipe.stages.items():
         place = ("stages", name)
         if name in recipe.data:
-            text = f"stage {name!r} has the name of a data set; streams could not tell them apart"
+            text = f"ambiguous name: {name!r} is both a stage and a data set"
             faults.append(Fault(place, "name-taken", text))
         faults += [fault.below(place) for fault in stage_faults(recipe, stage, known)]
         known.stages[name] = stage
@@ -201,14 +201,14 @@ def stage_faults(recipe: Recipe, stage: StageSettings, known: Known) -> Iterator
     named = {reference.place for reference in references(stage)}
     for reference in references(stage):
         yield from known.faults(reference)
-    for role, net in nets.items():  # the student that is meant where no net is named
+    for role, net in nets.items():  # the default student
         if ("nets", role) not in named and not known.unread:
             yield Fault(("nets", role), "unknown-net", f"no net {net!r}{nearest(net, known.nets)}")
     yield from stage.faults(recipe)
 
 
 def rename_stages(stage: StageSettings, change: Callable[[str], str]) -> StageSettings:
-    """A stage with every name of another stage, or of data, replaced."""
+    """A stage with every reference to a stage or data set renamed."""
 
     def one(reference: Reference) -> str:
         return change(reference.value) if reference.ref.kind in _OF_STAGES else reference.value

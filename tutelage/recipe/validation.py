@@ -1,7 +1,7 @@
-"""Validation errors of pydantic as errors of a recipe: the place that the user wrote, the key, what was expected.
+"""Converts pydantic's validation errors to errors of a recipe: place in the file, key, expected value.
 
-A validator counts the members of unions among the keys (``stages.score.evaluate.nets``, ``data.list[str]``), which no
-recipe contains, and reports every member that does not fit; here they become one error.
+Pydantic includes the members of unions among the keys (``stages.score.evaluate.nets``, ``data.list[str]``), which no
+recipe contains, and reports every member that does not match; here they become one error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tutelage.recipe.base import Fault, nearest
 from tutelage.recipe.document import COMMAND_LINE, Document
 from tutelage.settings import Place
 
-_KEY = "[key]"  # a validator's mark that a key, not its value, is meant
+_KEY = "[key]"  # pydantic's mark of an invalid key (rather than its value)
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ValidationFinding:
     """One finding of a validator."""
 
     path: Place
-    """Where, as the user wrote it."""
+    """The place, as the user wrote it."""
     holder: type[BaseModel] | None
     """The settings that the last key belongs to."""
     unfit: bool
@@ -41,13 +41,13 @@ class ValidationFinding:
 def findings(error: ValidationError, prefix: Place, root: type[BaseModel]) -> list[ValidationFinding]:
     """The findings of a validator of ``root``, whose content stands at ``prefix``."""
     found = [_located(item, prefix, root) for item in error.errors(include_url=False)]
-    # A member of a union that fits in part tells more than those that do not fit at all.
+    # A partly matching member of a union gives a better message than one that does not match at all.
     around = {one.path[:length] for one in found for length in range(len(one.path))}
     return [one for one in found if not (one.unfit and one.path in around)]
 
 
 def faults_of(found: Sequence[ValidationFinding], document: Document) -> list[Fault]:
-    """An error for each finding, those of one union together."""
+    """An error for each finding; those of one union are combined."""
     result = []
     for one in found:
         alternatives = [other for other in found if other.unfit and other.path == one.path] if one.unfit else [one]
@@ -57,12 +57,12 @@ def faults_of(found: Sequence[ValidationFinding], document: Document) -> list[Fa
 
 
 def _instead(one: ValidationFinding, document: Document) -> str:
-    """The likely meaning of a misspelt override, which made a net or stage that lacks required keys."""
+    """A hint where a misspelt override added a net or stage that lacks required keys."""
     made = one.path[:2]
     if one.kind != "missing" or len(one.path) < 3 or document.lines.get(made) != COMMAND_LINE:
         return ""
     others = [str(path[1]) for path in document.keys if len(path) == 2 and path[0] == made[0]]
-    return f"; an override made {made[1]!r}{nearest(str(made[1]), others)}"
+    return f"; an override added {made[1]!r}{nearest(str(made[1]), others)}"
 
 
 def _sentence(alternatives: Sequence[ValidationFinding]) -> tuple[str, str]:
@@ -75,7 +75,7 @@ def _sentence(alternatives: Sequence[ValidationFinding]) -> tuple[str, str]:
         known = [] if one.holder is None else list(one.holder.model_fields)
         return "unknown-key", f"unknown key {key!r}{nearest(str(one.path[-1]), known)}"
     if one.kind == "missing":
-        return "missing-key", f"{key!r} is missing"
+        return "missing-key", f"missing key {key!r}"
     if one.kind == "invalid_key":
         return "invalid-key", f"key {key!r} must be text; put it in quotes"
     if one.kind in ("union_tag_invalid", "union_tag_not_found"):
@@ -117,7 +117,7 @@ def _located(item: Any, prefix: Place, root: type[BaseModel]) -> ValidationFindi
     holder: type[BaseModel] | None = root
     unfit = False
     for part in item["loc"]:
-        # Of several types the validator names the one that it tried; it does not count None among them.
+        # Of several types pydantic names the one it tried, and never None.
         unfit = len(types_) > 1
         if unfit:
             types_ = [one for one in types_ if _is_called(one, str(part))] or types_
@@ -133,7 +133,7 @@ def _is_model(kind: Any) -> bool:
 
 
 def _is_called(kind: Any, label: str) -> bool:
-    """Whether a validator calls a union's member so: by its tag (``kind``), or by its type."""
+    """Whether pydantic uses this name for a union's member: its tag (``kind``), or its type."""
     if _is_model(kind):
         tag = kind.model_fields.get("kind")
         return label in (() if tag is None else typing.get_args(tag.annotation)) or kind.__name__ in label
@@ -142,7 +142,7 @@ def _is_called(kind: Any, label: str) -> bool:
 
 
 def _inside(kind: Any, part: str | int) -> list[Any]:
-    """The types that may stand under a key or index of a type."""
+    """The types of the value under a key or index of a type."""
     if _is_model(kind):
         field = kind.model_fields.get(str(part))
         return [] if field is None else _members(field.annotation)

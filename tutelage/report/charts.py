@@ -1,4 +1,4 @@
-"""A chart under its title, with a legend where there are several curves: what the page's sections are made of."""
+"""Charts with a title, and a legend where there are several curves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_LINES = 12
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart under its title; the legend names the curves where there are several."""
+    """A chart with its title, and a legend where there are several curves."""
 
     title: str
     drawing: Markup
@@ -26,7 +26,7 @@ class Chart:
 
 
 def lines(curves: Mapping[str, Points]) -> list[plots.Line]:
-    """Curves by name, each in a style of its own; those without a point are left out."""
+    """Curves by name, each with its own style; curves without points are omitted."""
     named = list(curves.items())[:MOST_LINES]
     return [plots.Line(str(name), points, number) for number, (name, points) in enumerate(named) if points]
 
@@ -37,7 +37,7 @@ def legend(drawn: Sequence[plots.Line]) -> tuple[tuple[str, int], ...]:
 
 
 def about(what: str, where: str, drawn: Sequence[plots.Line]) -> str:
-    """The text alternative of a chart: from where to where each curve goes."""
+    """The text alternative of a chart: first and last value of each curve."""
     courses = (f"{line.name} from {_ends(line.points)}" for line in drawn)
     return f"{what} {where} against the step: {'; '.join(courses)}"
 

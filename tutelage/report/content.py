@@ -1,7 +1,7 @@
-"""What the report shows, as plain data: numbers, names and small arrays.
+"""The content of the report as plain data: numbers, names and small arrays.
 
-Whoever fills it in knows about runs and nets; whoever draws it knows about neither. A figure that does not exist is
-``None`` or NaN, and the page then leaves its place empty. Shares are in 0..1.
+The code that draws it does not depend on runs or nets. A missing figure is ``None`` or NaN, and its place on the page
+is empty. Shares are in 0..1.
 """
 
 # Legend: K classes, H W pixels of a picture.
@@ -20,14 +20,14 @@ from tutelage.evaluation.intervals import Figure, Gain, Interval
 Figures = tuple[Figure, ...]
 
 Points = tuple[tuple[float, float], ...]
-"""A curve: (step, value) by rising step."""
+"""A curve: (step, value), sorted by step."""
 
 IGNORE = 255
 
 
 @dataclass(frozen=True)
 class ClassInfo:
-    """One class: its name, its colour (RGB) and how many pixels of the scored truth are of it."""
+    """One class: its name, its colour (RGB) and its number of pixels in the scored truth."""
 
     name: str
     colour: tuple[int, int, int]
@@ -36,7 +36,7 @@ class ClassInfo:
 
 @dataclass(frozen=True)
 class Reliability:
-    """A reliability curve: one value a confidence bin, ``None`` for an empty bin."""
+    """A reliability curve: one value per confidence bin, ``None`` for an empty bin."""
 
     error: Figure
     """Expected calibration error."""
@@ -67,7 +67,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class InferenceCost:
-    """What one image costs."""
+    """The cost of one image."""
 
     parameters: int
     multiply_adds: Figure = None
@@ -76,7 +76,7 @@ class InferenceCost:
 
 @dataclass(frozen=True)
 class ScoredNet:
-    """One scored net; ``label`` is what the recipe calls it."""
+    """One scored net; ``label``: its name in the recipe."""
 
     label: str
     quality: Quality
@@ -97,21 +97,21 @@ class Training:
     steps: int = 0
     terms: Mapping[str, Points] = field(default_factory=dict)
     rates: Mapping[str, Points] = field(default_factory=dict)
-    """Learning rate of each optimizer as a share of its full one."""
+    """Learning rate of each optimizer, relative to its full rate."""
     base_rate: Figure = None
     """The full learning rate of the optimizer ``main``; others may have another."""
     validation: Mapping[str, Points] = field(default_factory=dict)
     """mIoU of each net on the validation data."""
     choice: Mapping[str, Points] = field(default_factory=dict)
-    """Figures of images without masks by which weights were chosen, or might have been."""
+    """Label-free figures, for choosing weights without masks."""
     kept: str = ""
-    """Which weights were handed on: ``best``, ``last``, or as a recipe's `keep` says."""
+    """The weights kept: ``best``, ``last``, or another value of the recipe's `keep`."""
     best_step: int | None = None
     validated_on: str = ""
     chosen_on_scored_data: bool = False
-    """Whether the weights were chosen on the very data that the report scores: then the scores flatter them."""
+    """Whether the weights were chosen on the data that the report scores: the scores are then biased upwards."""
     leak: bool = False
-    """Whether its weights, or those that it builds upon, were chosen with labels that count as missing."""
+    """Whether its weights, or those it depends on, were chosen with labels treated as missing."""
     seconds: Figure = None
     data_wait: Figure = None
     peak_memory_mib: Figure = None
@@ -119,7 +119,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes the scores comparable with others: how, and on what, they were made."""
+    """Identity of the scores: only scores with equal identities are comparable."""
 
     protocol: str
     protocol_key: str
@@ -131,7 +131,7 @@ class Identity:
 
 @dataclass(frozen=True, eq=False)
 class GalleryImage:
-    """One image, its truth and what nets say of it, all (H, W) at one small size; 255 in the truth is ignored."""
+    """One image, its truth and the nets' predictions, all (H, W) at one small size; 255 in the truth is ignored."""
 
     name: str
     image: NDArray[np.uint8]
@@ -164,21 +164,21 @@ class GroupedQuality:
 
 @dataclass(frozen=True)
 class Grouping:
-    """Other classes in which the same predictions are scored: some of them, or several taken as one."""
+    """Another grouping of classes for the same predictions: a subset, or several merged into one."""
 
     name: str
-    """The subset's; of merged classes, those of the groups."""
+    """The subset's name, or the names of the merged groups."""
     classes: tuple[str, ...]
-    """Those over which the mean is taken."""
+    """The classes of the mean."""
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """What was merged; empty for a subset."""
+    """Merged class → its members; empty for a subset."""
     nets: Mapping[str, GroupedQuality] = field(default_factory=dict)
     """Net's label → its scores."""
     comparison: Gain | None = None
 
 
 class Section(Protocol):
-    """A section of the page that another package draws."""
+    """A section of the page, drawn by another package."""
 
     @property
     def title(self) -> str:
@@ -190,10 +190,10 @@ class Section(Protocol):
 
     @property
     def warnings(self) -> Sequence[str]:
-        """Sentences to repeat beneath the verdict."""
+        """Sentences to repeat below the verdict."""
 
     def html(self, content: ReportContent, budget: int) -> tuple[str, int]:
-        """The section, its pictures within ``budget`` characters, and how many they take."""
+        """The section as HTML, with pictures of at most ``budget`` characters, and the number used."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,13 +204,13 @@ class ReportContent:
     classes: tuple[ClassInfo, ...]
     nets: tuple[ScoredNet, ...]
     student: str
-    """Label of the net that the report is about."""
+    """Label of the reported net."""
     identity: Identity
     baseline: str | None = None
     teacher: str | None = None
     comparison: Gain | None = None
     groupings: tuple[Grouping, ...] = ()
-    """Means over some of the classes, and scores with several taken as one."""
+    """Means over some of the classes, and scores with merged classes."""
     confusion: NDArray[np.int64] | None = None
     """(K, K) of the student: rows are the truth, columns the prediction."""
     trainings: tuple[Training, ...] = ()
@@ -219,7 +219,7 @@ class ReportContent:
     pictures: tuple[GalleryImage, ...] = ()
     galleries: tuple[Gallery, ...] = ()
     cost_setting: str = ""
-    """For what, and where, costs were measured: one sentence."""
+    """Setting and machine of the cost measurement, in one sentence."""
     environment: tuple[tuple[str, str], ...] = ()
     recipe: str = ""
     """The resolved recipe (YAML)."""

@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them."""
+"""Formatting of numbers, durations and names for people."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _MINUS = "−"
 
 
 def known(value: Figure) -> bool:
-    """Whether there is a number at all."""
+    """Whether the value is a number: neither None nor NaN."""
     return value is not None and math.isfinite(value)
 
 
 def percent(value: Figure, digits: int = 1) -> str:
-    """A share times 100, without a sign for percent: ``51.3``."""
+    """A share times 100, without a percent sign: ``51.3``."""
     return f"{100 * value:.{digits}f}".replace("-", _MINUS) if value is not None and known(value) else NONE
 
 
 def signed(value: Figure, digits: int = 1) -> str:
-    """A difference of shares times 100, always with its sign; what rounds to 0 has none."""
+    """A difference of shares times 100, with its sign; without a sign where it rounds to 0."""
     if value is None or not known(value):
         return NONE
     text = f"{abs(100 * value):.{digits}f}"
@@ -49,7 +49,7 @@ def magnitude(value: Figure) -> str:
 
 
 def significant(value: Figure, digits: int = 3) -> str:
-    """A number with so many significant digits, never in exponents between 1e-4 and 1e7."""
+    """A number with ``digits`` significant digits; exponents only below 1e-4 and from 1e7 on."""
     if value is None or not known(value):
         return NONE
     if value == 0:
@@ -84,14 +84,14 @@ def memory(mebibytes: Figure) -> str:
 
 
 def ratio(value: Figure, reference: Figure) -> str:
-    """How many times the reference: ``×2.4``; empty where one of them is missing or the reference is 0."""
+    """The value relative to the reference: ``×2.4``; empty where one of them is missing or the reference is 0."""
     if value is None or reference is None or not (known(value) and known(reference)) or reference == 0:
         return ""
     return f"×{significant(value / reference, 2)}"
 
 
 def short(name: str, longest: int = 22) -> str:
-    """A name that fits a narrow place; its middle goes first, since names differ at their ends."""
+    """A name, shortened in its middle: names differ at their ends."""
     if len(name) <= longest:
         return name
     tail = longest // 3

@@ -1,7 +1,7 @@
-"""The page: one HTML file that needs nothing else, not even a script.
+"""The page: one self-contained HTML file without scripts.
 
-A policy inside the page forbids it to fetch anything, so that it stays self-contained whatever it is given to show.
-All text is escaped by the template engine; equal content gives equal bytes.
+A content security policy forbids all requests, so that the page stays self-contained for any content.
+The template engine escapes all text; equal content gives equal bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LONGEST_RECIPE = 200_000
 
 
 def render(content: ReportContent) -> str:
-    """The report as HTML: self-contained and below 5 MB, whatever the pictures."""
+    """The report as HTML: self-contained and below 5 MB for any pictures."""
     budget = pictures.BUDGET // 3
     sections = []
     for section in content.sections:
@@ -61,7 +61,7 @@ def render(content: ReportContent) -> str:
         "difference_colours": [
             ("only the student is right", pictures.ONLY_SECOND),
             ("only the other net is right", pictures.ONLY_FIRST),
-            ("both are wrong, and differ", pictures.BOTH_WRONG),
+            ("both are wrong and differ", pictures.BOTH_WRONG),
         ],
         "sections": sections,
         "costs": tables.costs(content),
@@ -72,7 +72,7 @@ def render(content: ReportContent) -> str:
 
 
 def filled(template: str, values: dict[str, Any]) -> str:
-    """A template with its values. File names may hold bytes that are no text, which no page can."""
+    """A rendered template. Bytes of file names that are not valid text are replaced."""
     return _environment().get_template(template).render(values).encode("utf-8", "replace").decode("utf-8")
 
 
@@ -93,14 +93,14 @@ def _environment() -> jinja2.Environment:
 
 @cache
 def style() -> Markup:
-    """The style sheet, which is our own text and no user's."""
+    """The style sheet: trusted text, not escaped."""
     loader = _environment().loader
     assert loader is not None
     return Markup(loader.get_source(_environment(), "report/style.css")[0])
 
 
 def _colour(colour: Sequence[int]) -> str:
-    """A colour of the palette as CSS; the numbers are made ones, whatever was given."""
+    """A colour of the palette as CSS; converts its parts to numbers."""
     red, green, blue = (min(max(int(channel), 0), 255) for channel in colour)
     return f"rgb({red} {green} {blue})"
 
@@ -109,16 +109,16 @@ def _gain(content: ReportContent) -> Markup:
     comparison = content.comparison
     if comparison is None or content.baseline is None:
         return Markup("")
-    said = f"Gain of {formatting.signed(comparison.gain, 2)} mIoU points"
+    text = f"Gain of {formatting.signed(comparison.gain, 2)} mIoU points"
     bounds = formatting.interval(comparison.interval, 2, sign=True)
-    return plots.gain_chart(comparison, f"{said}, 95 % interval {bounds}" if bounds else said)
+    return plots.gain_chart(comparison, f"{text}, 95 % interval {bounds}" if bounds else text)
 
 
 # Curves
 
 
 def _curves(training: Training) -> list[Chart]:
-    """Loss terms, learning rate and validation score of one stage; those that were logged."""
+    """Loss terms, learning rate and validation score of one stage, where logged."""
     where = f"of stage {training.stage}"
     terms = lines_of(training.terms)
     rates, scores = lines_of(training.rates), lines_of(training.validation)
@@ -140,7 +140,7 @@ def _curves(training: Training) -> list[Chart]:
                 from_zero=True,
             ),
             legend(rates),
-            "as a share of the full one" if full is None else "of the decoder and heads",
+            "as a share of the full rate" if full is None else "of the decoder and heads",
         ),
         Chart(
             "Validation mIoU (%)",
@@ -173,7 +173,7 @@ def _curves(training: Training) -> list[Chart]:
 
 
 def _heat_map(content: ReportContent) -> str:
-    """The confusion matrix as a picture, the most frequent classes first."""
+    """The confusion matrix as a picture, sorted by frequency of the classes."""
     order = sorted(range(len(content.classes)), key=lambda i: (-content.classes[i].pixels, i))
     return pictures.heat_map(tables.row_shares(content)[order][:, order])
 
@@ -183,15 +183,15 @@ def _reliability(content: ReportContent, net: ScoredNet) -> Chart | None:
     if curve is None or not any(count for count in curve.count if formatting.known(count)):
         return None
     error = formatting.percent(curve.error, 2)
-    said = f"Reliability of {net.label}: expected calibration error {error} %"
+    text = f"Reliability of {net.label}: expected calibration error {error} %"
     role = tables.role(content, net.label)
-    return Chart(net.label, plots.reliability_chart(curve, said, role), note=f"calibration error {error} %")
+    return Chart(net.label, plots.reliability_chart(curve, text, role), note=f"calibration error {error} %")
 
 
 def _galleries(
     content: ReportContent, shown: dict[int, pictures.Shown]
 ) -> list[tuple[Gallery, list[tuple[int, pictures.Shown | None]]]]:
-    """Each gallery with its pictures; one that an earlier gallery shows comes as ``None``, to be linked to."""
+    """Each gallery with its pictures; ``None`` for a picture of an earlier gallery, which is linked instead."""
     seen: set[int] = set()
     result = []
     for gallery in content.galleries:

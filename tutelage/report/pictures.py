@@ -1,7 +1,7 @@
-"""Pictures on the page: photographs, class maps in their palette, maps of where two nets differ; all as data URIs.
+"""Pictures on the page: photographs, class maps in their palette, maps of differences; all as data URIs.
 
-The bytes of all of them together are bounded: where they would be too many, every picture is made smaller, and only
-if that does not help some are left out.
+Their total size is bounded: where it would be exceeded, all pictures are made smaller; if that does not suffice, some
+are omitted.
 """
 
 # Legend: H W pixels of a picture.
@@ -25,12 +25,12 @@ Colour = tuple[int, int, int]
 
 WIDEST, TALLEST = 480, 640
 BUDGET = 3_600_000
-"""Characters that all pictures together may take."""
+"""Maximum total size of all pictures, in characters."""
 
 ONLY_SECOND: Colour = (0, 98, 214)
 ONLY_FIRST: Colour = (230, 140, 0)
 BOTH_WRONG: Colour = (190, 60, 150)
-"""Where two nets differ: only the second is right, only the first is, neither is. Apart for the colour-blind too."""
+"""Where two nets differ: only the second is right, only the first, neither. Distinguishable by colour-blind people."""
 
 DOUBT: Colour = (8, 48, 107)
 CERTAIN: Colour = (247, 247, 250)
@@ -45,7 +45,7 @@ _HATCH_PERIOD = 6
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture as the page shows it."""
+    """One picture on the page."""
 
     title: str
     alt: str
@@ -55,7 +55,7 @@ class Panel:
     height: int
     note: str = ""
     differs: bool = False
-    """Whether it shows where two nets differ."""
+    """Whether it is a map of differences."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ class Shown:
 
 
 def shrunk(image: Bytes, maps: Mapping[str, Bytes]) -> tuple[Bytes, dict[str, Bytes]]:
-    """An image (H, W, 3) and class maps (H, W) of one size, brought to at most 480 wide and 640 high."""
+    """An image (H, W, 3) and class maps (H, W) of one size, reduced to at most 480 wide and 640 high."""
     height, width = image.shape[:2]
     scale = min(1.0, WIDEST / width, TALLEST / height)
     return scaled(image, scale), {name: scaled(ids, scale) for name, ids in maps.items()}
 
 
 def scaled(array: Bytes, scale: float) -> Bytes:
-    """An image smoothed, or a class map by nearest neighbours."""
+    """An image resized with smoothing, or a class map by nearest neighbours."""
     if scale >= 1:
         return array
     height, width = array.shape[:2]
@@ -84,7 +84,7 @@ def scaled(array: Bytes, scale: float) -> Bytes:
 
 
 def shown(content: ReportContent, budget: int = BUDGET) -> tuple[dict[int, Shown], int]:
-    """The pictures that the galleries name, by their index, and how many had to be left out for the page's size."""
+    """The galleries' pictures by index, and the number omitted to limit the page's size."""
     wanted = list(dict.fromkeys(index for gallery in content.galleries for index in gallery.pictures))
     for scale, quality in LEVELS:
         result = {index: _shown(content, content.pictures[index], scale, quality) for index in wanted}
@@ -114,10 +114,10 @@ def _shown(content: ReportContent, picture: GalleryImage, scale: float, quality:
 
 
 def _panels(content: ReportContent, picture: GalleryImage, quality: int) -> Iterator[Panel]:
-    """Image, truth, each net in turn, then where the student differs from the baseline and from the teacher."""
+    """Image, truth, each net's prediction, then the student's differences from the baseline and from the teacher."""
     height, width = picture.truth.shape
     palette = [one.colour for one in content.classes]
-    name, said = picture.name, picture.predictions
+    name, predictions = picture.name, picture.predictions
 
     def panel(title: str, alt: str, source: str, note: str = "", differs: bool = False) -> Panel:
         return Panel(title, alt, source, width, height, note, differs)
@@ -125,21 +125,23 @@ def _panels(content: ReportContent, picture: GalleryImage, quality: int) -> Iter
     yield panel("Image", f"Image {name}", jpeg(picture.image, quality))
     yield panel("Truth", f"True classes of {name}", png(picture.truth, palette))
     student = content.student
-    order = [label for label in (content.baseline, student, content.teacher) if label is not None and label in said]
+    order = [
+        label for label in (content.baseline, student, content.teacher) if label is not None and label in predictions
+    ]
     for label in dict.fromkeys(order):
         score = picture.scores.get(label)
         note = f"mIoU {percent(score)}" if known(score) else ""
         alt = f"Classes that {label} predicts for {name}" + (f", {note}" if note else "")
-        yield panel(label, alt, png(said[label], palette), note)
+        yield panel(label, alt, png(predictions[label], palette), note)
     for other in dict.fromkeys((content.baseline, content.teacher)):
-        if other is not None and other != student and other in said and student in said:
-            drawn = difference(picture.image, picture.truth, said[other], said[student])
+        if other is not None and other != student and other in predictions and student in predictions:
+            drawn = difference(picture.image, picture.truth, predictions[other], predictions[student])
             alt = f"Where {other} and {student} differ on {name}"
             yield panel(f"{student} against {other}", alt, jpeg(drawn, quality, sharp=True), differs=True)
 
 
 def difference(image: Bytes, truth: Bytes, first: Bytes, second: Bytes) -> Bytes:
-    """(H, W, 3): the image pale and grey where two maps agree or the truth is ignored, else who of them is right."""
+    """(H, W, 3): pale grey where two maps agree or the truth is ignored, else coloured by which one is right."""
     grey = image.astype(np.float32).mean(axis=2) if image.ndim == 3 else image.astype(np.float32)
     result = np.repeat((150 + 0.4 * grey).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
     differ = (first != second) & (truth != IGNORE)
@@ -156,14 +158,14 @@ def jpeg(image: Bytes, quality: int, sharp: bool = False) -> str:
     subsampling = 0 if sharp else 2
     try:
         picture.save(buffer, "JPEG", quality=quality, optimize=True, subsampling=subsampling)
-    except OSError:  # Pillow's room for an optimised file is too small for one of pure noise
+    except OSError:  # Pillow's buffer for an optimised file is too small for pure noise
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
     return _uri("image/jpeg", buffer)
 
 
 def png(ids: Bytes, palette: Sequence[Colour]) -> str:
-    """A class map (H, W) in its palette as a data URI; what is no class is hatched."""
+    """A class map (H, W) in its palette as a data URI; other values are hatched."""
     rows, columns = np.indices(ids.shape)
     hatch = np.where((rows + columns) % _HATCH_PERIOD < _HATCH_PERIOD // 2, *_HATCH_IDS).astype(np.uint8)
     picture = Image.fromarray(np.where(ids < len(palette), ids, hatch))
@@ -175,7 +177,7 @@ def png(ids: Bytes, palette: Sequence[Colour]) -> str:
 
 
 def heat_map(share: NDArray[np.float64]) -> str:
-    """Shares (K, K) in 0..1, NaN for none, as a data URI: one pixel each, pale to dark blue by their logarithm."""
+    """Shares (K, K) in 0..1, NaN for none, as a data URI: one pixel each, pale to dark blue on a log scale."""
     level = np.nan_to_num(log_level(share))
     low, high = np.array([247.0, 247.0, 250.0]), np.array([8.0, 48.0, 107.0])
     colours = low + level[..., None] ** 0.8 * (high - low)
@@ -185,7 +187,7 @@ def heat_map(share: NDArray[np.float64]) -> str:
 
 
 def log_level(share: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Shares in 0..1 → 0..1, 0.1 % and less at 0: small confusions beside large ones stay visible."""
+    """Shares in 0..1 → 0..1 on a logarithmic scale from 0.1 %, so that small confusions stay visible."""
     floor = 1e-3
     level: NDArray[np.float64] = 1 - np.log(np.maximum(share, floor)) / np.log(floor)
     return level

@@ -1,7 +1,7 @@
-"""Charts as inline SVG, drawn by hand: they take the page's colours, light or dark, and its font.
+"""Charts as inline SVG, which use the page's colours, light or dark, and its font.
 
-Each chart is about as wide as a phone, so that its text is never shrunk; the page puts them side by side. Lines
-differ in dashes as well as in colour. All text from outside is escaped.
+Each chart is about as wide as a phone, so that its text is never shrunk; the page places them side by side. Lines
+differ in dashes and colour. All text from outside is escaped.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from tutelage.report.content import Points, Reliability
 from tutelage.report.formatting import known, percent, short, signed
 
 STYLES = 6
-"""How many line colours the style sheet knows."""
+"""Number of line colours in the style sheet."""
 
 _MOST_POINTS = 240
 _LONGEST_TICK = 6
 _LOG_FROM = 50.0
-"""A loss axis is logarithmic from this ratio of its largest to its smallest value on."""
+"""Smallest ratio of largest to smallest value for a logarithmic loss axis."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve; ``style`` numbers its colour and dashes."""
+    """One curve; ``style``: the number of its colour and dashes."""
 
     name: str
     points: Points
@@ -48,18 +48,18 @@ class Frame:
     log: bool = False
 
     def across(self, value: float) -> float:
-        """Horizontal place of a value."""
+        """Horizontal position of a value."""
         low, high = self.x
         return self.left + self.width * (value - low) / (high - low)
 
     def up(self, value: float) -> float:
-        """Vertical place of a value."""
+        """Vertical position of a value."""
         low, high, value = (math.log10(v) if self.log else v for v in (*self.y, value))
         return self.top + self.height * (1 - (value - low) / (high - low))
 
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers within [low, high], ``about`` so many."""
+    """About ``about`` round numbers within [low, high]."""
     if not high > low:
         return [low]
     rough = (high - low) / about
@@ -80,7 +80,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def thinned(points: Points, most: int = _MOST_POINTS) -> Points:
-    """A curve of at most ``most`` points, neighbours averaged; values that are no numbers are left out."""
+    """A curve of at most ``most`` points, neighbours averaged; values that are not finite are omitted."""
     finite = tuple((x, y) for x, y in points if math.isfinite(x) and math.isfinite(y))
     if len(finite) <= most:
         return finite
@@ -99,9 +99,9 @@ def line_chart(
     mark: tuple[float, str] | None = None,
     dots: bool = False,
 ) -> Markup:
-    """Curves against the step; ``about`` is the text alternative. Empty where no curve has a point.
+    """Curves against the step; ``about``: the text alternative. Empty where no curve has a point.
 
-    ``scale`` multiplies the values, ``log`` allows a logarithmic axis, ``mark`` is a step to point out, ``dots``
+    ``scale`` multiplies the values, ``log`` allows a logarithmic axis, ``mark`` is a step to mark, ``dots``
     marks every point.
     """
     curves = [(line, tuple((x, scale * y) for x, y in thinned(line.points))) for line in lines]
@@ -144,7 +144,7 @@ def _curve(frame: Frame, line: Line, curve: Points, dots: bool) -> Iterator[Mark
 
 
 def reliability_chart(curve: Reliability, about: str, role: str) -> Markup:
-    """Accuracy against confidence: a bar a bin, the diagonal, and below how many pixels each bin has.
+    """Accuracy against confidence: a bar per bin, the diagonal, and the pixels of each bin in a strip below.
 
     ``role`` (``student``, ``baseline``, ``teacher``, ``other``) gives the colour.
     """
@@ -162,12 +162,12 @@ def reliability_chart(curve: Reliability, about: str, role: str) -> Markup:
             continue
         left, width = frame.across(number / bins) + 0.75, frame.width / bins - 1.5
         top = frame.up(accuracy)
-        said = f"confidence {percent(confidence)}: {percent(accuracy)} right, {percent(count / total)} % of the pixels"
-        parts.append(_bar(left, top, width, floor - top, f"bar {role}", said))
+        text = f"confidence {percent(confidence)}: {percent(accuracy)} right, {percent(count / total)} % of the pixels"
+        parts.append(_bar(left, top, width, floor - top, f"bar {role}", text))
         gap = frame.up(confidence)
         parts.append(_rule(left, gap, left + width, gap, "expected"))
         height = 30 * count / most
-        parts.append(_bar(left, 282 - height, width, height, "count", said))
+        parts.append(_bar(left, 282 - height, width, height, "count", text))
     parts.append(_rule(frame.left, floor, frame.left + frame.width, frame.top, "diagonal"))
     parts.append(_rule(frame.left, 282, frame.left + frame.width, 282, "axis"))
     parts.append(_text(144, 242, "confidence (%)", "middle"))
@@ -176,7 +176,7 @@ def reliability_chart(curve: Reliability, about: str, role: str) -> Markup:
 
 
 def gain_chart(comparison: Gain, about: str) -> Markup:
-    """The gain as a dot, its interval as a bar, 0 as a line. Empty where there is no interval."""
+    """The gain as a dot, its interval as a bar, 0 as a line. Empty without an interval."""
     low, high, gain = comparison.interval.low, comparison.interval.high, comparison.gain
     if low is None or high is None or gain is None or not all(map(known, (low, high, gain))):
         return Markup("")
@@ -208,7 +208,7 @@ class GainRow:
 
 
 def gains_chart(gains: Sequence[GainRow], worth: float, about: str) -> Markup:
-    """A dot with its interval for each name; a line at 0 and one at ``worth``. Empty where there is no interval."""
+    """A dot with its interval for each name; lines at 0 and at ``worth``. Empty without an interval."""
     rows = [(gain, bounds) for gain in gains if (bounds := _bounds(gain.comparison)) is not None]
     if not rows:
         return Markup("")
@@ -283,10 +283,10 @@ def _rule(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
     return Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(kind, *places)
 
 
-def _bar(x: float, y: float, width: float, height: float, kind: str, said: str) -> Markup:
+def _bar(x: float, y: float, width: float, height: float, kind: str, text: str) -> Markup:
     places = (f"{place:.1f}" for place in (x, y, width, height))
     return Markup('<rect class="{}" x="{}" y="{}" width="{}" height="{}"><title>{}</title></rect>').format(
-        kind, *places, said
+        kind, *places, text
     )
 
 

@@ -1,4 +1,4 @@
-"""The tables of the page: what stands in which cell, already in words."""
+"""The tables of the page, with formatted cells."""
 
 # Legend: K classes.
 
@@ -27,10 +27,10 @@ from tutelage.report.formatting import (
 from tutelage.report.pictures import log_level
 
 HEAT_LEVELS = 10
-"""How many shades of a confusion cell the style sheet knows."""
+"""Number of shades of a confusion cell in the style sheet."""
 
 MOST_CELLS = 20
-"""Up to so many classes a confusion matrix is a table of numbers; beyond, it is a picture."""
+"""Largest number of classes of a confusion matrix shown as a table; larger ones are pictures."""
 
 _MOST_CONFUSIONS = 12
 _MOST_CHANGED = 3
@@ -38,7 +38,7 @@ _MOST_CHANGED = 3
 
 @dataclass(frozen=True)
 class TableCell:
-    """One figure, a smaller one beside it, and whether it is the best of its row."""
+    """One figure, a note in small type, and whether it is the best of its row."""
 
     text: str
     note: str = ""
@@ -61,13 +61,13 @@ def role(content: ReportContent, label: str) -> str:
 
 
 def in_order(content: ReportContent) -> list[ScoredNet]:
-    """Baseline, student, teacher, then the others as they came."""
+    """Baseline, student, teacher, then the others in their order."""
     rank = {"baseline": 0, "student": 1, "teacher": 2, "other": 3}
     return sorted(content.nets, key=lambda net: rank[role(content, net.label)])
 
 
 def summary(content: ReportContent) -> list[tuple[str, list[TableRow]]]:
-    """The figures of all nets in groups; a row that no net has a figure for is left out."""
+    """The figures of all nets in groups; rows without any figure are omitted."""
     nets = in_order(content)
     absent = max((net.quality.absent for net in nets), default=0)
     absent_ones = f"{absent} absent count 0" if absent else ""
@@ -76,7 +76,7 @@ def summary(content: ReportContent) -> list[tuple[str, list[TableRow]]]:
         _row(nets, "mIoU, all classes", absent_ones, lambda n: n.quality.miou_all, _points, best=max),
         _row(nets, "Pixel accuracy", "", lambda n: n.quality.pixel_accuracy, _points, best=max),
         _row(nets, "Boundary IoU", "", lambda n: n.quality.boundary_miou, _points, best=max),
-        _row(nets, "Calibration error", "ECE, less is better", _calibration_error, _points, best=min),
+        _row(nets, "Calibration error", "ECE, lower is better", _calibration_error, _points, best=min),
     ]
     cost = [
         _row(nets, "Parameters", "", _of_cost("parameters"), magnitude),
@@ -105,7 +105,7 @@ def _row(
     there = [value for value in values if value is not None and known(value)]
     if not there:
         return None
-    # What looks equal is equally good: the words are compared, not the numbers.
+    # Equal texts are equally good: compare the texts, not the numbers.
     top = form(best(there)) if best is not None and len({form(value) for value in there}) > 1 else None
     cells = [TableCell(form(value), note(net), form(value) == top) for net, value in zip(nets, values, strict=True)]
     return TableRow(name, hint, tuple(cells))
@@ -149,7 +149,7 @@ def _of_training(content: ReportContent, name: str) -> Callable[[ScoredNet], Fig
 
 
 def costs(content: ReportContent) -> list[tuple[ScoredNet, tuple[TableCell, ...]]]:
-    """What each net costs, each figure beside how many times the student's it is."""
+    """The cost of each net, absolute and relative to the student's."""
     student = content.net(content.student)
     result = []
     for net in in_order(content):
@@ -168,22 +168,22 @@ def costs(content: ReportContent) -> list[tuple[ScoredNet, tuple[TableCell, ...]
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class: how often it is, and how well each net finds it."""
+    """One class: its frequency and each net's scores."""
 
     info: ClassInfo
     share: Figure
-    """Of the true pixels."""
+    """Share of the true pixels."""
     ious: dict[str, Figure]
     """Net's label → IoU."""
     change: Figure
-    """Student less baseline."""
+    """Student minus baseline."""
     recall: Figure
     precision: Figure
     boundary: Figure
 
     @property
     def tone(self) -> str:
-        """``gain``, ``loss`` or nothing, as the change reads when it is printed."""
+        """``gain``, ``loss`` or empty, from the change as printed."""
         return _tone(self.change, 1)
 
 
@@ -217,17 +217,17 @@ class GroupingRow:
     name: str
     hint: str
     cells: tuple[TableCell, ...]
-    """One a net, in order."""
+    """One per net, in order."""
     change: TableCell
-    """Student less baseline."""
+    """Student minus baseline."""
     tone: str
-    """``gain`` or ``loss``, as the change reads when it is printed, or nothing."""
+    """``gain``, ``loss`` or empty, from the change as printed."""
     part: bool = False
-    """Whether it is one of the classes of the row above."""
+    """Whether it is a merged class of the row above."""
 
 
 def grouping_rows(content: ReportContent) -> list[GroupingRow]:
-    """Means over some of the classes, then those with several taken as one, each with its classes."""
+    """Means over subsets, then scores with merged classes, each with its classes."""
     nets = in_order(content)
     rows = []
     for one in content.groupings:
@@ -263,13 +263,13 @@ def _tone(change: Figure, digits: int) -> str:
 
 
 def at(values: Figures, index: int) -> Figure:
-    """The value at an index; ``None`` where there is none, or no number."""
+    """The value at an index; ``None`` where it is missing or NaN."""
     value = values[index] if index < len(values) else None
     return value if known(value) else None
 
 
 def changed_most(rows: Sequence[ClassRow]) -> tuple[list[ClassRow], list[ClassRow]]:
-    """The classes that gained most and those that lost most, the largest change first."""
+    """The classes with the largest gains and losses, the largest change first."""
     ranked = sorted((row for row in rows if row.tone), key=lambda row: -(row.change or 0.0))
     gained = [row for row in ranked if row.tone == "gain"][:_MOST_CHANGED]
     lost = [row for row in reversed(ranked) if row.tone == "loss"][:_MOST_CHANGED]
@@ -286,7 +286,7 @@ class HeatCell:
 
 
 def confusion_rows(content: ReportContent) -> list[tuple[ClassInfo, tuple[HeatCell, ...]]]:
-    """The student's confusion by rows of the truth, in the classes' own order."""
+    """The student's confusion matrix: rows are the truth, in the order of the classes."""
     shares = row_shares(content)
     rows = []
     for index, info in enumerate(content.classes):
@@ -310,7 +310,7 @@ def row_shares(content: ReportContent) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A class that is taken for another."""
+    """A confused pair of classes."""
 
     truth: ClassInfo
     taken_for: ClassInfo
@@ -321,7 +321,7 @@ class Mistake:
 
 
 def commonest_confusions(content: ReportContent) -> list[Mistake]:
-    """The pairs of classes that make up most of the student's wrong pixels."""
+    """The pairs of classes with the most wrong pixels of the student."""
     assert content.confusion is not None
     wrong = content.confusion.astype(np.float64)
     truth = wrong.sum(axis=1)

@@ -1,6 +1,6 @@
-"""The verdict in plain words: what the data allow and no more.
+"""The verdict as text.
 
-A gain is "clear" only if its interval is reliable and leaves out 0.
+A gain is "clear" only if its interval is reliable and excludes 0.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from tutelage.report.formatting import counted, interval, known, percent, signed
 
 @dataclass(frozen=True)
 class Verdict:
-    """The headline, how it stands, what it rests on, and what to beware of."""
+    """The headline, its tone, sentences with the evidence, and warnings."""
 
     headline: str
     tone: Literal["gain", "loss", "open", "plain"]
-    """``plain``: nothing was compared."""
+    """``plain``: no comparison."""
     sentences: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
 def verdict(content: ReportContent) -> Verdict:
-    """What the numbers say of the student, in plain words."""
+    """The verdict on the student."""
     student, baseline = content.net(content.student), content.net(content.baseline)
     if student is None:
         return Verdict("No net was scored", "plain", (), ())
@@ -38,7 +38,7 @@ def verdict(content: ReportContent) -> Verdict:
         bounds = student.quality.interval
         own = interval(bounds, 2) if bounds is not None and bounds.reliable else ""
         text = f"{name} scores {score} mIoU on {where}" + (f", 95 % interval {own}." if own else ".")
-        alone = "It was compared with no baseline, so that nothing is said about a gain."
+        alone = "There is no baseline, so no gain is reported."
         return Verdict(f"{name}: {score} mIoU", "plain", (text, alone, *selection), warnings)
     first = (
         f"{name} scores {score} mIoU on {where}; the baseline {baseline.label} scores "
@@ -52,7 +52,7 @@ def verdict(content: ReportContent) -> Verdict:
             "open",
             f"{name}: {signed(comparison.gain)} mIoU against {baseline.label}, not a fair comparison",
         )
-        reading = f"Only the weights of {winner} were chosen on the scored images, which favours it."
+        reading = f"Only the weights of {winner} were chosen on the scored images, which biases its score upwards."
     return Verdict(headline, tone, (first, reading, *_teacher(content, student), *selection), warnings)
 
 
@@ -65,23 +65,23 @@ def _measured(comparison: Gain) -> str:
 
 
 def _reading(student: str, baseline: str, comparison: Gain) -> tuple[Literal["gain", "loss", "open"], str, str]:
-    """Tone, headline and what the interval says."""
+    """Tone, headline, and an explanation of the interval."""
     gain, bounds = comparison.gain, comparison.interval
     difference = f"{signed(gain)} mIoU against {baseline}"
     if gain is None or bounds.low is None or bounds.high is None or not (known(bounds.low) and known(bounds.high)):
-        return "open", f"{student}: {difference}, not tested", "No interval could be drawn, so nothing is claimed."
+        return "open", f"{student}: {difference}, not tested", "There is no interval, so no conclusion is drawn."
     if not bounds.reliable:
-        text = "The interval is not reliable, so nothing is claimed in either direction."
+        text = "The interval is not reliable, so no conclusion is drawn."
         return "open", f"{student}: {difference}, not clear with these data", text
     if bounds.low == bounds.high == gain == 0:
         return "open", f"{student}: no difference from {baseline}", "Both have the same counts in every image."
     if bounds.low > 0:
-        text = "This is a clear gain on these images: the interval leaves out 0."
+        text = "This is a clear gain on these images: the interval excludes 0."
         return "gain", f"{student}: {difference}, a clear gain", text
     if bounds.high < 0:
-        text = "This is a clear loss on these images: the interval leaves out 0."
+        text = "This is a clear loss on these images: the interval excludes 0."
         return "loss", f"{student}: {difference}, a clear loss", text
-    text = "This is not clear with these data: the interval holds 0, so that either net could be the better one."
+    text = "This is not clear with these data: the interval contains 0, so either net could be better."
     return "open", f"{student}: {difference}, not clear with these data", text
 
 
@@ -99,14 +99,14 @@ def _selection(content: ReportContent, student: ScoredNet) -> tuple[str, ...]:
 
 
 def chosen(training: Training) -> str:
-    """Which checkpoint was handed on."""
+    """The kept checkpoint."""
     if training.kept == "last":
         return f"those of the last step ({training.steps})"
     step = "" if training.best_step is None else f", step {training.best_step} of {training.steps}"
     without = {
-        "agreement": "those that agree best with themselves in the mirror, by images without masks",
-        "balance": "those surest of most different classes, by images without masks",
-        "entropy": "those with the lowest entropy, by images without masks",
+        "agreement": "those whose predictions agree best with those on mirrored images, without masks",
+        "balance": "those most confident of most different classes, without masks",
+        "entropy": "those with the lowest entropy, without masks",
     }
     if training.kept in without:
         return f"{without[training.kept]}{step}"
@@ -115,7 +115,7 @@ def chosen(training: Training) -> str:
 
 
 def _flattered(content: ReportContent) -> list[str]:
-    """Student and baseline, as far as their weights were chosen on the data that are scored."""
+    """The student or baseline if its weights were chosen on the scored data."""
     result = []
     for label in (content.student, content.baseline):
         net = content.net(label)
@@ -126,7 +126,7 @@ def _flattered(content: ReportContent) -> list[str]:
 
 
 def _leaking(content: ReportContent) -> list[str]:
-    """The nets in whose choice labels had a part that count as missing."""
+    """The nets chosen with labels treated as missing."""
     leaking = {training.stage for training in content.trainings if training.leak}
     return [net.label for net in content.nets if net.stage in leaking]
 
@@ -136,14 +136,14 @@ def _warnings(content: ReportContent, comparison: Gain | None) -> list[str]:
     leaking = _leaking(content)
     if leaking:
         result.append(
-            f"Chosen with target labels: {', '.join(leaking)}. Masks that count as missing had a part in choosing "
-            "weights (keep: best_on_target), so these are no scores of adaptation without labels."
+            f"Chosen with target labels: {', '.join(leaking)}. Masks treated as missing were used to choose "
+            "weights (keep: best_on_target), so these are not scores of adaptation without labels."
         )
     flattered = _flattered(content)
     if flattered:
         result.append(
-            f"The weights of {' and '.join(flattered)} were chosen on the very images that are scored here: "
-            "expect less on new ones."
+            f"The weights of {' and '.join(flattered)} were chosen on the images scored here: "
+            "expect lower scores on new images."
         )
     if comparison is None:
         own = content.net(content.student)
@@ -154,9 +154,9 @@ def _warnings(content: ReportContent, comparison: Gain | None) -> list[str]:
         result.append(f"The interval is not reliable: {bounds.reason or 'too few groups'}.")
     if bounds is not None and bounds.over == "images" and bounds.groups > 1:
         result.append(
-            "Images were drawn one by one. Where neighbours look alike (frames of a video, tiles of a scene) the "
+            "The bootstrap draws single images. Where neighbours are similar (frames of a video, tiles of a scene) the "
             "interval is too narrow; name their groups in the data set."
         )
     if comparison is not None:
-        result.append("One training run of each net was compared: how far another seed would differ is not included.")
+        result.append("One training run of each net was compared: the variation between seeds is not included.")
     return [*result, *(warning for section in content.sections for warning in section.warnings)]

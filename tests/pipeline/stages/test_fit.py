@@ -224,7 +224,7 @@ def test_show_draws_copies_and_weights_or_says_what_is_missing(done: Project) ->
     assert shown.status == 0, shown.err
     assert (done.root / "sheets" / "student-labeled.png").is_file()
     shown = done.tutelage("show", "recipe.yaml", "stages.maps.what.centres=2", "--stage", "student", "--out", "more")
-    assert "left out, it needs the stage 'maps'" in shown.out
+    assert "skipped; it needs the stage 'maps'" in shown.out
 
 
 # By hand

@@ -1,4 +1,4 @@
-"""The work of every kind of stage: one module a kind, beside its settings in ``recipe/stages/``."""
+"""The runners of all kinds of stages: one module per kind; settings are in ``recipe/stages/``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RUNNERS = {
     "evaluate": "evaluate:EvaluateRunner",
     "report": "report:ReportRunner",
 }
-"""Kind of a stage → module here and class."""
+"""Kind of a stage → module in this package and class."""
 
 
 def find_runner(kind: str) -> type[StageRunner[Any]]:

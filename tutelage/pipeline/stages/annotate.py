@@ -1,4 +1,4 @@
-"""An `annotate` stage: pseudo labels, and their audit."""
+"""The `annotate` stage: writes pseudo labels and audits them."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ class AnnotateRunner(StageRunner[AnnotateStage]):
 
     @property
     def covering(self) -> Covering:
-        """Which pixels the audit counts as covered."""
+        """The pixels that the audit counts as covered."""
         return Covering(self.stage.policy.kind, self.stage.audit.threshold)
 
     def _judged(self, net: Segmentor, policy: Policy, device: torch.device) -> tuple[Truth, dict[str, Any] | None]:
-        """Precision and calibration on labelled images, by the rule that labelled the others."""
+        """Precision and calibration on labelled images, under the same labelling rule."""
         val, classes = self.stage.audit.val, len(self.builder.classes)
         if val is None:
             return Truth(note="audit.val is null"), None

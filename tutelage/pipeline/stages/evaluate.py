@@ -1,4 +1,4 @@
-"""An `evaluate` stage: scores of trained nets."""
+"""The `evaluate` stage: scores trained nets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class EvaluateRunner(StageRunner[EvaluateStage]):
         source = self.builder.recipe.stages.get(self.stage.data)
         if source is not None and source.pseudo:
             yield (
-                f"<stages>: {self.stage.data} has pseudo labels, which can be wrong: a score says how far nets agree"
+                f"<stages>: {self.stage.data} has pseudo labels, which can be wrong: scores measure agreement with them"
             )
 
     def make(self, work: Workplace) -> None:

@@ -1,4 +1,4 @@
-"""A `fit` stage: class means, mixtures or pixel weights from a net's features."""
+"""The `fit` stage: class means, mixtures or pixel weights from a net's features."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class FitRunner(StageRunner[FitStage]):
         work.display.left_out("images", facts.get("unreadable", []))
         work.display.left_out("images of the target", facts.get("unreadable_target", []))
         if facts.get("without_samples"):
-            work.display.say(f"  nothing is fitted for: {', '.join(facts['without_samples'])} (no pixel, or too few)")
+            work.display.say(f"  not fitted (too few pixels): {', '.join(facts['without_samples'])}")
         collectives.barrier()
         if collectives.rank() == 0:
             write_json(artefact.fit_facts, facts)

@@ -1,4 +1,4 @@
-"""An `import` stage: a copy of a net file."""
+"""The `import` stage: copies a net file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tutelage.runs.atomic import write_bytes
 
 
 class ImportRunner(StageRunner[ImportStage]):
-    """Copies the file, so that the artefact does not change with it."""
+    """Copies the file, so that later changes do not affect the artefact."""
 
     def preflight(self) -> None:
         try:

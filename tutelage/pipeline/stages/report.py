@@ -1,4 +1,4 @@
-"""A `report` stage: one HTML page."""
+"""The `report` stage: one HTML page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A `train` stage: nets trained by a method, their checkpoints, audits and the weights that are kept."""
+"""The `train` stage: trains nets with a method, with checkpoints and audits, and keeps chosen weights."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from tutelage.runs.atomic import write_bytes
 
 
 class TrainRunner(StageRunner[TrainStage]):
-    """Trains a stage's nets, from where an earlier run was interrupted, and writes the chosen weights."""
+    """Trains a stage's nets, resuming after an interruption, and writes the chosen weights."""
 
     def key(self) -> dict[str, Any]:
         roles = self.stage.nets_by_role(self.builder.recipe)
@@ -77,9 +77,9 @@ class TrainRunner(StageRunner[TrainStage]):
     # What is trained
 
     def nets(self, stand_ins: bool = False) -> dict[str, Segmentor]:
-        """The nets by role: new ones, started as ``init`` says, and trained inputs.
+        """The nets by role: new ones, initialised as in ``init``, and trained inputs.
 
-        With ``stand_ins`` (a trial of a stage whose inputs are not made yet) untrained nets take their places.
+        With ``stand_ins`` (a trial of a stage whose inputs are not made yet) untrained nets replace the inputs.
         """
         stage, builder = self.stage, self.builder
         roles = stage.nets_by_role(builder.recipe)
@@ -150,7 +150,7 @@ class TrainRunner(StageRunner[TrainStage]):
         )
         kind = find_method(stage.method.name)
         with torch.random.fork_rng(devices=[]):
-            # What a method adds to its nets (critics, projections, queues) is drawn from the stage's seed, too.
+            # The method's additional modules (critics, projections, queues) use the stage's seed, too.
             torch.default_generator.manual_seed(draw_key(self.seed, "method", stage.method.name) % (1 << 62))
             return kind(nets, stage.method_settings(), task)
 
@@ -166,8 +166,8 @@ class TrainRunner(StageRunner[TrainStage]):
                 )
             else:
                 yield (
-                    f"<stages>: scores on {stage.evaluate.data} while training use masks that count as missing; they "
-                    f"are displayed, and decide nothing (keep: {stage.keep})"
+                    f"<stages>: scores on {stage.evaluate.data} while training use masks treated as missing; they "
+                    f"are logged only, and choose nothing (keep: {stage.keep})"
                 )
         labeled, unlabeled = (
             list(dict.fromkeys(original(recipe, it) for it in streamed(stage, masks))) for masks in (True, False)
@@ -176,7 +176,7 @@ class TrainRunner(StageRunner[TrainStage]):
         yield from self._overlaps(labeled, unlabeled)
 
     def _unseen_classes(self, labeled: Sequence[str]) -> Iterator[str]:
-        # Pseudo labels are not written yet: their classes cannot be known.
+        # Pseudo labels are not written yet, so their classes are unknown.
         if not labeled or any(reference in self.builder.recipe.stages for reference in labeled):
             return
         counts = [read_statistics(self.builder.dataset(reference)).class_pixels() for reference in labeled]
@@ -268,7 +268,7 @@ class TrainRunner(StageRunner[TrainStage]):
         choice = None
         if stage.keep in LABEL_FREE:
             choice = LabelFreeChoice(self.builder, stage, method, work.device, log.record)
-        # Scores that must not choose weights are only logged.
+        # Scores with leaking masks are only logged.
         only_logged = choice is not None or (stage.keep == "last" and evaluates_on_target(self.builder.recipe, stage))
         return Callbacks(
             on_evaluate=choice or (None if only_logged else during),
@@ -286,9 +286,9 @@ class TrainRunner(StageRunner[TrainStage]):
     def _scores(
         self, method: Method, device: torch.device, counters: Mapping[str, LabelledCounts]
     ) -> dict[str, dict[str, Any]]:
-        """mIoU and IoU by class of every net that the method exports, the first of which is compared.
+        """mIoU and IoU by class of every net that the method exports; the first one is compared.
 
-        The counters get the logits of their net.
+        Each counter gets the logits of its net.
         """
         during = self.stage.evaluate
         assert during is not None
@@ -369,25 +369,25 @@ class TrainRunner(StageRunner[TrainStage]):
         )
 
     def _audited_images(self, audit: AuditSettings) -> AuditedImages:
-        """Those of the data that the audit names, else of the streams without masks, else of all streams."""
+        """The data of the audit: as set, else those of the streams without masks, else of all streams."""
         named = list(dict.fromkeys(listed(audit.data or [])))
         data = named or streamed(self.stage, masks=False) or streamed(self.stage, masks=True)
         return spread({it: self.builder.dataset(it) for it in data}, audit.images)
 
     @property
     def audit_protocol(self) -> Protocol:
-        """How the audit applies nets."""
+        """The protocol of the audit."""
         own = None if self.stage.audit is None else self.stage.audit.protocol
         return own or (Protocol() if self.stage.evaluate is None else self.stage.evaluate.protocol)
 
     def audit_truth(self) -> Truth:
-        """The labelled images of the audit: those that neither this training nor a stage before it uses."""
+        """The labelled images of the audit: those not used by this training or a stage before it."""
         stage, builder = self.stage, self.builder
         if stage.audit is None or stage.audit.val is None:
             return Truth(note="audit.val is null")
         val, during = stage.audit_val, stage.evaluate
         if val is None:
-            note = "the stage has no `evaluate`; audit.val can name labelled images that training does not use"
+            note = "the stage has no `evaluate`; set audit.val to labelled images that training does not use"
             return Truth(note=note)
         if val in builder.recipe.stages:
             return Truth(note=f"`evaluate` scores against pseudo labels ({val}), which can be wrong")
@@ -439,7 +439,7 @@ class TrainRunner(StageRunner[TrainStage]):
 
 
 def _pooled(datasets: list[Dataset]) -> list[Dataset]:
-    """Masks by people have no confidence; pseudo labels that are pooled with them leave theirs out."""
+    """Annotated masks have no confidence; pseudo labels pooled with them omit theirs."""
     samples = [sample for dataset in datasets for sample in dataset.samples]
     if len({sample.confidence is None for sample in samples}) < 2:
         return datasets

@@ -1,4 +1,4 @@
-"""A `transform` stage: copies of images in the style of others."""
+"""The `transform` stage: copies images in the style of others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kinds of stages: one module a kind here, with its settings, and one in ``pipeline/stages/``, with its work."""
+"""The kinds of stages: one module per kind here, for its settings, and one in ``pipeline/stages/``, for its work."""
 
 from __future__ import annotations
 
@@ -18,4 +18,4 @@ Stage = Annotated[
     TrainStage | ImportStage | FitStage | TransformStage | AnnotateStage | EvaluateStage | ReportStage,
     Field(discriminator="kind"),
 ]
-"""A stage by its `kind`. A new kind is a line here, a module beside this one, and one in ``pipeline/stages/``."""
+"""A stage by its `kind`. A new kind needs a line here, a module beside this one, and one in ``pipeline/stages/``."""

@@ -1,4 +1,4 @@
-"""An `annotate` stage: pseudo labels of a trained net on unlabelled images."""
+"""The `annotate` stage: a trained net's pseudo labels on unlabelled images."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class Labelling(Settings):
-    """Which images get pseudo labels, and which of their pixels."""
+    """The images and pixels that get pseudo labels."""
 
     data: Annotated[str, Ref("data", use="unlabeled")]
-    """The images (`name/split`); their masks, if they have any, are not opened."""
+    """The images (`name/split`); their masks are not opened."""
     policy: AnyPolicy = ArgmaxSettings()
-    """Which pixels are labelled, by `kind`, with its settings beside it; the kind alone for the defaults."""
+    """The rule that selects pixels: a `kind` with its settings, or the kind alone for the defaults."""
     protocol: Protocol = Protocol()
     """How the net is applied."""
 
@@ -50,7 +50,7 @@ class AnnotateStage(Labelling, StageSettings):
 
     kind: Literal["annotate"] = "annotate"
     net: Annotated[NetName, Ref("trained")]
-    """The net that labels (`stage` or `stage.net`)."""
+    """The labelling net (`stage` or `stage.net`)."""
     audit: LabelAudit = LabelAudit()
     """An audit of the labels."""
 
@@ -67,12 +67,12 @@ class AnnotateStage(Labelling, StageSettings):
         return self.data
 
     def faults(self, recipe: Recipe) -> Iterator[Fault]:
-        """A fit that labels follow must be of features of the net that labels."""
+        """A fit used by the policy must use features of the labelling net."""
         for reference in references(self):
             fit = recipe.stages.get(reference.value)
             own = getattr(fit, "net", None)
             if reference.ref.kind == "fit" and own is not None and full_name(own) != full_name(self.net):
-                text = f"{reference.value!r} was fitted to features of {own!r}, not of {self.net!r}, which labels"
+                text = f"{reference.value!r} was fitted to features of {own!r}; expected the labelling net {self.net!r}"
                 yield Fault(reference.place, "fit-of-other-net", text)
 
 

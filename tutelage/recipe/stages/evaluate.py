@@ -15,27 +15,27 @@ Trained = Annotated[NetName, Ref("trained")]
 
 
 class ClassGroupSettings(Settings):
-    """Other classes in which the same predictions are scored."""
+    """Other groupings of classes for scoring the same predictions."""
 
     subsets: dict[Name, list[ClassName]] = {}
-    """Also the mean IoU over some of the classes: a name → the classes. Nothing is counted anew: a pixel predicted as a
-    class that is left out is still wrong."""
+    """Also the mean IoU over some of the classes: name → classes. The counts do not change: a pixel predicted as an
+    omitted class is still wrong."""
     merged: dict[Name, list[ClassName]] = {}
-    """Also scores with several classes merged into one: a name → the classes; classes in no group stay as they are."""
+    """Also scores with several classes merged into one: name → classes; classes in no group are unchanged."""
 
     @model_validator(mode="after")
     def _groups(self) -> ClassGroupSettings:
         for key, groups in (("subsets", self.subsets), ("merged", self.merged)):
             for name, classes in groups.items():
                 if not classes:
-                    raise ValueError(f"{key}.{name} names no class")
+                    raise ValueError(f"{key}.{name}: expected at least one class")
                 twice = sorted({one for one in classes if classes.count(one) > 1})
                 if twice:
-                    raise ValueError(f"{key}.{name} names {', '.join(twice)} twice")
+                    raise ValueError(f"{key}.{name}: duplicate classes {', '.join(twice)}")
         members = [one for classes in self.merged.values() for one in classes]
         twice = sorted({one for one in members if members.count(one) > 1})
         if twice:
-            raise ValueError(f"merged: {', '.join(twice)} can be part of one group only")
+            raise ValueError(f"merged: {', '.join(twice)} in more than one group")
         return self
 
 

@@ -1,4 +1,4 @@
-"""A `fit` stage: class means, mixtures or pixel weights, learnt from features without gradients."""
+"""The `fit` stage: class means, mixtures or pixel weights, fitted to features without gradients."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class FitStage(StageSettings):
 
     kind: Literal["fit"] = "fit"
     what: AnyFit
-    """What is fitted, by `kind`, with its settings beside it; the kind alone for the defaults."""
+    """The quantity to fit: a `kind` with its settings, or the kind alone for the defaults."""
     net: Annotated[NetName, Ref("trained")] | None = None
     """The trained net whose features are used (`stage` or `stage.net`)."""
     encoder: Annotated[Name, Ref("net")] | None = None
-    """For `transferability`, in place of `net`: a net of the recipe with its first weights, such as self-supervised
+    """For `transferability`, in place of `net`: a net of the recipe with its initial weights, such as self-supervised
     ones."""
     data: Annotated[str, Ref("data")]
     """The images (`name/split`, or a `transform` stage); masks are opened for `anchors`, `mixtures` and
@@ -37,7 +37,7 @@ class FitStage(StageSettings):
     entropies: Annotated[Name, Ref("fit", fits=("entropies",))] | None = None
     """For `transferability`: the fit of `entropies` from which the bonus of classes is computed."""
     protocol: Protocol = Protocol()
-    """How the net is applied. Features are those of whole images at one scale; `entropies` has no such limits."""
+    """How the net is applied. Whole images at one scale; `entropies` has no such limits."""
     seed: int | None = None
     """The stage's own seed; null: the recipe's."""
 
@@ -51,17 +51,17 @@ class FitStage(StageSettings):
         what, kind = self.what, self.what.kind
         for name in ("encoder", "target", "entropies"):
             if getattr(self, name) is not None and not what.of_target:
-                raise ValueError(f"{name} has no effect with {kind}; it belongs to transferability")
+                raise ValueError(f"{name} has no effect with {kind}; use it with transferability")
         if what.of_target and self.target is None:
-            raise ValueError(f"{kind} needs the images of the other domain: target: <data>")
+            raise ValueError(f"{kind} needs images of the other domain: target: <data>")
         if (self.net is None) == (self.encoder is None):
             raise ValueError(f"{kind} needs a net: net: <stage>" + (", or encoder: <net>" if what.of_target else ""))
         if self.entropies is not None and getattr(what, "bonus", "none") != "none":
             raise ValueError("expected one of `bonus` and `entropies`")
         if what.of_target and self.protocol != Protocol(precision=self.protocol.precision):
-            raise ValueError(f"{kind} uses only the precision of a protocol; it has a size of its own")
+            raise ValueError(f"{kind} uses only the precision of a protocol; it has its own size")
         if not what.any_protocol and (self.protocol.kind != "whole" or len(self.protocol.scales) > 1):
-            raise ValueError(f"{kind} uses features of whole images at one scale; no windows, no scales")
+            raise ValueError(f"{kind} uses features of whole images at one scale; remove windows and scales")
         return self
 
     @property
@@ -84,5 +84,5 @@ class FitStage(StageSettings):
         source = recipe.stages.get(self.data)
         by_people = source is None or not source.pseudo
         if self.what.opens_masks() and by_people and is_bare(self.data):
-            text = f"this fit opens masks of {self.data}, which counts as unlabelled elsewhere"
+            text = f"this fit uses masks of {self.data}, which counts as unlabelled elsewhere"
             yield Fault(("data",), "target-labels", text)

@@ -1,4 +1,4 @@
-"""An `import` stage: a trained net from a file, such as a published teacher."""
+"""The `import` stage: a trained net from a file, such as a published teacher."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tutelage.settings import Ref
 
 
 class ImportStage(StageSettings):
-    """Take a trained net from a file, such as a published teacher."""
+    """Import a trained net from a file, such as a published teacher."""
 
     makes: ClassVar[str] = "nets"
 
     kind: Literal["import"] = "import"
     file: Annotated[str, Field(pattern=r"\.safetensors$"), Ref("file")]
-    """A net that tutelage wrote (`import-checkpoint` converts a published checkpoint), relative to the recipe."""
+    """A net file of tutelage, relative to the recipe (`import-checkpoint` converts published checkpoints)."""

@@ -23,21 +23,21 @@ class ReportStage(StageSettings):
     scores: Annotated[Name, Ref("scores")]
     """The `evaluate` stage whose nets are compared."""
     baseline: Name | None = None
-    """Label of the net to beat; null: the first."""
+    """Label of the baseline net; null: the first."""
     student: Name | None = None
-    """Label of the net that the report is about; null: the last."""
+    """Label of the reported net; null: the last."""
     teacher: Name | None = None
     """Label of the teacher, if there is one."""
     images: Annotated[int, Field(ge=0)] = 6
     """Number of images in each gallery (worst, best, most changed)."""
 
     def faults(self, recipe: Recipe) -> Iterator[Fault]:
-        """Labels that the evaluation does not have."""
+        """Labels missing from the evaluation."""
         named = recipe.scored_by(self.scores)
         if named is None:
             return
         for role in ("baseline", "student", "teacher"):
             label = getattr(self, role)
             if label is not None and label not in named:
-                text = f"stage {self.scores!r} scores no net {label!r}{nearest(label, named)}"
+                text = f"stage {self.scores!r} does not score a net {label!r}{nearest(label, named)}"
                 yield Fault((role,), "unknown-label", text)

@@ -1,4 +1,4 @@
-"""A `train` stage: nets, a method, images, steps, and which weights are kept."""
+"""The `train` stage: nets, a method, images, steps, and which weights are kept."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class MethodChoice(Settings):
-    """A method and its settings; which keys there are depends on the name."""
+    """A method and its settings; the keys depend on the name."""
 
     model_config = {**Settings.model_config, "extra": "allow"}
 
@@ -42,7 +42,7 @@ class EvaluateDuring(Settings):
     data: Annotated[str, Ref("data", masks=True, use="val")]
     """Labelled data set (`name/split`) on which checkpoints are compared."""
     every: Annotated[int, Field(gt=0)] | None = None
-    """Steps between two evaluations; null: five over the stage."""
+    """Steps between two evaluations; null: five evaluations per stage."""
     protocol: Protocol = Protocol()
     """How the net is applied."""
     images: Annotated[int, Field(gt=0)] | None = None
@@ -57,38 +57,38 @@ class ChoiceSettings(Settings):
     images: Annotated[int, Field(gt=0)] = 64
     """Number of those images, evenly spread."""
     every: Annotated[int, Field(gt=0)] | None = None
-    """Steps between two comparisons; null: with each evaluation, or five over the stage."""
+    """Steps between two comparisons; null: with each evaluation, or five per stage."""
     protocol: Protocol | None = None
-    """How the net is applied; null: as in `evaluate`, else to whole images."""
+    """How the net is applied; null: as in `evaluate`, or to whole images without it."""
 
 
 Keep = Literal["best", "last", "agreement", "balance", "entropy", "best_on_target"]
 
 LABEL_FREE = ("agreement", "balance", "entropy")
-"""The ways to choose weights that open no mask."""
+"""The ways to choose weights without opening masks."""
 
 
 class Course(FitSettings):
-    """All of a training but its method: images, start weights, steps, optimizer, which weights are kept."""
+    """The settings of a training except its method: images, start weights, steps, optimizer, which weights are kept."""
 
     init: dict[str, Annotated[str, Ref("start")]] = {}
     """Start weights: role (or `role.encoder`) → earlier stage, or a weight file (ends in .safetensors, .pt, .pth)."""
     streams: dict[Name, StreamSettings]
-    """The streams that the method reads; in a ladder each rung takes those that its method reads."""
+    """The streams that the method reads; in a ladder each rung uses only those its method reads."""
     evaluate: EvaluateDuring | None = None
-    """Evaluation while training; null: none, and the last weights are kept."""
+    """Evaluation while training; null: none; the last weights are kept."""
     keep: Keep = "best"
     """Which weights the stage keeps: those with the best score in `evaluate`; the last; or those that, on images
     without masks, agree best with their predictions on the mirrored images (`agreement`), are confident of most
     different classes (`balance`), or have the lowest entropy (`entropy`). Where `evaluate` reads masks of a domain that
-    counts as unlabelled, `best` is an error and the default is `last`; `best_on_target` is allowed, and every result is
-    marked."""
+    counts as unlabelled, `best` is an error and the default is `last`; `best_on_target` is allowed and marks every
+    result."""
     choose: ChoiceSettings = ChoiceSettings()
     """The images for a choice without masks."""
 
     @property
     def evaluates_every(self) -> int:
-        """Steps between two evaluations: five over the stage where the recipe gives no number."""
+        """Steps between two evaluations; without a number in the recipe, five evaluations per stage."""
         five = max(self.steps // 5, 1)
         return five if self.evaluate is None else self.evaluate.every or five
 
@@ -101,15 +101,15 @@ class TrainStage(Course, StageSettings):
 
     kind: Literal["train"] = "train"
     method: MethodChoice
-    """Which method, by `name`, with its settings beside it."""
+    """The method: its `name` and its settings."""
     nets: dict[Name, Annotated[Name, Ref("net")]] = {}
     """Role → net of the recipe; by default role `student` is the net `student`."""
     inputs: dict[Name, Annotated[NetName, Ref("input")]] = {}
     """Role → trained net of an earlier stage (`stage` or `stage.net`), e.g. `teacher: big`."""
     seed: int | None = None
-    """The stage's own seed; null: the recipe's. A fixed one lets several runs share the stage."""
+    """The stage's own seed; null: the recipe's. With a fixed seed several runs share the stage."""
     audit: AuditSettings | None = None
-    """An audit of the pseudo labels while training; `{}` for the defaults, null: none."""
+    """An audit of the pseudo labels while training; `{}`: the defaults, null: none."""
 
     @model_validator(mode="before")
     @classmethod
@@ -122,12 +122,12 @@ class TrainStage(Course, StageSettings):
 
     @property
     def method_spec(self) -> type[MethodSettings] | None:
-        """The settings class of the method; ``None`` for a name that is not known."""
+        """The settings class of the method; ``None`` for an unknown name."""
         return find_settings(self.method.name) if self.method.name in METHODS else None
 
     @property
     def spec(self) -> type[MethodSettings]:
-        """The settings class of the method, which is known."""
+        """The settings class of a known method."""
         return find_settings(self.method.name)
 
     def method_settings(self) -> MethodSettings:
@@ -135,13 +135,13 @@ class TrainStage(Course, StageSettings):
         return self.spec.model_validate(self.method.own())
 
     def nets_by_role(self, recipe: Recipe) -> dict[str, str]:
-        """Role → net of the recipe; where none is named, the student is the net `student`, or the only one."""
+        """Role → net of the recipe; by default the student is the net `student`, or the only net."""
         if self.nets:
             return dict(self.nets)
         return {"student": "student" if "student" in recipe.nets else next(iter(recipe.nets), "student")}
 
     def refined(self, reference: Reference) -> Reference | None:
-        """Inputs by their role, data of streams by what the method reads of them."""
+        """References with their kinds: inputs by role, data of streams by whether the method reads their masks."""
         if reference.place == ("audit", "val") and reference.value == "evaluate":
             return None
         section, spec = reference.place[0], self.method_spec
@@ -159,13 +159,13 @@ class TrainStage(Course, StageSettings):
 
     @property
     def audit_val(self) -> str | None:
-        """The labelled data of the audit; ``None``: there are none."""
+        """The labelled data of the audit; ``None``: none."""
         if self.audit is None or self.audit.val != "evaluate":
             return None if self.audit is None else self.audit.val
         return None if self.evaluate is None else self.evaluate.data
 
     def faults(self, recipe: Recipe) -> Iterator[Fault]:
-        """What the method does not have, or lacks."""
+        """Names that the method does not have, and names it needs that are missing."""
         roles = self.nets_by_role(recipe)
         for target in self.init:
             role, _, part = target.partition(".")
@@ -200,7 +200,7 @@ class TrainStage(Course, StageSettings):
                 if view not in views:
                     text = f"no view {view!r}{nearest(view, views)}"
                     yield Fault(("streams", name, "views", view), "unknown-view", text)
-        chosen = {"student": "", **self.nets}  # where no net is named there is a student all the same
+        chosen = {"student": "", **self.nets}  # the student exists by default
         for role in spec.trained_nets:
             if role not in chosen:
                 text = f"{method} trains a net {role!r}: `nets: {{{role}: <net>}}`"
@@ -221,7 +221,7 @@ class TrainStage(Course, StageSettings):
                 yield Fault(("inputs", role), "unknown-role", f"{method} has no role {role!r}{hint}")
 
     def _weight_faults(self, recipe: Recipe, spec: type[MethodSettings]) -> Iterator[Fault]:
-        """Weights must be fitted to just the images that a stream has, of a stream whose masks are read."""
+        """Weights must be fitted to exactly the stream's images, and only a stream with masks can have them."""
         for name, stream in self.streams.items():
             if stream.weights is None:
                 continue
@@ -229,13 +229,13 @@ class TrainStage(Course, StageSettings):
             others = recipe.not_weighted(stream.weights, listed(stream.data))
             if others:
                 fitted = recipe.stages[stream.weights].origin
-                text = f"stage {stream.weights!r} has weights for the images of {fitted}, none for {others[0]}"
+                text = f"stage {stream.weights!r} has weights for the images of {fitted}, but not for {others[0]}"
                 yield Fault(place, "weights-of-other-images", text)
             if name in spec.streams and not spec.streams[name].labels:
                 text = f"stream {name!r} reads no masks; weights are for labelled images"
                 yield Fault(place, "weights-without-masks", text)
 
-    # Masks that count as missing
+    # Masks treated as missing
 
     @property
     def chosen_on_target(self) -> bool:
@@ -258,7 +258,7 @@ class TrainStage(Course, StageSettings):
                 yield _leak(("audit", "stop"), "audit.stop would end training", val, "; or write audit.val: null")
 
     def without_leaks(self, is_bare: Callable[[str], bool]) -> StageSettings:
-        """`keep: last` where `keep` is not written and `best` would leak."""
+        """`keep: last` where `keep` is not set and `best` would leak."""
         if self.evaluate is None or "keep" in self.model_fields_set or not is_bare(self.evaluate.data):
             return self
         return self.model_copy(update={"keep": "last"})
@@ -266,9 +266,9 @@ class TrainStage(Course, StageSettings):
 
 def _leak(place: tuple[str, ...], what: str, data: str, more: str = "") -> Fault:
     text = (
-        f"{what} by masks of {data}, which counts as unlabelled: no stage that this one builds upon is trained on its "
-        "masks. Write keep: agreement, balance or entropy, which open no mask, or keep: last; or keep: best_on_target, "
-        f"and every result is marked{more}"
+        f"{what} by masks of {data}, which counts as unlabelled: neither this stage nor one it depends on trains on "
+        "its masks. Write keep: agreement, balance or entropy, which open no mask, or keep: last; or keep: "
+        f"best_on_target, which marks every result{more}"
     )
     return Fault(place, "target-labels", text)
 

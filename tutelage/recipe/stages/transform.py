@@ -1,4 +1,4 @@
-"""A `transform` stage: a copy of a data set in the style of another."""
+"""The `transform` stage: a copy of a data set in the style of another."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class TransformStage(StageSettings):
 
     kind: Literal["transform"] = "transform"
     data: Annotated[str, Ref("data", use="source")]
-    """The images that are copied (`name/split`)."""
+    """The images to copy (`name/split`)."""
     target: Annotated[str, Ref("data", use="target")]
-    """The images whose style the copies take, one drawn for each; their masks are not opened."""
+    """The images whose style is transferred, one drawn for each copy; their masks are not opened."""
     style: StyleSettings = StyleSettings()
     """How the style is transferred."""
     seed: int | None = None
