@@ -39,7 +39,7 @@ def test_masks_of_unlabelled_images_need_not_be_there(semi: Project) -> None:
     assert "mask-lost" not in checked.out
     refused = semi.tutelage("run", "recipe.yaml", "stages.score.data=city/more")
     assert refused.status == 1
-    assert "stage 'score', data city/more: 2 of 2 masks are not there" in refused.err
+    assert "stage 'score', data city/more: 2 of 2 masks not found" in refused.err
     taught = semi.tutelage("run", "recipe.yaml", "stages.student.streams.labeled.data=city/more")
     assert "stage 'student', stream 'labeled', data city/more: 2 of 2 masks" in taught.err
 

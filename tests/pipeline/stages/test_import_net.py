@@ -54,7 +54,7 @@ def test_another_file_is_another_artefact(project: Project) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("teacher.safetensors", "techer.safetensors"), "there is no net at"),
+        (("teacher.safetensors", "techer.safetensors"), "net file not found"),
         (("classes: [road,", "classes: [street,"), "street"),
         (("teacher.safetensors", "teacher.pth"), "file"),
     ],
