@@ -43,13 +43,13 @@ def test_the_sentences() -> None:
     content = example.content()
     assert told(content, "pixel_kd") == "worth it: +1.5 [+0.6, +2.4] points for 3.0 times the training time"
     assert told(content, "cwd") == (
-        "not worth it: +0.1 [−0.2, +0.4] points for 3.0 times the training time; less than 0.5 does not pay"
+        "not worth it: +0.1 [−0.2, +0.4] points for 3.0 times the training time; less than 0.5 points is not worth it"
     )
     assert told(content, "at") == (
         "cannot tell with these data: +0.5 [−0.4, +1.4] points for 3.0 times the training time; "
-        "needs about 9 seeds of each, should gain and spread stay as they are"
+        "needs about 9 seeds of each, at the present gain and spread"
     )
-    assert told(content, "mgd") == "not finished: there is no score of mgd yet"
+    assert told(content, "mgd") == "not finished: no score of mgd yet"
 
 
 def test_what_would_tell() -> None:
@@ -62,7 +62,7 @@ def test_what_would_tell() -> None:
         changed("at", comparison=few, judgement=Judgement("cannot tell")), "at"
     )
     harm = Gain(-0.01, Interval(-0.02, -0.001), 0.01)
-    assert told(changed("cwd", comparison=harm), "cwd").endswith("; it does harm here")
+    assert told(changed("cwd", comparison=harm), "cwd").endswith("; worse than plain")
 
 
 def test_one_seed_says_that_the_spread_is_unknown() -> None:
@@ -70,15 +70,15 @@ def test_one_seed_says_that_the_spread_is_unknown() -> None:
     assert "with one seed of at the spread over seeds is unknown; train at least three" in told(alone, "at")
     plain = changed("plain", scores={0: 0.6})
     assert "with one seed of plain the spread" in told(plain, "at")
-    assert "A rung with one seed says nothing of how another seed would do." in notes(alone)
+    assert "With one seed of a rung, its spread over seeds is unknown." in notes(alone)
 
 
 def test_without_the_plain_rung_nothing_is_compared() -> None:
     content = changed("plain", scores={}, missing=(0, 1, 2, 3))
     content = changed("pixel_kd", content, comparison=None, judgement=None, adjusted_p=None)
-    assert told(content, "pixel_kd") == "not finished: there is no score of plain yet"
+    assert told(content, "pixel_kd") == "not finished: no score of plain yet"
     assert "plain: seeds 0, 1, 2, 3" in missing(content)
-    assert "Nothing can be said before there is a score of plain." in notes(content)
+    assert "There is no comparison before a score of plain." in notes(content)
     checked(render(content))
 
 
@@ -96,9 +96,9 @@ def test_labelling_counts_as_time() -> None:
 
 def test_the_headline() -> None:
     content = example.content()
-    assert verdict(content) == ("So far: worth it: 1 of 4, above all pixel_kd, +1.5 [+0.6, +2.4] points", "gain")
+    assert verdict(content) == ("So far: worth it: 1 of 4, best pixel_kd, +1.5 [+0.6, +2.4] points", "gain")
     none = replace(content, rungs=(content.rung("plain"), content.rung("cwd")))
-    assert verdict(none) == ("Not worth it: nothing tried here pays over plain", "loss")
+    assert verdict(none) == ("Not worth it: no rung pays over plain", "loss")
     open_ = replace(content, rungs=(content.rung("plain"), content.rung("cwd"), content.rung("at")))
     assert verdict(open_) == ("So far: cannot tell with these data", "open")
     assert verdict(replace(content, rungs=(content.rung("plain"),)))[1] == "open"
@@ -114,7 +114,7 @@ def test_the_table_can_be_pasted() -> None:
     assert "- **pixel_kd**: worth it: " in text
     assert "**mgd**" not in text
     assert "Missing: at: seed 3; mgd: seeds 0, 1, 2, 3." in text
-    assert "Trained otherwise, so not at equal budget: pixel_kd (steps: 1200)." in text
+    assert "Different training, so the budget is not equal: pixel_kd (steps: 1200)." in text
     assert "The teacher (stage teacher: mIoU 68.0, 12.3 M parameters, 30 min 00 s of training)" in text
     assert "None" not in text
     assert "nan" not in text
@@ -127,7 +127,7 @@ def test_trials_are_shown() -> None:
     content = replace(content, tuned_on="town/val", tie=("cwd",))
     text = markdown(content)
     assert "| at | optimizer.lr: 1: 50.00; **optimizer.lr: 2: 52.00**; optimizer.lr: 3: – |" in text
-    assert "Trials that tie: of cwd; the first in the recipe's order was taken." in text
+    assert "Tied trials of cwd: the first in the recipe's order was chosen." in text
     assert "equal trials on town/val" in text
     assert "diverged" in markdown(
         changed("at", content, trials=(replace(example.trials(0.0, chosen=None)[0], diverged=True),))
@@ -202,7 +202,7 @@ def test_the_share_of_the_gap_has_a_column() -> None:
     assert cells(content, content.rung("plain"))[3] == "–"
     assert cells(content, content.rung("pixel_kd"))[-1] == "bound"
     assert told(content, "at").endswith("; 62 % [45, 80] of the gap to pixel_kd")
-    assert "cannot be told (the gap itself may be 0)" in told(content, "cwd")
+    assert "unknown (the gap itself may be 0)" in told(content, "cwd")
     assert verdict(content) == ("So far: cannot tell with these data", "open")
     text = markdown(content)
     assert "**pixel_kd**" not in text
@@ -218,7 +218,7 @@ def test_updates_have_a_column_where_they_differ() -> None:
     content = changed("at", updates=900)
     place = head(content).index("updates")
     assert [cells(content, rung)[place] for rung in content.rungs] == ["600", "600", "600", "900", "600"]
-    assert "not at equal budget: at (900 updates in all)" in markdown(content)
+    assert "budget is not equal: at (900 updates in total)" in markdown(content)
 
 
 def test_what_target_labels_chose_is_marked_everywhere() -> None:
@@ -226,9 +226,9 @@ def test_what_target_labels_chose_is_marked_everywhere() -> None:
     assert cells(content, content.rung("pixel_kd"))[0] == "pixel_kd (chosen with target labels)"
     assert told(content, "pixel_kd").endswith("; chosen with target labels")
     assert verdict(content)[0].endswith("points (chosen with target labels)")
-    assert any("had a part in choosing: pixel_kd" in note for note in notes(content))
+    assert any("labels treated as missing: pixel_kd" in note for note in notes(content))
     honest = changed("cwd", content, judgement=Judgement("worth it"))
-    assert "above all cwd" in verdict(honest)[0]
+    assert "best cwd" in verdict(honest)[0]
     page = checked(render(content))
     assert "pixel_kd (chosen with target labels)" in page.words
 
@@ -242,18 +242,18 @@ def test_other_classes_have_tables_of_their_own() -> None:
         "| pixel_kd | 62.5 ± 0.4 (3) | +1.5 [+0.6, +2.4] | 72.0 ± 1.4 (2) | +2.0 [+0.5, +3.5] "
         "| 77.0 ± 1.4 (2) | +2.0 [+0.5, +3.5] |"
     ) in rows
-    assert "With plants (crop, weed) taken as one class, mIoU over plants, soil:" in text
+    assert "With plants (crop, weed) merged into one class, mIoU over plants, soil:" in text
     assert "| rung | mIoU | gain | p |" in rows
     assert "| pixel_kd | 82.0 ± 1.4 (2) | +2.0 [+0.5, +3.5] | 0.010 (0.030) |" in rows
     assert "| mgd | – | – | – |" in rows
     assert "- few: a, b." in text
     assert any("subsets and merged classes have none" in note for note in notes(content))
     page = checked(render(content))
-    assert "With plants (crop, weed) taken as one class" in page.words
+    assert "With plants (crop, weed) merged into one class" in page.words
     assert "Some of the classes" in page.words
     plain = example.content()
-    assert "taken as one class" not in markdown(plain)
-    assert "taken as one class" not in checked(render(plain)).words
+    assert "merged into one class" not in markdown(plain)
+    assert "merged into one class" not in checked(render(plain)).words
     assert not any("subsets" in note for note in notes(plain))
 
 

@@ -189,7 +189,7 @@ def test_the_order_does_not_matter(fresh: Project, finished: Path) -> None:
     part = result(fresh.root)
     assert part["missing"] == {"plain": [0, 1], "pseudo": [0, 1], "kd": [0]}
     assert part["rungs"]["kd"]["gain"] is None
-    assert part["rungs"]["kd"]["times"]["sentence"] == "not finished: there is no score of plain yet"
+    assert part["rungs"]["kd"]["times"]["sentence"] == "not finished: no score of plain yet"
     assert not list((fresh.root / "runs").glob("label-*"))
     assert fresh.tutelage("ladder", "recipe.yaml", "--only", "pseudo", "--only", "plain", "--seeds", "1").status == 0
     part = result(fresh.root)
@@ -309,7 +309,7 @@ def test_a_rung_that_another_process_trains_is_left_to_it(fresh: Project, monkey
     assert ran.status == 0
     assert len(waited) == 1
     assert made(ran.out)[-2:] == ["plain-0", "score-plain-0"]
-    assert ran.out.count("plain-0: another process is at it; waiting") == 1
+    assert ran.out.count("plain-0: another process is making it; waiting") == 1
     assert result(fresh.root)["missing"] == {}
 
 
@@ -346,7 +346,7 @@ def test_of_equal_trials_the_first_is_taken_and_it_is_said(fresh: Project) -> No
     found = result(fresh.root)
     assert found["tie"] == ["plain"]
     assert [trial["chosen"] for trial in found["rungs"]["plain"]["trials"]] == [True, False]
-    assert "Trials that tie: of plain" in (fresh.root / "runs" / "ladder.md").read_text(encoding="utf-8")
+    assert "Tied trials of plain" in (fresh.root / "runs" / "ladder.md").read_text(encoding="utf-8")
 
 
 def test_a_trial_that_diverges_is_the_worst(fresh: Project) -> None:
@@ -409,7 +409,7 @@ def test_a_chain_is_a_rung_and_the_oracle_a_bound(fresh: Project) -> None:
     assert (rungs["chain"]["teacher"], rungs["other"]["teacher"]) == (False, True)
     text = (fresh.root / "runs" / "ladder.md").read_text(encoding="utf-8")
     assert "| of the gap | p | updates |" in text
-    assert "other (2 updates in all)" in text
+    assert "other (2 updates in total)" in text
     assert "Trained on other images: oracle (streams:" in text
     checked((fresh.root / "runs" / "ladder.html").read_text(encoding="utf-8"))
     again = fresh.tutelage("ladder", "recipe.yaml", "--seeds", "0", "--only", "chain", "--only", "other")
@@ -452,10 +452,10 @@ def test_other_classes_have_tables_of_their_own(done: Project) -> None:
     assert found["merged"]["rungs"]["kd"]["gap_share"]["reason"] == share.reason
     assert found["merged"]["rungs"]["plain"]["gain"] is None
     text = (done.root / "runs" / "ladder.md").read_text(encoding="utf-8")
-    assert "With thing (car, sign) taken as one class, mIoU over thing, road, sky, tree:" in text
+    assert "With thing (car, sign) merged into one class, mIoU over thing, road, sky, tree:" in text
     assert "| rung | mIoU (5) | gain | of the gap | few (2) | gain | of the gap | most (4) |" in text
     page = checked((done.root / "runs" / "ladder.html").read_text(encoding="utf-8"))
-    assert "With thing (car, sign) taken as one class" in page.words
+    assert "With thing (car, sign) merged into one class" in page.words
     again = done.tutelage("ladder", "recipe.yaml", *changes, merged, "ladder.oracle=pseudo")
     assert made(again.out) == []
 
@@ -550,7 +550,7 @@ def test_a_table_of_nothing_says_that_all_is_missing(fresh: Project) -> None:
     assert ran.status == 0
     assert made(ran.out) == []
     assert result(fresh.root)["missing"] == {"plain": [0, 1], "pseudo": [0, 1], "kd": [0, 1]}
-    assert "Nothing can be said before there is a score of plain." in ran.out
+    assert "There is no comparison before a score of plain." in ran.out
     assert fresh.finished() == set()
 
 

@@ -122,7 +122,7 @@ def test_the_whole_recipe(project: Project) -> None:
     [
         ((SUBSETS, "    subsets: {street: [road, bus]}\n"), "no class 'bus'"),
         ((MERGED, "    merged: {moving: [cars]}\n"), "no class 'cars'"),
-        ((MERGED, "    merged: {one: [car], other: [car, sign]}\n"), "car can be part of one group only"),
+        ((MERGED, "    merged: {one: [car], other: [car, sign]}\n"), "car in more than one group"),
         ((SUBSETS, "    subsets: {none: []}\n"), "subsets.none: expected at least one class"),
     ],
 )

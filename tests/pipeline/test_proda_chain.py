@@ -88,7 +88,7 @@ def test_soft_labels_are_kept_once_and_looked_up(project: Project) -> None:
     damaged.write_bytes(b"")
     again = project.tutelage("run", "recipe.yaml", "--only=stage1", "stages.stage1.seed=7")
     assert again.status == 0, again.err
-    assert "what is damaged is made again" in again.out
+    assert "damaged files are made again" in again.out
     assert {path: path.read_bytes() for path in sorted((folder / "answers").iterdir())} == files
     assert len(list((project.root / "runs").glob("teacher_cache-*"))) == 1
     planned = project.tutelage("plan", "recipe.yaml", "stages.stage1.seed=8")

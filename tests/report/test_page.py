@@ -369,7 +369,7 @@ def test_a_long_recipe_is_cut_and_a_long_log_thinned() -> None:
 def test_the_page_imports_neither_torch_nor_packages_above() -> None:
     code = (
         "import sys, tutelage.report.page\n"
-        "ours = ('tutelage.report', 'tutelage.errors', 'tutelage.settings', 'tutelage.evaluation', 'tutelage.version')\n"
+        "ours = tuple(f'tutelage.{n}' for n in ('report', 'errors', 'settings', 'evaluation', 'version'))\n"
         "rooms = [n for n in sys.modules if n.startswith('tutelage.') and not n.startswith(ours)]\n"
         "print(rooms + [n for n in ('torch',) if n in sys.modules])"
     )

@@ -93,9 +93,9 @@ def test_images_that_may_look_alike_and_flattering_choices_are_warned_of() -> No
     flattered = example.training("distilled", chosen_on_scored_data=True)
     warnings = " ".join(verdict.verdict(example.content(trainings=(flattered,))).warnings)
     assert "weights of distilled were chosen on the images scored here" in warnings
-    assert "one by one" in warnings
-    assert "another seed" in warnings
-    assert "one by one" not in " ".join(judged(0.03, 0.01, 0.05).warnings)
+    assert "draws single images" in warnings
+    assert "variation between seeds" in warnings
+    assert "draws single images" not in " ".join(judged(0.03, 0.01, 0.05).warnings)
 
 
 def test_a_comparison_in_which_one_side_was_chosen_on_the_scored_images_is_not_called_clear() -> None:

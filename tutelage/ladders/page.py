@@ -1,6 +1,6 @@
-"""A ladder's result: what each way to train the student gains over the plain one, what it costs, whether it pays.
+"""A ladder's result: gain over the plain rung, cost and verdict for each rung.
 
-The same content becomes a text to paste (Markdown) and a page. A rung that is not finished is shown as far as it is.
+The same content is written as Markdown and as a page. Unfinished rungs are shown with the results so far.
 """
 
 from __future__ import annotations
@@ -33,46 +33,46 @@ _FEW_SEEDS = 5
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial of a rung: what was tried, and its mIoU on the data for tuning, if it is finished."""
+    """One trial of a rung: the values tried, and its mIoU on the data for tuning, if finished."""
 
     values: str
     miou: Figure
     chosen: bool = False
     diverged: bool = False
-    """Whether its loss became infinite; that counts as the worst."""
+    """Whether its loss became infinite; it then ranks last."""
 
     @property
     def score(self) -> str:
-        """The mIoU, or what became of it."""
+        """The mIoU, or the trial's state."""
         return "diverged" if self.diverged else percent(self.miou, 2)
 
 
 @dataclass(frozen=True)
 class RungCost:
-    """What training a rung once costs."""
+    """The cost of training a rung once."""
 
     seconds: Figure = None
     """Median over its seeds."""
     annotation_seconds: Figure = None
-    """Labelling with the teacher before, of a rung that trains on pseudo labels."""
+    """Time for labelling with the teacher, for a rung that trains on pseudo labels."""
     memory_mib: Figure = None
     multiply_adds: Figure = None
-    """Of one step, teacher and backward pass included."""
+    """Of one step, including teacher and backward pass."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """What share of the way from the plain rung to the oracle a rung goes, with its 95 % interval."""
+    """The share of the gap from the plain rung to the oracle that a rung closes, with its 95 % interval."""
 
     share: Figure
     low: Figure = None
     high: Figure = None
     reason: str = ""
-    """Why it cannot be told; empty if it can."""
+    """Why it is undefined; empty if it is defined."""
 
 
 class _OverSeeds:
-    """What several seeds come to."""
+    """Scores over several seeds."""
 
     scores: Mapping[int, float]
 
@@ -83,13 +83,13 @@ class _OverSeeds:
 
     @property
     def spread(self) -> Figure:
-        """Standard deviation over the finished seeds, where there are two or more."""
+        """Standard deviation over the finished seeds; None for fewer than two."""
         return statistics.stdev(self.scores.values()) if len(self.scores) > 1 else None
 
 
 @dataclass(frozen=True)
 class GroupedResult(_OverSeeds):
-    """One way to train the student, scored in other classes; fields as in :class:`RungResult`."""
+    """One rung scored in another grouping of classes; fields as in :class:`RungResult`."""
 
     scores: Mapping[int, float]
     comparison: Gain | None = None
@@ -101,72 +101,72 @@ class GroupedResult(_OverSeeds):
 
 @dataclass(frozen=True)
 class RungGrouping:
-    """Other classes in which the same predictions are scored: some of them, or several taken as one."""
+    """Another grouping of classes for the same predictions: a subset, or several merged into one."""
 
     name: str
-    """The subset's; of merged classes, those of the groups."""
+    """The subset's name, or the names of the merged groups."""
     classes: tuple[str, ...]
-    """Those over which the mean is taken."""
+    """The classes of the mean."""
     groups: Mapping[str, tuple[str, ...]]
-    """What was merged; empty for a subset."""
+    """Merged class → its members; empty for a subset."""
     results: Mapping[str, GroupedResult]
     """Rung → its scores."""
 
 
 @dataclass(frozen=True)
 class RungResult(_OverSeeds):
-    """One way to train the student."""
+    """The result of one rung."""
 
     name: str
     method: str
-    """Its method and settings, in a line."""
+    """Its method and settings, in one line."""
     scores: Mapping[int, float]
-    """Seed → mIoU, of the seeds that are finished."""
+    """Seed → mIoU, for the finished seeds."""
     missing: tuple[int, ...] = ()
-    """The seeds that are not."""
+    """The unfinished seeds."""
     diverged: tuple[int, ...] = ()
-    """Those of them whose loss became infinite."""
+    """The unfinished seeds whose loss became infinite."""
     comparison: Gain | None = None
-    """With the plain rung, over all finished seeds of both; None where one of them has none."""
+    """Comparison with the plain rung, over all finished seeds of both; None where one of them has none."""
     adjusted_p: Figure = None
-    """The p value in view of how many rungs are compared (Holm)."""
+    """The p value, corrected for the number of compared rungs (Holm)."""
     judgement: Judgement | None = None
     cost: RungCost = RungCost()
     share: Share | None = None
-    """Of the gap to the oracle; None without one, and for the rungs that the gap lies between."""
+    """Share of the gap to the oracle; None without an oracle, and for the plain rung and the oracle."""
     updates: int | None = None
-    """Optimizer steps of the student, over all stages of the rung; None: as many as the ladder says."""
+    """Optimizer steps of the student, over all stages of the rung; None: the ladder's."""
     leak: str = ""
-    """How labels that count as missing had a part in choosing it."""
+    """How labels treated as missing were used to choose it; empty if they were not."""
     other_data: str = ""
-    """The images that it is trained on in place of the others'."""
+    """Its training images, where they differ from the other rungs'."""
     teaches: bool = False
-    """Whether a trained teacher takes part."""
+    """Whether it uses a trained teacher."""
     differs: str = ""
-    """What of the training is different from the other rungs'."""
+    """Changes to the training compared with the other rungs."""
     trials: tuple[Trial, ...] = ()
 
 
 @dataclass(frozen=True)
 class TeacherResult:
-    """The net that teaches."""
+    """The teacher net."""
 
     name: str
     miou: Figure = None
     parameters: int | None = None
     seconds: Figure = None
-    """Its own training."""
+    """Seconds of its training."""
 
 
 @dataclass(frozen=True)
 class LadderContent:
-    """Everything that a ladder's table shows."""
+    """The content of a ladder's table."""
 
     title: str
     rungs: tuple[RungResult, ...]
     plain: str
     worth: float
-    """The smallest gain that pays, as a share."""
+    """The smallest worthwhile gain, as a share."""
     student: str
     student_parameters: int | None
     teacher: TeacherResult | None
@@ -174,26 +174,26 @@ class LadderContent:
     seeds: tuple[int, ...]
     data: str
     images: int | None
-    """How many images were scored; None before the first."""
+    """Number of scored images; None before the first score."""
     fingerprint: str
     protocol: str
     protocol_key: str
     oracle: str = ""
-    """The rung that has what the others lack; empty: there is none."""
+    """The upper-bound rung; empty: none."""
     tuned_on: str = ""
     tie: tuple[str, ...] = ()
-    """Rungs two of whose trials share the first place."""
+    """Rungs with a tie between their best trials."""
     classes: int | None = None
-    """How many classes the mIoU is over."""
+    """Number of classes of the mIoU."""
     subsets: tuple[RungGrouping, ...] = ()
     """Means over some of the classes."""
     merged: RungGrouping | None = None
-    """Scores with several classes taken as one."""
+    """Scores with merged classes."""
     environment: tuple[tuple[str, str], ...] = ()
     recipe: str = ""
 
     def rung(self, name: str) -> RungResult:
-        """The rung of a name."""
+        """The rung with a name."""
         return next(rung for rung in self.rungs if rung.name == name)
 
 
@@ -201,17 +201,17 @@ class LadderContent:
 
 
 def sentence(content: LadderContent, rung: RungResult) -> str:
-    """Whether a rung pays, in a sentence; what is missing where that cannot be asked yet."""
-    told = _told(content, rung)
-    marked = f"{told}; {rung.leak}" if rung.leak and rung.judgement is not None else told
+    """The verdict on a rung as a sentence, or the missing scores."""
+    text = _outcome(content, rung)
+    marked = f"{text}; {rung.leak}" if rung.leak and rung.judgement is not None else text
     return f"{marked}; {of_gap}" if (of_gap := _of_gap(content, rung)) else marked
 
 
-def _told(content: LadderContent, rung: RungResult) -> str:
+def _outcome(content: LadderContent, rung: RungResult) -> str:
     judgement, comparison = rung.judgement, rung.comparison
     if judgement is None or comparison is None:
         lacking = content.rung(content.plain) if rung.scores else rung
-        return f"not finished: there is no score of {lacking.name} yet"
+        return f"not finished: no score of {lacking.name} yet"
     bounds = interval(comparison.interval, sign=True)
     gain = f"{signed(comparison.gain)}{f' {bounds}' if bounds else ''} points{_price(content, rung)}"
     if judgement.verdict == "worth it":
@@ -220,7 +220,9 @@ def _told(content: LadderContent, rung: RungResult) -> str:
     if judgement.verdict == "not worth it":
         high = comparison.interval.high
         harm = high is not None and high < 0
-        return f"not worth it: {gain}; " + ("it does harm here" if harm else f"less than {worth} does not pay")
+        return f"not worth it: {gain}; " + (
+            f"worse than {content.plain}" if harm else f"less than {worth} points is not worth it"
+        )
     return f"cannot tell with these data: {gain}; {_remedy(content, rung, judgement, comparison)}"
 
 
@@ -229,7 +231,7 @@ def _of_gap(content: LadderContent, rung: RungResult) -> str:
     if share is None:
         return ""
     if share.reason or share.share is None:
-        return f"what share of the gap to {content.oracle} that is cannot be told ({share.reason or 'no gap'})"
+        return f"share of the gap to {content.oracle}: unknown ({share.reason or 'no gap'})"
     return f"{share_text(rung)} of the gap to {content.oracle}"
 
 
@@ -266,10 +268,10 @@ def _remedy(content: LadderContent, rung: RungResult, judgement: Judgement, comp
     if not comparison.interval.reliable:
         return f"the interval is not reliable ({comparison.interval.reason}); it needs more test images"
     if judgement.seeds is not None:
-        return f"needs about {judgement.seeds} seeds of each, should gain and spread stay as they are"
+        return f"needs about {judgement.seeds} seeds of each, at the present gain and spread"
     if judgement.images is not None:
-        return f"needs about {judgement.images} times as many test images; more seeds alone would not tell"
-    return "it is too close to what would pay for any number of seeds or images to tell"
+        return f"needs about {judgement.images} times as many test images; more seeds do not suffice"
+    return "the gain is too close to the threshold for any number of seeds or images"
 
 
 def time_ratio(content: LadderContent, rung: RungResult) -> float | None:
@@ -286,34 +288,31 @@ def total_seconds(rung: RungResult) -> Figure:
 
 
 def compared(content: LadderContent) -> list[RungResult]:
-    """The rungs of which there is something to say."""
+    """The rungs with a verdict."""
     return [rung for rung in content.rungs if rung.judgement is not None]
 
 
 def notes(content: LadderContent) -> list[str]:
-    """What the numbers rest on, and what to beware of."""
+    """Notes on the numbers: setting and limits."""
     others = [rung for rung in content.rungs if rung.name != content.plain]
     result = [
         f"Every rung trains {content.student} for {counted(content.steps, 'update')} with the same images"
-        + (f" and equal trials on {content.tuned_on}." if content.tuned_on else ", as the recipe says, without trials.")
-        + f" A gain pays from {100 * content.worth:g} points on."
+        + (f" and equal trials on {content.tuned_on}." if content.tuned_on else ", without trials.")
+        + f" A gain of at least {100 * content.worth:g} points is worth it."
     ]
     different = [f"{rung.name} ({_difference(content, rung)})" for rung in content.rungs if _difference(content, rung)]
     if different:
-        result.append(f"Trained otherwise, so not at equal budget: {'; '.join(different)}.")
+        result.append(f"Different training, so the budget is not equal: {'; '.join(different)}.")
     elsewhere = [f"{rung.name} ({rung.other_data})" for rung in content.rungs if rung.other_data]
     if elsewhere:
         result.append(f"Trained on other images: {'; '.join(elsewhere)}.")
     leaking = [f"{rung.name} ({rung.leak})" for rung in content.rungs if rung.leak]
     if leaking:
-        result.append(
-            f"Labels that count as missing had a part in choosing: {'; '.join(leaking)}. These are no results without "
-            "such labels."
-        )
+        result.append(f"Chosen with labels treated as missing: {'; '.join(leaking)}. These are not label-free.")
     if content.oracle:
         result.append(
             f"Of the gap: (rung - {content.plain}) / ({content.oracle} - {content.plain}). {content.oracle} is a bound "
-            "and not judged."
+            "and gets no verdict."
         )
     if content.teacher is not None and any(rung.teaches for rung in others):
         teacher = content.teacher
@@ -322,33 +321,35 @@ def notes(content: LadderContent) -> list[str]:
             f"{magnitude(teacher.parameters)} parameters" if teacher.parameters is not None else "",
             f"{duration(teacher.seconds)} of training" if known(teacher.seconds) else "",
         ]
-        said = ", ".join(fact for fact in facts if fact)
-        result.append(f"The teacher (stage {teacher.name}{f': {said}' if said else ''}) is not in the rungs' times.")
+        details = ", ".join(fact for fact in facts if fact)
+        result.append(
+            f"The teacher (stage {teacher.name}{f': {details}' if details else ''}) is not in the rungs' times."
+        )
     counts = {len(rung.scores) for rung in content.rungs if rung.scores}
     if counts and min(counts) == 1:
-        result.append("A rung with one seed says nothing of how another seed would do.")
+        result.append("With one seed of a rung, its spread over seeds is unknown.")
     elif counts and min(counts) < _FEW_SEEDS:
         result.append(f"With {min(counts)} seeds the spread over seeds is underestimated, and so are the intervals.")
     finished = compared(content)
     if not content.rung(content.plain).scores:
-        result.append(f"Nothing can be said before there is a score of {content.plain}.")
+        result.append(f"There is no comparison before a score of {content.plain}.")
     if len(finished) > 1:
         result.append(
-            f"{len(finished)} rungs are compared with one: of twenty without effect about one would seem to have one. "
-            "The p value in brackets takes this into account (Holm)."
+            f"{len(finished)} rungs are compared with one: of 20 without an effect, about one would seem to have one. "
+            "The p value in brackets is corrected for this (Holm)."
         )
     bounds = next((rung.comparison.interval for rung in finished if rung.comparison is not None), None)
     if bounds is not None and bounds.over == "images":
-        result.append("Images were drawn one by one; where neighbours look alike the intervals are too narrow.")
+        result.append("The bootstrap draws single images; where neighbours are similar the intervals are too narrow.")
     if content.subsets or content.merged is not None:
-        result.append("Verdicts are those of the mIoU over all classes; subsets and merged classes have none.")
+        result.append("Verdicts are based on the mIoU over all classes; subsets and merged classes have none.")
     if content.tie:
-        result.append(f"Trials that tie: of {', '.join(content.tie)}; the first in the recipe's order was taken.")
+        result.append(f"Tied trials of {', '.join(content.tie)}: the first in the recipe's order was chosen.")
     return result
 
 
 def missing(content: LadderContent) -> list[str]:
-    """Which trainings the table lacks."""
+    """The trainings missing from the table."""
     return [
         f"{rung.name}: {_seeds(rung.missing)}"
         + (f" (the loss became infinite with {_seeds(rung.diverged)})" if rung.diverged else "")
@@ -360,7 +361,9 @@ def missing(content: LadderContent) -> list[str]:
 def _difference(content: LadderContent, rung: RungResult) -> str:
     updates = updates_of(content, rung)
     counted_elsewhere = "steps:" in rung.differs or updates == content.steps
-    return ", ".join(part for part in (rung.differs, "" if counted_elsewhere else f"{updates} updates in all") if part)
+    return ", ".join(
+        part for part in (rung.differs, "" if counted_elsewhere else f"{updates} updates in total") if part
+    )
 
 
 def _seeds(seeds: Sequence[int]) -> str:
@@ -387,7 +390,7 @@ def gain_text(rung: RungResult | GroupedResult) -> str:
 
 
 def p_text(rung: RungResult | GroupedResult) -> str:
-    """``0.012 (0.03)``: alone, and in view of how many rungs there are."""
+    """``0.012 (0.03)``: uncorrected, and corrected for the number of rungs."""
     if rung.comparison is None or rung.comparison.p_value is None:
         return NONE
     adjusted = f" ({_p(rung.adjusted_p)})" if rung.adjusted_p is not None else ""
@@ -416,7 +419,7 @@ HEAD = ("rung", "mIoU", "gain", "p", "training", "memory", "multiply-adds", "ver
 
 
 def head(content: LadderContent) -> tuple[str, ...]:
-    """:data:`HEAD`, with what only some ladders have: the share of the gap to an oracle, differing updates."""
+    """:data:`HEAD` with the columns of some ladders: the share of the gap to an oracle, differing updates."""
     titles = list(HEAD)
     if content.oracle:
         titles.insert(titles.index("p"), "of the gap")
@@ -448,9 +451,9 @@ def _marked(rung: RungResult) -> str:
 
 
 def merged_title(grouping: RungGrouping) -> str:
-    """``vegetation (crop, weed) taken as one class``."""
-    told = ", ".join(f"{name} ({', '.join(members)})" for name, members in grouping.groups.items())
-    return f"{told} taken as one class{'' if len(grouping.groups) == 1 else ' each'}"
+    """``vegetation (crop, weed) merged into one class``."""
+    text = ", ".join(f"{name} ({', '.join(members)})" for name, members in grouping.groups.items())
+    return f"{text} merged into one class{'' if len(grouping.groups) == 1 else ' each'}"
 
 
 def merged_head(content: LadderContent) -> tuple[str, ...]:
@@ -467,7 +470,7 @@ def merged_cells(content: LadderContent, rung: RungResult) -> tuple[str, ...]:
 
 
 def subset_head(content: LadderContent) -> tuple[str, ...]:
-    """Head of the table of subsets: all classes first, then each subset beside its number of classes."""
+    """Head of the table of subsets: all classes first, then each subset with its number of classes."""
     every = "mIoU" if content.classes is None else f"mIoU ({content.classes})"
     titles = [every, *(f"{one.name} ({len(one.classes)})" for one in content.subsets)]
     besides = ("gain", *(("of the gap",) if content.oracle else ()))
@@ -485,14 +488,14 @@ def subset_cells(content: LadderContent, rung: RungResult) -> tuple[str, ...]:
 
 def _verdict_text(content: LadderContent, rung: RungResult) -> str:
     if rung.name == content.plain:
-        return "must be beaten"
+        return "baseline"
     if rung.name == content.oracle and rung.comparison is not None:
         return "bound"
     return "not finished" if rung.judgement is None else rung.judgement.verdict
 
 
 def markdown(content: LadderContent) -> str:
-    """The result as a text to paste."""
+    """The result as Markdown."""
     images = f" ({counted(content.images, 'image')})" if content.images is not None else ""
     lines = [
         f"# {content.title}: does teaching pay?",
@@ -502,7 +505,7 @@ def markdown(content: LadderContent) -> str:
         f"mIoU on {content.data}{images}: mean ± deviation over (n) seeds. Gain: points over {content.plain}, with the "
         "95 % interval of a paired bootstrap over images and seeds. Training: one seed (median). "
         "Multiply-adds: one step."
-        + (f" Of the gap: share of the way to {content.oracle}, with its interval." if content.oracle else ""),
+        + (f" Of the gap: share of the gap to {content.oracle}, with its interval." if content.oracle else ""),
         "",
         *_grouped_tables(content),
         *(f"- **{rung.name}**: {sentence(content, rung)}." for rung in compared(content)),
@@ -537,7 +540,7 @@ def _grouped_tables(content: LadderContent) -> list[str]:
 
 
 def trial_text(rung: RungResult) -> str:
-    """All trials of a rung in a line."""
+    """All trials of a rung in one line."""
     texts = (f"{trial.values}: {trial.score}" for trial in rung.trials)
     return "; ".join(f"**{text}**" if trial.chosen else text for text, trial in zip(texts, rung.trials, strict=True))
 
@@ -546,10 +549,10 @@ def trial_text(rung: RungResult) -> str:
 
 
 def render(content: LadderContent) -> str:
-    """The result as a page that needs nothing else."""
+    """The result as a self-contained page."""
     others = [rung for rung in content.rungs if rung.name != content.plain]
     gains = [plots.GainRow(rung.name, rung.comparison, tone(rung)) for rung in others if rung.comparison is not None]
-    told = "; ".join(f"{rung.name} {gain_text(rung)}" for rung in others if rung.comparison is not None)
+    text = "; ".join(f"{rung.name} {gain_text(rung)}" for rung in others if rung.comparison is not None)
     headline, how = verdict(content)
     values: dict[str, Any] = {
         "content": content,
@@ -560,7 +563,7 @@ def render(content: LadderContent) -> str:
         "verdicts": [(rung.name, tone(rung), sentence(content, rung)) for rung in compared(content)],
         "notes": notes(content),
         "missing": missing(content),
-        "chart": plots.gains_chart(gains, content.worth, f"Gain over {content.plain} in mIoU points: {told}"),
+        "chart": plots.gains_chart(gains, content.worth, f"Gain over {content.plain} in mIoU points: {text}"),
         "head": head(content),
         "rows": [(rung, tone(rung), cells(content, rung)) for rung in content.rungs],
         "grouped": _grouped_views(content),
@@ -571,7 +574,7 @@ def render(content: LadderContent) -> str:
 
 @dataclass(frozen=True)
 class _GroupedView:
-    """A table of other classes as the page shows it."""
+    """A table of another grouping of classes."""
 
     place: str
     title: str
@@ -583,8 +586,8 @@ class _GroupedView:
 def _grouped_views(content: LadderContent) -> list[_GroupedView]:
     found = []
     if content.subsets:
-        told = "; ".join(f"{one.name}: {', '.join(one.classes)}" for one in content.subsets)
-        caption = f"mIoU over some of the classes, their number in brackets. {told}."
+        members = "; ".join(f"{one.name}: {', '.join(one.classes)}" for one in content.subsets)
+        caption = f"mIoU over some of the classes, their number in brackets. {members}."
         rows = [subset_cells(content, rung) for rung in content.rungs]
         found.append(_GroupedView("subsets", "Some of the classes", caption, subset_head(content), rows))
     if content.merged is not None:
@@ -596,26 +599,26 @@ def _grouped_views(content: LadderContent) -> list[_GroupedView]:
 
 
 def tone(rung: RungResult) -> Literal["gain", "loss", "open"]:
-    """How a rung is coloured."""
-    told: dict[str, Literal["gain", "loss"]] = {"worth it": "gain", "not worth it": "loss"}
-    return "open" if rung.judgement is None else told.get(rung.judgement.verdict, "open")
+    """The tone of a rung, which decides its colour."""
+    tones: dict[str, Literal["gain", "loss"]] = {"worth it": "gain", "not worth it": "loss"}
+    return "open" if rung.judgement is None else tones.get(rung.judgement.verdict, "open")
 
 
 def verdict(content: LadderContent) -> tuple[str, Literal["gain", "loss", "open"]]:
-    """The headline of all rungs together, and its colour."""
+    """The headline over all rungs, and its tone."""
     others = [rung for rung in content.rungs if rung.name not in (content.plain, content.oracle)]
     paying = [rung for rung in others if tone(rung) == "gain"]
     colour: Literal["gain", "loss", "open"] = "open"
     text = "Cannot tell with these data"
     if paying:
-        # What was chosen with labels that count as missing leads only where nothing else pays.
+        # A rung chosen with labels treated as missing comes first only if no other pays.
         honest = [rung for rung in paying if not rung.leak]
         best = max(honest or paying, key=lambda rung: (rung.comparison and rung.comparison.gain) or 0.0)
-        text = f"Worth it: {len(paying)} of {len(others)}, above all {best.name}, {gain_text(best)} points"
+        text = f"Worth it: {len(paying)} of {len(others)}, best {best.name}, {gain_text(best)} points"
         text += f" ({best.leak})" if best.leak else ""
         colour = "gain"
     elif others and all(tone(rung) == "loss" for rung in others):
-        text, colour = f"Not worth it: nothing tried here pays over {content.plain}", "loss"
+        text, colour = f"Not worth it: no rung pays over {content.plain}", "loss"
     return f"So far: {text[0].lower()}{text[1:]}" if missing(content) else text, colour
 
 

@@ -1,4 +1,4 @@
-"""What a ladder would train, and how long it takes."""
+"""Plans a ladder: missing trainings, and their estimated time."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from tutelage.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class PlannedRung:
-    """What is missing of one rung, and how long it takes."""
+    """The missing trainings of one rung, and their estimated time."""
 
     name: str
     done: int
-    """Seeds that are trained and scored."""
+    """Number of finished seeds."""
     missing: int
-    """Seeds that are not."""
+    """Number of unfinished seeds."""
     trials: int
-    """Trials that are missing."""
+    """Number of missing trials."""
     cost: TrainingCost | str | None
-    """Of one training; a reason where it could not be measured; None where nothing is missing, or nobody asked."""
+    """Of one training; a reason where measuring failed; None where nothing is missing, or without measuring."""
     hours: float
-    """Of all that is missing, as far as it is known."""
+    """Of all missing trainings, as far as known."""
     note: str = ""
-    """What the hours leave out, or rest on."""
+    """Limits of the estimate."""
 
 
 def plan(
     loaded: LoadedRecipe, *, rungs: Sequence[str] = (), seeds: Sequence[int] = (), measure: bool = True
 ) -> list[PlannedRung]:
-    """What :func:`run` would train. With ``measure``, a few steps of each unfinished rung are run to say how long."""
+    """The trainings :func:`run` would do. ``measure``: run a few steps of each unfinished rung to estimate the time."""
     ladder = ladder_of(loaded)
     chosen = chosen_pairs(ladder, rungs, seeds)
     values = tuned_values(loaded)
@@ -54,7 +54,7 @@ def plan(
     counted: set[str] = set()
     for name in dict.fromkeys(name for name, _ in chosen):
         attempts = [expanded.attempts[name, seed] for rung, seed in chosen if rung == name]
-        # Without its values a rung is not trained yet, whatever else was trained with the values of the plan.
+        # An untuned rung counts as not trained, even if the plan's values were trained for another purpose.
         untried = ladder.tune is not None and name not in values
         lacking = [it for it in attempts if untried or unfinished(it.trained)]
         trials = [it for it in expanded.trials.get(name, ()) if unfinished(it.trained)]
@@ -76,7 +76,7 @@ def plan(
                 for stage, each in zip(one.trained, found, strict=True):
                     artefact = builder.artefacts[stage]
                     wanted = (untried and one in lacking) or artefact.fault() is not None
-                    # What several rungs begin with is trained once.
+                    # A stage shared by several rungs is trained once.
                     if wanted and artefact.key not in counted and not isinstance(each, str):
                         counted.add(artefact.key)
                         hours += _steps(kept.recipe, stage) * each.step_seconds / 3600
@@ -86,7 +86,7 @@ def plan(
 
 
 def _together(recipe: Recipe, attempt: Attempt, found: Sequence[TrainingCost | str]) -> TrainingCost | str:
-    """The cost of a rung's trainings: the mean step, the largest memory; the first reason where one is not known."""
+    """The cost of a rung's trainings: the mean step, the largest memory; the first reason where one is unknown."""
     known = [it for it in found if not isinstance(it, str)]
     if len(known) < len(found):
         return next(it for it in found if isinstance(it, str))
@@ -97,12 +97,12 @@ def _together(recipe: Recipe, attempt: Attempt, found: Sequence[TrainingCost | s
     return replace(max(known, key=lambda it: it.memory_mib), step_seconds=spent / sum(steps), cache="")
 
 
-_WITHOUT_OTHERS = "labels, fits and copies of images are not in it"
-_LIKE_PLAIN = "of what reads labels or fits that are not made yet, a step counts as one of the plain rung"
+_WITHOUT_OTHERS = "without labels, fits and copies of images"
+_LIKE_PLAIN = "stages that read labels or fits not made yet are estimated from the plain rung's steps"
 
 
 def _reads_unmade(recipe: Recipe, name: str, unfinished: Callable[[Iterable[str]], list[str]]) -> bool:
-    """Whether a stage needs what cannot be stood in for: anything but trained nets."""
+    """Whether a stage needs an unfinished input without a stand-in: anything but a trained net."""
     return any(recipe.stages[before].makes != "nets" and unfinished([before]) for before in stages_before(recipe, name))
 
 

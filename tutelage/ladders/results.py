@@ -1,4 +1,4 @@
-"""Reads a ladder's result off its finished artefacts, and writes it: `ladder.json`, `ladder.md`, `ladder.html`."""
+"""Collects a ladder's result from its finished artefacts, and writes it: `ladder.json`, `ladder.md`, `ladder.html`."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ from tutelage.runs.store import Artefact
 from tutelage.settings import plain, references
 
 COST_FORMAT = 1
-"""Raised when costs are measured in another way; those of before are measured anew."""
+"""Increment it when costs are measured differently; older costs are then measured again."""
 
 
 @dataclass(frozen=True)
 class LadderFiles:
-    """Where a ladder's result lies in a run folder."""
+    """The files of a ladder's result in a run folder."""
 
     out: Path
 
@@ -65,7 +65,7 @@ class LadderFiles:
 
     @property
     def markdown(self) -> Path:
-        """The table and the sentences, to paste."""
+        """Table and sentences as Markdown."""
         return self.out / "ladder.md"
 
     @property
@@ -81,9 +81,9 @@ class Tuned:
     scores: tuple[float | None, ...]
     """mIoU by trial; None: not finished; one that diverged has 0."""
     values: Values | None
-    """The best trial's, once all are finished."""
+    """The values of the best trial, once all are finished."""
     tie: bool = False
-    """Whether another trial is as good."""
+    """Whether another trial has the same score."""
 
 
 def tuned(builder: Builder, expanded: Expanded) -> dict[str, Tuned]:
@@ -106,14 +106,14 @@ def tuned(builder: Builder, expanded: Expanded) -> dict[str, Tuned]:
 
 
 def _miou(artefact: Artefact) -> float | None:
-    """The score of a finished evaluate stage; a net that finds no class at all scores 0."""
+    """The score of a finished evaluate stage; 0 where mIoU is undefined."""
     if artefact.fault() is not None:
         return None
     return _number(read_scored(artefact.score(NET)).miou) or 0.0
 
 
 def cost_of(builder: Builder, expanded: Expanded, rung: str, place: int = 0) -> Mapping[str, Any] | None:
-    """What a step of a rung's training number ``place`` costs, where it was measured: it is the same for all seeds."""
+    """The measured cost of a step of a rung's training number ``place``; the same for all seeds."""
     for (name, _), attempt in expanded.attempts.items():
         if name == rung:
             found = _read(builder.artefacts[attempt.trained[place]].cost)
@@ -123,7 +123,7 @@ def cost_of(builder: Builder, expanded: Expanded, rung: str, place: int = 0) -> 
 
 
 def gather(builder: Builder, recipe: Recipe, expanded: Expanded) -> LadderContent:
-    """Everything that the table shows; ``builder`` knows the artefacts of the ladder's stages."""
+    """The content of the table; ``builder`` holds the artefacts of the ladder's stages."""
     ladder = recipe.ladder
     assert ladder is not None
     trials = tuned(builder, expanded)
@@ -163,7 +163,7 @@ def gather(builder: Builder, recipe: Recipe, expanded: Expanded) -> LadderConten
 
 
 def _adjusted(ladder: LadderSettings, comparisons: Mapping[str, Gain | None]) -> dict[str, float]:
-    """p values in view of how many rungs are compared; the oracle is none of them."""
+    """p values, corrected for the number of compared rungs, which excludes the oracle."""
     found = {
         name: it.p_value
         for name, it in comparisons.items()
@@ -173,7 +173,7 @@ def _adjusted(ladder: LadderSettings, comparisons: Mapping[str, Gain | None]) ->
 
 
 _Counts = Mapping[str, Mapping[int, NDArray[np.int64]]]
-"""Rung → seed → per-image counts (images, classes, 3), of the seeds that are finished."""
+"""Rung → seed → per-image counts (images, classes, 3), for the finished seeds."""
 
 
 def _counts_of(runs: Mapping[str, Mapping[int, Scored]], pick: Callable[[Scored], NDArray[np.int64]]) -> _Counts:
@@ -181,7 +181,7 @@ def _counts_of(runs: Mapping[str, Mapping[int, Scored]], pick: Callable[[Scored]
 
 
 def _blocks(runs: Mapping[str, Mapping[int, Scored]]) -> list[str] | None:
-    """Blocks of the images, which are the same in all runs."""
+    """Blocks of the images, the same in all runs."""
     first = next((run for found in runs.values() for run in found.values()), None)
     return None if first is None else blocks_of(first.groups)
 
@@ -207,7 +207,7 @@ def _grouping(
     counts: _Counts,
     blocks: list[str] | None,
 ) -> RungGrouping:
-    """All rungs scored in other classes: what :func:`_rung` says of a score, without what it says of a training."""
+    """All rungs scored in another grouping of classes: as :func:`_rung`, without the training's figures."""
     results = {}
     for rung, own in counts.items():
         iou = [miou_of_counts(one.sum(0)[:, None]) for one in own.values()]
@@ -228,7 +228,7 @@ def _grouping(
 
 
 def _scored(builder: Builder, expanded: Expanded, name: str) -> dict[int, Scored]:
-    """Seed → the scored run, of the seeds that are finished."""
+    """Seed → the scored run, for the finished seeds."""
     found = {}
     for (rung, seed), attempt in expanded.attempts.items():
         artefact = builder.artefacts[attempt.score]
@@ -247,7 +247,7 @@ def _rung(
     trials: Tuned | None,
 ) -> RungResult:
     rung, own, plain = ladder.rungs[name], runs[name], runs[ladder.plain]
-    told = {**rung.own(), **{key: value for key, value in rung.changes().items() if key != "training"}}
+    settings = {**rung.own(), **{key: value for key, value in rung.changes().items() if key != "training"}}
     data = {key: rung.training[key] for key in rung.training if key not in FitSettings.model_fields}
     fit = {key: value for key, value in rung.training.items() if key not in data}
     comparison = judgement = None
@@ -259,7 +259,7 @@ def _rung(
             judgement = judge(gain, (before.spread, after.spread), ladder.worth / 100)
     return RungResult(
         name=name,
-        method=", ".join([*([] if rung.stages else [rung.name]), *([_in_line(told)] if told else [])]),
+        method=", ".join([*([] if rung.stages else [rung.name]), *([_in_line(settings)] if settings else [])]),
         share=_share(ladder, name, _counts_of(runs, lambda run: run.counts_NK3), _blocks(runs)),
         updates=_updates(builder.recipe, ladder, expanded, name),
         leak=_leak(ladder, expanded, name),
@@ -281,7 +281,7 @@ def _rung(
 
 
 def _share(ladder: LadderSettings, name: str, counts: _Counts, blocks: list[str] | None) -> Share | None:
-    """What share of the gap from the plain rung to the oracle a rung closes, once there are scores of all three."""
+    """The share of the gap from the plain rung to the oracle that a rung closes; needs scores of all three."""
     if ladder.oracle is None or name in (ladder.plain, ladder.oracle):
         return None
     plain, own, oracle = (list(counts[rung].values()) for rung in (ladder.plain, name, ladder.oracle))
@@ -292,7 +292,7 @@ def _share(ladder: LadderSettings, name: str, counts: _Counts, blocks: list[str]
 
 
 def _updates(recipe: Recipe, ladder: LadderSettings, expanded: Expanded, name: str) -> int | None:
-    """Steps of all the stages of a rung that train the ladder's student; None before it is tuned."""
+    """Student steps over all stages of a rung; None before it is tuned."""
     attempt = next((it for (rung, _), it in expanded.attempts.items() if rung == name), None)
     if attempt is None:
         return None
@@ -305,7 +305,7 @@ def _updates(recipe: Recipe, ladder: LadderSettings, expanded: Expanded, name: s
 
 
 def _leak(ladder: LadderSettings, expanded: Expanded, name: str) -> str:
-    """How labels that count as missing had a part in a rung."""
+    """How labels treated as missing were used in a rung."""
     recipe = expanded.recipe
     attempts = [it for (rung, _), it in expanded.attempts.items() if rung == name]
     if any(chosen_on_target(recipe, recipe.stages[it]) for one in attempts for it in one.trained):
@@ -318,7 +318,7 @@ def _leak(ladder: LadderSettings, expanded: Expanded, name: str) -> str:
 
 
 def _teaches(ladder: LadderSettings, expanded: Expanded, name: str) -> bool:
-    """Whether a net that was trained elsewhere takes part."""
+    """Whether a rung uses a net trained elsewhere."""
     rung = ladder.rungs[name]
     if not rung.stages:
         return rung.name == PSEUDO_LABELS or bool(find_settings(method_of(rung).name).teachers)
@@ -328,7 +328,7 @@ def _teaches(ladder: LadderSettings, expanded: Expanded, name: str) -> bool:
 
 
 def _gain(before: Side, after: Side) -> Gain:
-    """One recipe scored all runs, by one protocol on the same images; so they compare."""
+    """All runs are of one recipe, with one protocol and the same images, so they are comparable."""
     counts_a, counts_b = ([run.counts_NK3 for run in side.runs] for side in (before, after))
     return paired_bootstrap(counts_a, counts_b, blocks_of(after.runs[0].groups))
 
@@ -346,9 +346,9 @@ def _trials(builder: Builder, attempts: Sequence[Attempt], found: Tuned) -> tupl
 
 
 def _cost(builder: Builder, expanded: Expanded, name: str) -> RungCost:
-    """Of the trainings that are finished, the median: one that was held up says nothing of the rung.
+    """The median over the finished trainings, which is robust to interrupted ones.
 
-    Of a rung with several stages the sum of their times, and a step's cost in the mean over all steps.
+    For a rung with several stages: the sum of their times, and the cost of a mean step.
     """
     attempts = [attempt for (rung, _), attempt in expanded.attempts.items() if rung == name]
     if not attempts:
@@ -375,7 +375,7 @@ def _cost(builder: Builder, expanded: Expanded, name: str) -> RungCost:
 
 
 def _sum(builder: Builder, names: Sequence[str]) -> float | None:
-    """Seconds of all these stages together, once they are finished."""
+    """Total seconds of these stages, once all are finished."""
     artefacts = [builder.artefacts[name] for name in names]
     times = [_seconds(it) for it in artefacts if it.manifest() is not None]
     known = [it for it in times if it is not None]
@@ -405,7 +405,7 @@ def _parameters(builder: Builder, settings: NetSettings) -> int:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A small JSON file of figures; nothing where it is not there."""
+    """A small JSON file of figures; empty where it does not exist."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
@@ -426,7 +426,7 @@ def _in_line(content: Mapping[str, Any]) -> str:
 
 
 def write(content: LadderContent, recipe: Recipe, files: LadderFiles) -> None:
-    """Write the result; each file is whole at any time."""
+    """Write the result; each file is written atomically."""
     files.out.mkdir(parents=True, exist_ok=True)
     write_json(files.json, as_dict(content, recipe))
     write_text(files.markdown, words.markdown(content))
@@ -434,7 +434,7 @@ def write(content: LadderContent, recipe: Recipe, files: LadderFiles) -> None:
 
 
 def as_dict(content: LadderContent, recipe: Recipe) -> dict[str, Any]:
-    """Everything as JSON-able values; shares, not points. What is measured by the clock stands under `times`."""
+    """The content as JSON-able values; shares, not points. Measured times are under `times`."""
     ladder = recipe.ladder
     assert ladder is not None
     teacher = content.teacher

@@ -1,7 +1,7 @@
-"""Running a ladder: the stages that it stands for, in an order that gives a first table early; any process may help.
+"""Runs a ladder: its stages, in an order that gives a first table early; several processes can share the work.
 
-A rung is finished when its stages are. The table is read off what is finished, so that it can be made at any time,
-and is the same whoever made which part of it when.
+A rung is finished when its stages are. The table is computed from finished stages, so it can be written at any time
+and does not depend on which process made which stage.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from tutelage.runs.lock import HeldError
 from tutelage.runs.store import Artefact, Store
 
 _PATIENCE_S = 5.0
-"""Between two looks at what another process is working on."""
+"""Between two checks of stages that another process makes."""
 
 
 @dataclass(frozen=True)
 class LadderResult:
-    """A ladder's result and the files that hold it."""
+    """A ladder's result and its files."""
 
     content: LadderContent
     files: LadderFiles
@@ -51,11 +51,11 @@ def run(
     report_only: bool = False,
     quiet: bool = False,
 ) -> LadderResult:
-    """Train and score the ladder, or some ``rungs`` and ``seeds`` of it, and write its table of all that is finished.
+    """Train and score the ladder, or some ``rungs`` and ``seeds`` of it, and write the table of finished results.
 
-    Several processes may do this at the same time. What fails (a rung whose loss is not finite, say) does not keep
-    the others. Raises :class:`RecipeError` for a recipe without a ladder and for classes under `score` that the data do
-    not have, and at the end :class:`RunError` for what failed.
+    Several processes may do this at the same time. A failing stage (such as an infinite loss) does not stop the
+    others. Raises :class:`RecipeError` for a recipe without a ladder and for classes under `score` that the data do
+    not have, and at the end :class:`RunError` for failed stages.
     """
     ladder = ladder_of(loaded)
     chosen = chosen_pairs(ladder, rungs, seeds)
@@ -69,7 +69,7 @@ def run(
         others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         raise RunError(
             "stage-failed",
-            f"stage {name!r} failed{others}; all else is in {outcome.files.markdown}: {error.message}",
+            f"stage {name!r} failed{others}; for the other results see {outcome.files.markdown}: {error.message}",
             error.remedy,
         )
     return outcome
@@ -78,7 +78,7 @@ def run(
 def _make(
     loaded: LoadedRecipe, ladder: LadderSettings, chosen: Sequence[tuple[str, int]], display: Display
 ) -> dict[str, TutelageError]:
-    """Make the trials, then what they decide; returns the stages that failed."""
+    """Make the trials, then the tuned rungs; returns the failed stages."""
     failed: dict[str, TutelageError] = {}
     with at_work(loaded.recipe.run) as device:
         if ladder.tune is not None:
@@ -87,7 +87,7 @@ def _make(
             trials = [trial for name in dict.fromkeys(rung for rung, _ in chosen) for trial in expanded.trials[name]]
             kept, wanted = _wanted(loaded, expanded, [it.score for it in trials if not _diverged(artefacts, it)])
             lost = _work(begin(kept, wanted, device, display), wanted)
-            # A trial that diverges has been tried: it is the worst.
+            # A diverged trial is finished and ranks last.
             failed |= {name: error for name, error in lost.items() if not isinstance(error, NotFiniteError)}
         expanded = expand(loaded.recipe, tuned_values(loaded))
         names = [expanded.attempts[pair].score for pair in chosen if pair in expanded.attempts]
@@ -102,7 +102,7 @@ def _diverged(artefacts: Mapping[str, Artefact], attempt: Attempt) -> bool:
 
 
 def _wanted(loaded: LoadedRecipe, expanded: Expanded, names: Iterable[str]) -> tuple[LoadedRecipe, list[str]]:
-    """The recipe as it is worked on, and the stages ``names`` of it with all that they need."""
+    """The expanded recipe, and its stages ``names`` with all stages they need."""
     kept = pruned(loaded, expanded.recipe)
     return kept, _needed(kept.recipe, names)
 
@@ -113,13 +113,13 @@ def ladder_of(loaded: LoadedRecipe) -> LadderSettings:
         raise RecipeError(
             "missing-key",
             f"{loaded.document.name} has no ladder",
-            "add a section `ladder:`; docs/ladder.md has one to begin with",
+            "add a section `ladder:`; see the example in docs/ladder.md",
         )
     return loaded.recipe.ladder
 
 
 def chosen_pairs(ladder: LadderSettings, rungs: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
-    """The pairs of rung and seed to make: all rungs at the first seed, then all at the second."""
+    """The pairs of rung and seed to train: all rungs at the first seed, then all at the second."""
     unknown = [name for name in rungs if name not in ladder.rungs]
     if unknown:
         raise RunError("unknown-rung", f"no rung {unknown[0]!r} in the ladder", f"rungs: {', '.join(ladder.rungs)}")
@@ -139,7 +139,7 @@ def chosen_pairs(ladder: LadderSettings, rungs: Sequence[str], seeds: Sequence[i
 
 
 def pruned(loaded: LoadedRecipe, recipe: Recipe) -> LoadedRecipe:
-    """A recipe without those of its own stages that the ladder does not need."""
+    """A recipe with only those of its stages that the ladder needs."""
     assert loaded.recipe.ladder is not None
     kept = set(_needed(recipe, [name for name in recipe.stages if name not in loaded.recipe.stages]))
     stages = {name: stage for name, stage in recipe.stages.items() if name in kept}
@@ -147,7 +147,7 @@ def pruned(loaded: LoadedRecipe, recipe: Recipe) -> LoadedRecipe:
 
 
 def _needed(recipe: Recipe, names: Iterable[str]) -> list[str]:
-    """Stages and all that they need, in the recipe's order."""
+    """Stages and all stages they need, in the recipe's order."""
     found: set[str] = set()
     waiting = list(names)
     while waiting:
@@ -161,7 +161,7 @@ def _needed(recipe: Recipe, names: Iterable[str]) -> list[str]:
 def _work(
     work: Work, names: Sequence[str], after: Callable[[str], None] = lambda name: None
 ) -> dict[str, TutelageError]:
-    """Make all stages; returns what failed. Those that another process is at are left to it, and looked at again."""
+    """Make all stages; returns the failed ones. Stages that another process is making are checked again later."""
     recipe = work.builder.recipe
     pending, failed = list(names), dict[str, TutelageError]()
     waits = False
@@ -175,7 +175,7 @@ def _work(
             except StoppedError:
                 raise
             except TutelageError as error:
-                if collectives.world() > 1:  # the other ranks are in the middle of it
+                if collectives.world() > 1:  # the other ranks are still working on it
                     raise
                 work.display.say(f"{name}: failed: {error}")
                 failed[name] = error
@@ -187,7 +187,7 @@ def _work(
             break
         else:
             if not waits:
-                work.display.say(f"{pending[0]}: another process is at it; waiting")
+                work.display.say(f"{pending[0]}: another process is making it; waiting")
             waits = True
             time.sleep(_PATIENCE_S)
     return failed
@@ -207,7 +207,7 @@ def _made(work: Work, name: str) -> bool:
 
 
 def _after(work: Work, recipe: Recipe, kept: LoadedRecipe, expanded: Expanded, name: str) -> None:
-    """What follows a finished stage: its cost is measured, or the table written anew."""
+    """After a finished stage: measure its cost, or write the table again."""
     if collectives.rank() > 0:
         return
     for attempt in expanded.attempts.values():
@@ -220,10 +220,10 @@ def _after(work: Work, recipe: Recipe, kept: LoadedRecipe, expanded: Expanded, n
 
 
 def _measure(work: Work, kept: LoadedRecipe, name: str) -> None:
-    """Note beside an artefact what a step of it costs, in a process that has done nothing else."""
+    """Write the cost of a step beside an artefact, measured in a separate process."""
     cost = training_cost.estimate_cost(kept, name, count=True)
     if isinstance(cost, str):
-        work.display.say(f"{name}: its cost could not be measured: {cost}")
+        work.display.say(f"{name}: measuring its cost failed: {cost}")
     else:
         kept_of_it = ("step_seconds", "memory_mib", "multiply_adds")
         content = {"format": COST_FORMAT, **{key: getattr(cost, key) for key in kept_of_it}}
@@ -247,6 +247,6 @@ def tuned_values(loaded: LoadedRecipe) -> dict[str, Values]:
 
 
 def _content(loaded: LoadedRecipe) -> LadderContent:
-    """The ladder's result as far as it is finished."""
+    """The ladder's result so far."""
     expanded = expand(loaded.recipe, tuned_values(loaded))
     return gather(assigned(pruned(loaded, expanded.recipe)), loaded.recipe, expanded)
