@@ -110,3 +110,14 @@ def test_no_list_is_cut_to_the_length_of_the_other(semi: Project) -> None:
     )
     assert sorted(labeled[:3]) == sorted(labeled[3:]) == [0, 1, 2]
     assert unlabeled == [0] * 6
+
+
+def test_start_weights_that_are_not_there_are_found_before_anything_runs(project: Project) -> None:
+    ran = project.tutelage("run", "recipe.yaml", "stages.student.init.student=missing.pt")
+    assert "error[file-missing]: stage 'student', init.student" in ran.err
+    assert "student: train" not in ran.out
+
+
+def test_a_class_that_does_not_exist_is_named_with_its_place(project: Project) -> None:
+    ran = project.tutelage("plan", "recipe.yaml", "stages.score.subsets={few: [rode]}", "--no-smoke")
+    assert "error[unknown-class]: stage 'score', subsets.few: no class 'rode'" in ran.err

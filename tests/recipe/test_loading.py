@@ -85,6 +85,12 @@ def test_unknown_keys_everywhere(place: str) -> None:
     assert repr(key) in fault.text
 
 
+def test_a_key_of_a_setting_beside_it_is_explained() -> None:
+    (fault,) = faults(WHOLE, "stages.marked.threshold=0.8")
+    assert fault.code == "unknown-key"
+    assert "it is a key of 'policy'" in fault.text
+
+
 WRONG = {
     "kind of stage": (
         "kind: evaluate",

@@ -23,6 +23,7 @@ def preflight(builder: Builder, stages: Sequence[str]) -> None:
     runners = [builder.runner(name) for name in stages]
     for runner in runners:
         runner.preflight()
+        _check_start_files(builder, runner.name)
     for name in dict.fromkeys(net for stage in stages for net in _nets(builder, stage)):
         _check_net(builder, name)
     # A copy has the masks of its originals; pseudo labels are always valid.
@@ -34,6 +35,17 @@ def preflight(builder: Builder, stages: Sequence[str]) -> None:
             stages_by_warning.setdefault(warning, []).append(name)
     for warning, names in stages_by_warning.items():
         builder.say(f"warning: {warning.replace('<stages>', _listed(names))}")
+
+
+def _check_start_files(builder: Builder, stage: str) -> None:
+    """Raise :class:`TutelageError` for start weights of a stage that are not there."""
+    for it in references(builder.recipe.stages[stage]):
+        if it.ref.kind == "start" and it.value.endswith(WEIGHT_SUFFIXES):
+            try:
+                require_file(builder.base / it.value)
+            except TutelageError as error:
+                place = ".".join(map(str, it.place))
+                raise TutelageError(error.code, f"stage {stage!r}, {place}: {error.message}", error.remedy) from error
 
 
 def _nets(builder: Builder, name: str) -> list[str]:

@@ -106,7 +106,11 @@ class StageRunner(Generic[S]):
         if kind in ("start", "file"):
             return builder.source_key(reference.value)
         if kind == "class":
-            return builder.class_id(reference.value)
+            try:
+                return builder.class_id(reference.value)
+            except RecipeError as error:
+                place = ".".join(map(str, reference.place[:2]))
+                raise RecipeError(error.code, f"stage {self.name!r}, {place}: {error.message}", error.remedy) from None
         return reference.value
 
     # Before the run

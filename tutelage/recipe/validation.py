@@ -73,7 +73,9 @@ def _sentence(alternatives: Sequence[ValidationFinding]) -> tuple[str, str]:
         return "invalid-value", f"{key}: {item['msg'].removeprefix('Value error, ')} (got {_short(item['input'])})"
     if one.kind == "extra_forbidden":
         known = [] if one.holder is None else list(one.holder.model_fields)
-        return "unknown-key", f"unknown key {key!r}{nearest(str(one.path[-1]), known)}"
+        inside = _holding(one.holder, str(one.path[-1]))
+        hint = f"; it is a key of {inside!r}" if inside else nearest(str(one.path[-1]), known)
+        return "unknown-key", f"unknown key {key!r}{hint}"
     if one.kind == "missing":
         return "missing-key", f"missing key {key!r}"
     if one.kind == "invalid_key":
@@ -88,6 +90,14 @@ def _sentence(alternatives: Sequence[ValidationFinding]) -> tuple[str, str]:
     subject = f"the name {one.path[-1]!r} in {key}" if item["loc"][-1] == _KEY else key
     wanted = " or ".join(dict.fromkeys(_wanted(each) for each in alternatives))
     return "invalid-value", f"{subject}: expected {wanted}, got {_short(item['input'])}"
+
+
+def _holding(holder: type[BaseModel] | None, key: str) -> str:
+    """The setting beside ``key`` in which it would be known; empty if there is none."""
+    for name, field in ({} if holder is None else holder.model_fields).items():
+        if any(_is_model(kind) and key in kind.model_fields for kind in _members(field.annotation)):
+            return name
+    return ""
 
 
 def _wanted(one: ValidationFinding) -> str:
