@@ -283,7 +283,7 @@ RECIPES = [
     Fault(
         "override-of-a-new-stage",
         nothing,
-        ("command line", "'stages.studnet.method' is missing", "did you mean 'student'?"),
+        ("command line", "missing-key", "'stages.studnet.method'", "did you mean 'student'?"),
         ("run", "recipe.yaml", "stages.studnet.steps=3"),
     ),
     Fault(
@@ -529,7 +529,7 @@ def read_only(name: str) -> Plant:
     return plant
 
 
-OUT_OF_MEMORY = ("stage 'student': out of memory", "batch or the crop smaller", "accumulate", "bf16")
+OUT_OF_MEMORY = ("stage 'student': out of memory", "error[out-of-memory]", "accumulate", "bf16")
 EVALUATE = ("evaluate", "net.safetensors", "--recipe", "recipe.yaml", "--data", "city/val")
 
 RUNS = [

@@ -229,7 +229,15 @@ def run_victim(folder: Path, die_at: int, how: str = "SIGKILL") -> int:
     return subprocess.run(command, env=environment, cwd=root, capture_output=True, check=False).returncode
 
 
-@pytest.mark.parametrize(("die_at", "how"), [(0, "SIGKILL"), (4, "SIGKILL"), (3, "SIGTERM"), (2, "SIGINT")])
+@pytest.mark.parametrize(
+    ("die_at", "how"),
+    [
+        (4, "SIGKILL"),
+        (3, "SIGTERM"),
+        pytest.param(0, "SIGKILL", marks=pytest.mark.slow),
+        pytest.param(2, "SIGINT", marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_run_goes_on_byte_for_byte(tmp_path: Path, die_at: int, how: str) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
