@@ -103,3 +103,11 @@ def test_a_plugin_that_cannot_be_imported(plugin: Project) -> None:
     load_plugins(["own_plugin"])
     with raises_code("plugin-invalid", "own_plugin:Nothing"):
         find_settings("own")
+
+
+def test_a_plugin_with_a_fault_of_its_own_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "zero_plugin.py").write_text("1 / 0\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with raises_code("plugin-invalid", "zero_plugin"):
+        load_plugins(["zero_plugin"])

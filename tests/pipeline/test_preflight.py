@@ -121,3 +121,8 @@ def test_start_weights_that_are_not_there_are_found_before_anything_runs(project
 def test_a_class_that_does_not_exist_is_named_with_its_place(project: Project) -> None:
     ran = project.tutelage("plan", "recipe.yaml", "stages.score.subsets={few: [rode]}", "--no-smoke")
     assert "error[unknown-class]: stage 'score', subsets.few: no class 'rode'" in ran.err
+
+
+def test_a_recipe_that_is_refused_is_not_stored(project: Project) -> None:
+    assert project.tutelage("run", "recipe.yaml", "nets.small.encoder=resnet81").status == 1
+    assert not list((project.root / "runs").glob("recipes/*"))

@@ -38,6 +38,15 @@ def test_nothing_is_made_again(project: Project) -> None:
     assert ["skip" in line for line in planned[:3]] == [True, True, True]
 
 
+def test_a_finished_run_names_the_change_and_refuses_another_order(project: Project) -> None:
+    project.edit((CLASSES, RENAMED))
+    again = project.tutelage("run", "recipe.yaml")
+    assert again.status == 0
+    assert again.out.count("car → vehicle") == 1
+    project.edit((RENAMED, PERMUTED))
+    assert project.tutelage("run", "recipe.yaml").status == 1
+
+
 def test_later_stages_use_nets_and_labels_of_before(project: Project) -> None:
     project.recipe.write_text(
         (RECIPE + MORE + AGAIN).replace(CLASSES, RENAMED).replace("SOME", "vehicle"), encoding="utf-8"

@@ -85,6 +85,11 @@ def test_unknown_keys_everywhere(place: str) -> None:
     assert repr(key) in fault.text
 
 
+def test_a_policy_without_its_kind_lacks_a_key() -> None:
+    (fault,) = faults(WHOLE, "stages.marked.policy={threshold: 0.8}")
+    assert (fault.code, "'stages.marked.policy.kind'" in fault.text) == ("missing-key", True)
+
+
 def test_a_key_of_a_setting_beside_it_is_explained() -> None:
     (fault,) = faults(WHOLE, "stages.marked.threshold=0.8")
     assert fault.code == "unknown-key"

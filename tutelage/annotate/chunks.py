@@ -29,7 +29,7 @@ def in_parts(
     progress: Progress = lambda done, total: None,
     images: int = IMAGES,
 ) -> Iterator[dict[str, Tensor]]:
-    """What ``make`` says of images 0..``count``, a part after the other; parts that lie in ``folder`` are not redone.
+    """The results of ``make`` for images 0..``count``, part after part; parts that exist in ``folder`` are not redone.
 
     With several processes each makes its share, and each reads all. Part n holds the images from n x ``images`` on.
     """

@@ -19,7 +19,7 @@ from tutelage.nets.segmentor import Segmentor
 
 @dataclass(frozen=True)
 class ImageScores:
-    """A net on an image (H, W, 3) under a protocol; nothing runs before it is asked for."""
+    """A net on an image (H, W, 3) under a protocol; evaluated lazily."""
 
     net: SegmentationModel
     image_HW3: NDArray[np.uint8]

@@ -1,4 +1,4 @@
-"""What a trained net says of whole images that nothing was done to: features, logits, and the labels beside them."""
+"""Outputs of a trained net on whole, unaugmented images: features and logits, with the labels."""
 
 # Legend: C channels, K classes, h w the grid of features and logits, H W pixels.
 
@@ -26,7 +26,7 @@ _AHEAD = 4
 
 @dataclass(frozen=True)
 class ImageWithMask:
-    """An image of a data set, and its mask where it was asked for."""
+    """An image of a data set, with its mask if requested."""
 
     index: int
     image: NDArray[np.uint8]
@@ -37,7 +37,7 @@ class ImageWithMask:
 
 @dataclass(frozen=True)
 class NetOutput:
-    """A picture and what a net says of it."""
+    """An image and the outputs of a net."""
 
     picture: ImageWithMask
     features_1Chw: Tensor
@@ -109,7 +109,7 @@ def looks(
 
 @torch.no_grad()
 def look(net: Segmentor, picture: ImageWithMask, protocol: Protocol, device: torch.device) -> NetOutput:
-    """What ``net``, as it stands, says of one picture; see :func:`looks`."""
+    """The outputs of ``net`` on one image; see :func:`looks`."""
     height, width = picture.image.shape[:2]
     (size,) = protocol.input_sizes(height, width)
     seen = []

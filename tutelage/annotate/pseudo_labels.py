@@ -1,12 +1,12 @@
-"""Pseudo labels from one net: class maps and confidences of all images, as a policy says.
+"""Pseudo labels from one net: class maps and confidences of all images, by a policy.
 
-Reading, the net, and compressing, checksums and counts of what is written overlap. A finished image is a pair of whole
+Reading, inference, and compression, checksums and counts overlap. A finished image is a pair of whole
 files and a line in a list, so that a run that was killed goes on with the next one. Policies that need thresholds of
 all images first look at each twice; what the first look has counted is kept after every image.
 
     pseudo_labels.json         the manifest: policy, thresholds, what was kept of each class, samples in order
     labels/ confidence/        the maps
-    images.jsonl               of every image what was said, what was kept (not for argmax, which keeps all)
+    images.jsonl               per image: predicted and kept pixels (not for argmax, which keeps all)
     thresholds.json            what a first look found; histogram.json: of class_balanced
     images-RANK.jsonl survey/  while the work lasts
 """
@@ -61,7 +61,7 @@ class Record:
     said: list[int]
     """Pixels of each class (K), before the policy."""
     counts: list[int]
-    """:func:`~tutelage.audit.metrics.count_maps` of what was written."""
+    """:func:`~tutelage.audit.metrics.count_maps` of the written maps."""
     thinned: bool = True
     """Whether the policy has been applied."""
 
@@ -77,7 +77,7 @@ class Written:
     unreadable: list[str]
     """The samples that could not be read and have none."""
     threshold_K: NDArray[np.float64]
-    """What the policy asked of each class, in its own unit."""
+    """The threshold of each class, in the unit of the policy."""
     said_K: NDArray[np.int64]
     """Pixels of each class before the policy."""
     kept_K: NDArray[np.int64]
@@ -140,7 +140,7 @@ def annotate(
     work = _Labelling(net, dataset, root, policy, protocol, device, on_unreadable, sure_K, progress)
     found = _thresholds(work) if policy.surveys else policy.thresholds(np.zeros((0, BINS), dtype=np.int64))
     records, _ = _load_records(root)
-    collectives.barrier()  # nobody writes while another reads
+    collectives.barrier()  # no process writes while another reads
     with _Journal(root) as journal:
         _label(work, journal, records, found.threshold_K)
         levels = policy.levels()
@@ -238,7 +238,7 @@ def _survey(work: _Labelling) -> None:
     done = {name for path in _partials(work.root) for name in _Partial.load(path, classes).names}
     own = work.root / "survey" / f"{collectives.rank()}.npz"
     partial = _Partial.load(own, classes)
-    collectives.barrier()  # nobody writes while another reads
+    collectives.barrier()  # no process writes while another reads
     mine = work.mine
     places = {index: place for place, index in enumerate(mine, 1)}
     todo = [index for index in mine if work.name(index) not in done]
@@ -361,7 +361,7 @@ def _apply_levels(work: _Labelling, journal: _Journal, name: str, record: Record
 
 
 class _Journal:
-    """Appends what is known of finished images, a line each, to a file of this process."""
+    """Appends a record of each finished image, one per line, to a file of this process."""
 
     def __init__(self, root: Path) -> None:
         self._path = root / f"images-{collectives.rank()}.jsonl"
@@ -465,7 +465,7 @@ def _finish(
 
 
 def _tell(work: _Labelling, written: Written, say: Callable[[str], None]) -> None:
-    """What was kept of each class, which got nothing and why, and what was left out."""
+    """Shares kept per class, classes without labels and why, and images left out."""
     names = work.dataset.classes.names
     pairs = list(zip(names, written.said_K.tolist(), written.kept_K.tolist(), strict=True))
     if not work.policy.complete:

@@ -62,7 +62,7 @@ def fit_transferability(
 ) -> tuple[list[Path], dict[str, Any]]:
     """Write centres, distances and scales to ``path`` and one map an image into ``folder``; the files, and the facts.
 
-    ``net`` stands in evaluation mode; its encoder alone is asked. ``entropy``: mean entropy (K) and pixels (K) of the
+    ``net`` is in evaluation mode; only its encoder is used. ``entropy``: mean entropy (K) and pixels (K) of the
     classes, computed by a fit. Raises :class:`DataError` for images that cannot be read, :class:`TutelageError` for a
     pool that is larger than the features. Source: BiSMAP, 3.1 of our specification.
     """

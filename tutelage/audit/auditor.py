@@ -58,7 +58,7 @@ from tutelage.runs.atomic import writing
 from tutelage.runs.store import Artefact
 
 Maps = dict[int, NDArray[np.uint8]]
-"""Number of the image → what a net said of it."""
+"""Number of the image → a net's predicted classes."""
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Auditor:
         self._levels_K = [level_of(self.settings.threshold)] * len(self.classes)
 
     def begin(self, step: int) -> None:
-        """Forget what was seen after ``step``, from where the run goes on, and take up what was seen before."""
+        """Drop the audits after ``step``, where the run resumes, and load those before."""
         self._log.begin(step)
         path = self.artefact.audit_log
         kept = read_log(path) if path.is_file() else []
@@ -113,7 +113,7 @@ class Auditor:
         return self._watched
 
     def audit(self, step: int) -> bool:
-        """Look at all nets and record what was seen; whether the training shall end here."""
+        """Audit all nets and record the result; returns whether training shall end here."""
         nets = _nets(self.method)
         images, agreement = self._look(step, nets)
         record: dict[str, Any] = {

@@ -100,8 +100,8 @@ class Audit:
     courses: Mapping[str, Mapping[str, Points]] = field(default_factory=dict)
     """Title → net → share by step."""
     kept_step: int | None = None
-    """The step whose weights were handed on."""
+    """The step whose weights were exported."""
     warnings: tuple[str, ...] = ()
     stop: str = ""
-    """What the stop rule says."""
+    """The stop rule, and whether it is met."""
     galleries: tuple[LabelGallery, ...] = ()

@@ -1,4 +1,4 @@
-"""Auditing pseudo labels: what can be said of them without a truth, and what a few labelled images add.
+"""Metrics of pseudo labels, without ground truth and on a few labelled images.
 
 Without a truth: how many pixels a net is sure of (coverage), which classes it names, how far nets agree, how much has
 changed since the last look. On labelled images that training does not use: how often it is right where it is sure
@@ -34,7 +34,7 @@ FALLEN_TO = 0.1
 ONE_CLASS = 0.95
 """A class with a larger share of the predicted pixels has swallowed the others."""
 LOWEST_COVERAGE = 0.01
-"""With fewer sure pixels than this nothing is said of the classes among them: early in training there are none."""
+"""With fewer sure pixels than this, their classes are not judged: early in training there are none."""
 
 _CALIBRATION_PIXELS = 1 << 18
 _STORED_PIXELS = 1 << 20
@@ -153,7 +153,7 @@ def agreement_of(matrix_KK: Tensor) -> Agreement:
 
 @dataclass(frozen=True)
 class Labelled:
-    """What N labelled images say of one net."""
+    """Counts of one net on N labelled images."""
 
     counts_NK4: NDArray[np.int64]
     """By image and named class: pixels wrong and right that are not sure, wrong and right that are."""

@@ -31,7 +31,7 @@ _DIGITS = 6
 
 
 def map_figures(counts: MapCounts) -> dict[str, Any]:
-    """What a record says of maps without a truth."""
+    """The figures of maps without ground truth."""
     return {
         "coverage": rounded(counts.coverage),
         "confidence": rounded(counts.confidence),
@@ -41,7 +41,7 @@ def map_figures(counts: MapCounts) -> dict[str, Any]:
 
 
 def judged(counter: LabelledCounts, truth: Truth, device: torch.device) -> dict[str, Any]:
-    """What a record says of a net on labelled images; all processes must call it."""
+    """The figures of a net on labelled images; all processes must call it."""
     counts, logits, label, image = counter.rows()
     rank, world = collectives.rank(), collectives.world()
     places = rank + world * torch.arange(len(counts))
@@ -153,7 +153,7 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def show(net: Segmentor, truth: Truth, protocol: Protocol, device: torch.device, observe: LabelledCounts) -> None:
-    """Show a counter what a net says of labelled images; all processes must call it."""
+    """Count a net's predictions on labelled images; all processes must call it."""
     assert truth.dataset is not None
     with net.inferring(protocol.precision):
         evaluate(net, truth.dataset, protocol, device=device, indices=truth.indices, observe=observe)

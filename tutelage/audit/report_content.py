@@ -176,16 +176,16 @@ def _courses(records: Sequence[Record]) -> dict[str, dict[str, Points]]:
 def _stop(records: Sequence[Record], audit: AuditSettings, steps: int) -> str:
     """The stop rule, and whether it is met."""
     rule = audit.stop or StopRule()
-    asked = f"less than {100 * rule.change:g} % of the pixels of every net change in {rule.rounds} audits in a row"
-    asked += ", and precision no longer rises" if records[-1]["val"] is not None else " (precision is not known)"
+    condition = f"less than {100 * rule.change:g} % of the pixels of every net change in {rule.rounds} audits in a row"
+    condition += ", and precision no longer rises" if records[-1]["val"] is not None else " (precision is not known)"
     first = next((one["step"] for one in records if one["settled"]), None)
     if first is None:
         changes = [figures["change"] for figures in records[-1]["nets"].values() if figures["change"] is not None]
         last = f"; at the last audit {percent(max(changes), 2)} changed" if changes else ""
-        return f"Stop rule: the labels have not settled. Settled means: {asked}{last}."
+        return f"Stop rule: the labels have not settled. Settled means: {condition}{last}."
     ended = audit.stop is not None and records[-1]["step"] < steps
     what = f"training ended after step {records[-1]['step']}" if ended else f"training could stop at step {first}"
-    return f"Stop rule: the labels have settled, and {what}. Settled means: {asked}."
+    return f"Stop rule: the labels have settled, and {what}. Settled means: {condition}."
 
 
 def _galleries(record: Record, kept: int, shown: AuditedNet, count: int) -> Iterable[LabelGallery]:

@@ -1,4 +1,4 @@
-"""The page's section on pseudo labels: what was seen of them while training, and of those that were written.
+"""The report's section on pseudo labels: audits while training, and of written labels.
 
 Nets of one stage, or rounds of labelling, stand side by side in the same tables.
 """
@@ -25,7 +25,7 @@ from tutelage.report.tables import TableCell, TableRow, at
 
 @dataclass(frozen=True)
 class ClassCells:
-    """One class: its share in the labels that training uses, and what is known of it in each column."""
+    """One class: its share in the training labels, and its figures in each column."""
 
     info: ClassInfo
     reference: Figure

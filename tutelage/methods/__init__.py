@@ -64,8 +64,11 @@ def load_plugins(modules: Sequence[str]) -> None:
         except ImportError as error:
             text = f"cannot import plugin {module!r} ({error})"
             raise RecipeError("plugin-missing", text, "install it, or work in the folder that holds its file") from None
+        except Exception as error:  # any fault of the module itself
+            text = f"plugin {module!r} fails when it is imported ({type(error).__name__}: {error})"
+            raise RecipeError("plugin-invalid", text, "fix the module; name it as in `import`, without .py") from error
         if not isinstance(given, dict) or not all(isinstance(one, str) for one in (*given, *given.values())):
-            text = f"plugin {module!r} does not define METHODS"
+            text = f"plugin {module!r} does not define METHODS as a dictionary of texts"
             raise RecipeError("plugin-invalid", text, 'add METHODS = {"name": "module:SettingsClass"} to it')
         taken = [name for name, place in given.items() if METHODS.get(name, place) != place]
         if taken:

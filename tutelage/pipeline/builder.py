@@ -18,7 +18,7 @@ from tutelage.nets.build import build
 from tutelage.nets.checkpoints import read_tensors
 from tutelage.nets.segmentor import Segmentor
 from tutelage.nets.settings import NetSettings
-from tutelage.nets.storage import check_classes, load_segmentor, read_metadata
+from tutelage.nets.storage import NetMetadata, check_classes, load_segmentor, read_metadata
 from tutelage.nets.weights import fill
 from tutelage.pipeline.runner import StageRunner
 from tutelage.pipeline.stages import find_runner
@@ -158,10 +158,7 @@ class Builder:
         path = self.net_path(reference)
         assert path is not None
         net, metadata = load_segmentor(path)
-        if renamed(metadata.classes, self.classes.names):
-            self._say_renamed(path, metadata.classes)
-        else:
-            check_classes(metadata, self.classes.names, "this recipe's task")
+        self._check_class_names(path, metadata)
         return net
 
     def stand_in_net(self, reference: str) -> Segmentor:
@@ -224,6 +221,21 @@ class Builder:
             self.say(text)
             tensors = {name: value for name, value in tensors.items() if not name.startswith(_HEADS)}
         return tensors
+
+    def check_class_names(self, stages: Sequence[str]) -> None:
+        """Print renamed classes of finished nets once; raises :class:`TutelageError` for classes in another order."""
+        made = [name for name in stages if self.recipe.stages[name].makes == "nets" and self.artefacts[name].manifest()]
+        for path in (
+            path for name in made for path in sorted(self.artefacts[name].net("").parent.glob("*.safetensors"))
+        ):
+            if _classes_of(path) is not None:
+                self._check_class_names(path, read_metadata(path))
+
+    def _check_class_names(self, path: Path, metadata: NetMetadata) -> None:
+        if renamed(metadata.classes, self.classes.names):
+            self._say_renamed(path, metadata.classes)
+        else:
+            check_classes(metadata, self.classes.names, "this recipe's task")
 
     def _say_renamed(self, path: Path, theirs: tuple[str, ...]) -> None:
         """Report once that class names differ; artefacts stay valid, as class ids identify classes."""

@@ -124,7 +124,7 @@ class Work:
 
 
 def begin(loaded: LoadedRecipe, names: Sequence[str], device: torch.device, display: Display) -> Work:
-    """Assign all artefacts, store the recipe, and check the inputs of the stages ``names``."""
+    """Assign all artefacts, check the inputs of the stages ``names``, and store the recipe."""
     recipe = loaded.recipe
     store = Store(Path(recipe.out_folder()))
     builder = Builder(loaded, display.say)
@@ -134,8 +134,10 @@ def begin(loaded: LoadedRecipe, names: Sequence[str], device: torch.device, disp
         _writable(store)
         store.tidy()
         kept = [*builder.artefacts.values(), *builder.shared.values()]
-        store.remember(recipe.name, text, (artefact.key for artefact in kept))
+        builder.check_class_names(names)
         preflight(builder, [name for name in names if builder.artefacts[name].manifest() is None])
+        # Only now: a recipe that is refused must not become the newest, by which `clean` decides.
+        store.remember(recipe.name, text, (artefact.key for artefact in kept))
     collectives.barrier()
     return Work(builder, store, text, device, display)
 

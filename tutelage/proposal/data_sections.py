@@ -62,7 +62,7 @@ def source_entry(seen: FolderScan, name: str, lists: Lists) -> DataSection:
     part = seen.data
     settings = _settings(seen, part, lists)
     dataset = open_pairs(part.found, settings)
-    lists.doubts += [f"{finding.message} (`tutelage check` tells more)" for finding in poisons(dataset)]
+    lists.doubts += [f"{finding.message} (see `tutelage check`)" for finding in poisons(dataset)]
     have = existing_splits(part, dataset)
     if not have:
         made = _split(dataset, _SHARES, part, lists)

@@ -80,7 +80,9 @@ def _sentence(alternatives: Sequence[ValidationFinding]) -> tuple[str, str]:
         return "missing-key", f"missing key {key!r}"
     if one.kind == "invalid_key":
         return "invalid-key", f"key {key!r} must be text; put it in quotes"
-    if one.kind in ("union_tag_invalid", "union_tag_not_found"):
+    if one.kind == "union_tag_not_found":
+        return "missing-key", f"missing key {f'{key}.kind'!r}"
+    if one.kind == "union_tag_invalid":
         tags = re.findall(r"'([^']+)'", str(item.get("ctx", {}).get("expected_tags", "")))
         given = item["input"].get("kind") if isinstance(item["input"], dict) else item["input"]
         return "unknown-kind", f"{key}: unknown kind {given!r}{nearest(str(given), tags)}"

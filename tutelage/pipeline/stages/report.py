@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tutelage.engine import collectives
 from tutelage.pipeline.report_content import report_content
 from tutelage.pipeline.runner import StageRunner, Workplace
@@ -12,6 +14,9 @@ from tutelage.runs.atomic import write_text
 
 class ReportRunner(StageRunner[ReportStage]):
     """Writes the page."""
+
+    def key(self) -> dict[str, Any]:
+        return {"class names": list(self.builder.classes.names)}
 
     def make(self, work: Workplace) -> None:
         if collectives.rank() == 0:
